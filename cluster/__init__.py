@@ -1,0 +1,1 @@
+"""What exists: errors, configuration, model and hardware facts, topology, workers, engines, and the Ray runtime."""

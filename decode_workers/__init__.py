@@ -1,0 +1,1 @@
+"""The memory-bound pool: engine profile, time model and worker."""

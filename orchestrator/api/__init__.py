@@ -1,0 +1,1 @@
+"""What callers see: gRPC and HTTP servers, the client, and the error table."""

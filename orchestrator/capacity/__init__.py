@@ -1,0 +1,1 @@
+"""Planning: how many workers, of which kind, at what cost."""

@@ -1,0 +1,1 @@
+"""Decisions as pure functions: routing, admission, forecasting, scaling."""

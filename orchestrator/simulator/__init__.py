@@ -1,0 +1,1 @@
+"""The decisions run in virtual time."""

@@ -1,0 +1,1 @@
+"""The compute-bound pool: engine profile, time model and worker."""
