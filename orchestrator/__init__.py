@@ -1,1 +1,1 @@
-"""Deciding what runs where: policies, request lifecycle, live gateway and controller, simulator, planner, APIs and the CLI."""
+"""Deciding what runs where: policies, lifecycle, live gateway and controller, simulator, planner, APIs, CLI."""

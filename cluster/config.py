@@ -1,0 +1,341 @@
+"""The cluster spec: one YAML file, checked as a whole before anything starts.
+
+Every key is listed here with its unit, default and reason; an unknown key is an error that names its path.
+The Helm chart copies its ``config:`` block into a file of this form, so there is one schema, not two.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from cluster.errors import ConfigError
+
+
+class Role(StrEnum):
+    """What a worker does with a request."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    COLOCATED = "colocated"
+
+
+class Transport(StrEnum):
+    """How KV bytes may travel between two workers, best first."""
+
+    NVLINK = "nvlink"
+    RDMA = "rdma"
+    SHARED_MEMORY = "shared_memory"
+    TCP = "tcp"
+
+
+Effort = Literal["none", "low", "medium", "high"]
+"""How hard a caller asks the model to think."""
+
+
+class Settings(BaseModel):
+    """Base of all spec sections: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ReasoningSettings(Settings):
+    """How this model marks its reasoning. Leave the section out for a model that does not think."""
+
+    start: str = Field("<think>", min_length=1)
+    """Text that opens the reasoning. The chat template may already end with it."""
+    end: str = Field("</think>", min_length=1)
+    """Text that closes the reasoning and begins the answer."""
+    effort_budgets_tokens: dict[Effort, Annotated[int, Field(ge=0)]] = {
+        "none": 0,
+        "low": 512,
+        "medium": 4096,
+        "high": 32768,
+    }
+    """Thinking budget in tokens for each effort a caller may name."""
+    hard_stop_slack_tokens: int = Field(16, ge=0)
+    """Reasoning tokens past the budget that are borne before the gateway ends the request itself."""
+
+
+class ModelSettings(Settings):
+    """The model that every worker serves."""
+
+    path: str = Field(min_length=1)
+    """Folder with config.json, weights and tokenizer, the same on every node. ``~`` and ``${VAR}`` are expanded."""
+    served_name: str = Field(min_length=1)
+    """Name that callers ask for."""
+    max_model_len_tokens: int = Field(ge=1)
+    """Longest prompt plus output, in tokens."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Type of weights and KV. Engines of different types cannot exchange KV."""
+    quantization: Literal["fp8"] | None = None
+    """Weight quantisation made at load time; leave out to load what the folder holds."""
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    """Type of KV blocks; ``auto`` follows ``dtype``."""
+    trust_remote_code: bool = False
+    """Let the model folder run code of its own."""
+    reasoning: ReasoningSettings | None = None
+    """Reasoning markers and budgets, for a model that thinks."""
+
+
+class SpeculativeSettings(Settings):
+    """N-gram speculative decoding on decode workers: drafts come from the request's own text."""
+
+    num_tokens: int = Field(3, ge=1, le=16)
+    """Draft tokens per step."""
+    prompt_lookup_max_tokens: int = Field(4, ge=1)
+    """Longest n-gram looked up."""
+
+
+class EngineSettings(Settings):
+    """Settings of one vLLM engine. What is left out takes the pool's profile."""
+
+    block_size_tokens: int = Field(32, ge=1)
+    """Tokens per KV block. A multiple of 32 on CPU; equal in all pools."""
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+    """Share of GPU memory for weights, activations and KV."""
+    cpu_kv_cache_gib: int = Field(1, ge=1)
+    """KV cache of a CPU engine, whole GiB (vLLM takes an integer)."""
+    max_num_seqs: int | None = Field(None, ge=1)
+    """Most requests in one step."""
+    max_num_batched_tokens: int | None = Field(None, ge=32)
+    """Most tokens in one step."""
+    enforce_eager: bool | None = None
+    """Skip graph capture. Always on for CPU."""
+    speculative: SpeculativeSettings | None = None
+    """N-gram speculation; decode and colocated pools only."""
+
+
+class PoolSettings(Settings):
+    """Workers of one role."""
+
+    replicas: int = Field(ge=0)
+    """Workers to start."""
+    role: Role | None = None
+    """Role of the workers; by default the pool's own name."""
+    accelerators_per_worker: int = Field(0, ge=0)
+    """GPUs of each worker. 0 runs the engine on CPU."""
+    cpus_per_worker: float = Field(1, gt=0)
+    """CPU cores of each worker."""
+    memory_gib_per_worker: float | None = Field(None, gt=0)
+    """Memory reserved of Ray for each worker; left out, none is."""
+    tensor_parallel_size: int = Field(1, ge=1)
+    """GPUs that share each layer."""
+    expert_parallel: bool = False
+    """Shard a mixture-of-experts model by expert in place of within experts."""
+    omp_threads: int = Field(1, ge=1)
+    """OpenMP threads of a CPU engine."""
+    accelerator_type: str | None = None
+    """GPU kind, as Ray labels nodes (``H100``); left out, any."""
+    node_resource: str | None = None
+    """Custom Ray resource that ties the pool to its nodes; left out, workers go anywhere."""
+    spread: bool = True
+    """Prefer different nodes for the workers of the pool."""
+    max_replicas: int | None = Field(None, ge=0)
+    """Most workers the autoscaler may have; left out, ``replicas``."""
+    engine: EngineSettings = EngineSettings()
+    """Engine settings."""
+
+    @model_validator(mode="after")
+    def _check(self) -> PoolSettings:
+        if self.accelerators_per_worker == 0 and self.tensor_parallel_size > 1:
+            raise ValueError("tensor_parallel_size above 1 needs accelerators_per_worker; CPU engines use 1")
+        if self.accelerators_per_worker and self.accelerators_per_worker % self.tensor_parallel_size:
+            raise ValueError("accelerators_per_worker must be a multiple of tensor_parallel_size")
+        if self.accelerators_per_worker == 0 and self.engine.block_size_tokens % 32:
+            raise ValueError(
+                "engine.block_size_tokens must be a multiple of 32 on CPU (a limit of vLLM's CPU attention)"
+            )
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError("max_replicas must be at least replicas")
+        return self
+
+
+class PoolsSettings(Settings):
+    """The three pools. A cluster has prefill and decode, or colocated, or all."""
+
+    prefill: PoolSettings | None = None
+    """Compute-bound workers."""
+    decode: PoolSettings | None = None
+    """Memory-bound workers."""
+    colocated: PoolSettings | None = None
+    """Workers that do both and hand nothing over."""
+
+    def items(self) -> list[tuple[Role, PoolSettings]]:
+        """Pools that are present, with the role of their workers."""
+        return [
+            (pool.role or role, pool)
+            for role, pool in (
+                (Role.PREFILL, self.prefill),
+                (Role.DECODE, self.decode),
+                (Role.COLOCATED, self.colocated),
+            )
+            if pool is not None
+        ]
+
+
+class TransferSettings(Settings):
+    """How KV moves."""
+
+    transports: list[Transport] = Field(default_factory=lambda: list(Transport), min_length=1)
+    """Transports that may be used; the best one a pair has in common is chosen."""
+    lease_s: int = Field(30, ge=6)
+    """Seconds that prefill holds blocks nobody has read; decode's heartbeats renew it."""
+    ticket_deadline_s: float = Field(20, gt=0)
+    """Seconds after which an unused handoff ticket is refused. Below the lease, or the blocks may be gone."""
+    retry_budget: int = Field(2, ge=0)
+    """New prefills that one request may have after a failed handoff or a lost worker."""
+    local_prefill_below_tokens: int = Field(0, ge=0)
+    """Uncached prompt tokens up to which decode prefills by itself, because the handoff would cost more. 0: never."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TransferSettings:
+        if self.ticket_deadline_s >= self.lease_s:
+            raise ValueError("ticket_deadline_s must be below lease_s, or a ticket outlives the blocks it names")
+        return self
+
+
+class GatewaySettings(Settings):
+    """What callers reach, and its limits."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    grpc_port: int = Field(50051, ge=0, le=65535)
+    """gRPC port; 0 takes a free one."""
+    http_port: int = Field(8000, ge=0, le=65535)
+    """OpenAI HTTP port; 0 takes a free one."""
+    metrics_port: int = Field(9090, ge=0, le=65535)
+    """Prometheus port; 0 takes a free one."""
+    max_queued_requests: int = Field(256, ge=0)
+    """Requests that may wait for workers before new ones are refused."""
+    max_request_bytes: int = Field(4 << 20, ge=1024)
+    """Largest gRPC message or HTTP body."""
+    max_choices: int = Field(16, ge=1)
+    """Largest ``n``."""
+    max_logprobs: int = Field(20, ge=0)
+    """Most alternatives per token."""
+    default_deadline_s: float = Field(3600, gt=0)
+    """Deadline of a request that names none."""
+    default_max_tokens: int | None = Field(None, ge=1)
+    """Output limit of a request that names none; left out, what fits the model's length."""
+    forecast_osl_tokens: int = Field(512, ge=1)
+    """Output length assumed before any request has finished, for reserving KV."""
+
+
+class SloSettings(Settings):
+    """Service level objectives, for goodput and for the planner."""
+
+    ttft_p95_s: float = Field(2.0, gt=0)
+    """95th percentile of time to first token."""
+    itl_p95_s: float = Field(0.05, gt=0)
+    """95th percentile of the gap between tokens."""
+    ttfat_p95_s: float | None = Field(None, gt=0)
+    """95th percentile of time to first answer token."""
+    e2e_p95_s: float | None = Field(None, gt=0)
+    """95th percentile of the whole request."""
+
+
+class CostSettings(Settings):
+    """Prices, so that a reply can say what it cost. Dated by who writes the spec; never truth."""
+
+    usd_per_accelerator_hour: float = Field(0, ge=0)
+    """Price of one GPU for an hour."""
+    usd_per_cpu_hour: float = Field(0, ge=0)
+    """Price of one CPU core for an hour."""
+
+
+class ClusterSpec(Settings):
+    """One cluster."""
+
+    name: str = Field("local", pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+    """Name of the cluster; state files and Ray actors carry it."""
+    model: ModelSettings
+    """The model served."""
+    pools: PoolsSettings
+    """The workers."""
+    transfer: TransferSettings = TransferSettings()
+    """KV handoff."""
+    gateway: GatewaySettings = GatewaySettings()
+    """Listeners and limits."""
+    slo: SloSettings = SloSettings()
+    """Objectives."""
+    cost: CostSettings = CostSettings()
+    """Prices."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ClusterSpec:
+        roles = {role: pool for role, pool in self.pools.items() if pool.replicas}
+        if not roles:
+            raise ValueError("pools: no worker at all; set replicas of prefill and decode, or of colocated")
+        if (Role.PREFILL in roles) != (Role.DECODE in roles):
+            raise ValueError("pools: prefill and decode need each other; give both replicas >= 1, or use colocated")
+        sizes = {pool.engine.block_size_tokens for pool in roles.values()}
+        if len(sizes) > 1:
+            raise ValueError(f"pools: engine.block_size_tokens differs between pools ({sorted(sizes)}); make it equal")
+        devices = {pool.accelerators_per_worker > 0 for pool in roles.values()}
+        if len(devices) > 1:
+            raise ValueError(
+                "pools: CPU and GPU workers cannot exchange KV; set accelerators_per_worker in all or none"
+            )
+        if Role.PREFILL in roles and roles[Role.PREFILL].engine.speculative:
+            raise ValueError("pools.prefill.engine.speculative: prefill makes one token; put it in decode or colocated")
+        return self
+
+
+def load(path: Path | None = None) -> ClusterSpec:
+    """Read and check a spec; without a path, the embedded ``local.yaml``.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, or a key is unknown or out of range; the text names the key.
+    """
+    if path is None:
+        return parse(importlib.resources.files("cluster").joinpath("local.yaml").read_text(), source="local.yaml")
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the spec {path}: {error}") from error
+    return parse(text, source=str(path))
+
+
+def parse(text: str, *, source: str = "spec") -> ClusterSpec:
+    """Check a spec given as YAML text.
+
+    Raises:
+        ConfigError: as for `load`.
+
+    Example:
+        >>> parse("model: {path: m, served_name: m, max_model_len_tokens: 64, colour: red}")
+        Traceback (most recent call last):
+            ...
+        cluster.errors.ConfigError: spec: model.colour: unknown key; pools: missing
+    """
+    try:
+        tree: Any = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{source}: expected keys such as `model:` and `pools:`, got {type(tree).__name__}")
+    try:
+        return ClusterSpec.model_validate(tree)
+    except pydantic.ValidationError as error:
+        raise ConfigError(f"{source}: {'; '.join(_problem(item) for item in error.errors())}") from error
+
+
+def _problem(item: Any) -> str:
+    path = ".".join(str(part) for part in item["loc"])
+    prefix = f"{path}: " if path else ""
+    match item["type"]:
+        case "missing":
+            return f"{prefix}missing"
+        case "extra_forbidden":
+            return f"{prefix}unknown key"
+        case "value_error":
+            return f"{prefix}{item['msg'].removeprefix('Value error, ')}"
+        case _:
+            return f"{path}={item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"

@@ -1,0 +1,384 @@
+"""One request from arrival to last token. Pure: an event and a time go in, a list of actions comes out.
+
+::
+
+    QUEUED ──placed──> PREFILLING ──ticket──> DECODING ──last token──> FINISHED
+      │                   │  │                   │
+      │                   │  └──last token───────┼─────────────────> FINISHED
+      │                   └─────────failure──────┤
+      └─ <──── prefill the ledger again ─────────┘      cancel, deadline, no retries left ──> ENDED
+
+The ledger (prompt and every token produced) is kept here and nowhere else, so that any worker may die and the
+stream goes on. Each piece of work on a worker is a *leg* with an id of its own; what a leg says after it was
+given up is ignored, except a ticket, whose blocks must be released.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from cluster.errors import DeadlineExceeded, InvalidRequest, RequestAborted, ServingError, TransferError, WorkerError
+from kv_transfer.ticket import HandoffTicket
+
+
+class State(StrEnum):
+    """Where a request is."""
+
+    QUEUED = "queued"
+    PREFILLING = "prefilling"
+    DECODING = "decoding"
+    FINISHED = "finished"
+    ENDED = "ended"
+
+
+class Handoff(StrEnum):
+    """How decode takes over.
+
+    FIRST_TOKEN: prefill's token goes to the client at once and decode continues after it.
+    PLAIN: prefill's token is dropped and decode samples the first one itself, because the engine must count it as
+    its own output (penalties, seeds, grammar).
+    """
+
+    FIRST_TOKEN = "first_token"
+    PLAIN = "plain"
+
+
+# --- events -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """The router chose workers. ``prefill_id`` None: the holder prefills by itself."""
+
+    prefill_id: str | None
+    decode_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class LegOutput:
+    """New tokens of a leg; ``finish_reason`` is empty while it goes on. ``ticket`` comes with a prefill's end."""
+
+    leg_id: str
+    token_ids: tuple[int, ...]
+    finish_reason: str = ""
+    ticket: HandoffTicket | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LegFailed:
+    """A leg ended without a result."""
+
+    leg_id: str
+    error: ServingError
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLost:
+    """A worker is gone, with every leg on it."""
+
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopMatched:
+    """The gateway found the end in the text: a stop string, or the hard stop behind the thinking budget."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The caller cancelled or went away."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadlinePassed:
+    """The request's deadline is over."""
+
+
+Event = Placed | LegOutput | LegFailed | WorkerLost | StopMatched | Cancelled | DeadlinePassed
+
+# --- actions ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StartLeg:
+    """Run ``token_ids`` on a worker for at most ``max_tokens`` tokens.
+
+    ``export`` asks the engine to keep the KV for a handoff; ``ticket`` lets it read KV that another one kept.
+    ``generated_tokens`` of the input are output already, not prompt.
+    """
+
+    leg_id: str
+    worker_id: str
+    token_ids: tuple[int, ...]
+    generated_tokens: int
+    max_tokens: int
+    export: bool = False
+    ticket: HandoffTicket | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AbortLeg:
+    """Stop a leg and free its blocks."""
+
+    leg_id: str
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseTicket:
+    """Tell the source, through ``worker_id``, that nobody will read these blocks."""
+
+    worker_id: str
+    ticket: HandoffTicket
+
+
+@dataclass(frozen=True, slots=True)
+class FreeReservation:
+    """Give back the KV reserved on a worker."""
+
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class SendTokens:
+    """Tokens for the caller."""
+
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AskPlacement:
+    """Find workers for the request (again). ``avoid`` failed it before."""
+
+    avoid: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """All done."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """Ended without a result."""
+
+    error: ServingError
+
+
+Action = StartLeg | AbortLeg | ReleaseTicket | FreeReservation | SendTokens | AskPlacement | Finish | Fail
+
+
+@dataclass(slots=True)
+class Lifecycle:
+    """State of one request. Feed it events with `handle` and do what it answers, in order.
+
+    Args:
+        request_id: Unique among live requests.
+        prompt_ids: The prompt, tokenised once.
+        max_tokens: Output limit, at least 1.
+        handoff: How decode takes over.
+        retry_budget: Times the ledger may be prefilled again after a failure.
+        resumable: Whether the engine can go on from a ledger with the same meaning; if not, a failure before the
+            first token is retried and a later one ends the request.
+    """
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    max_tokens: int
+    handoff: Handoff = Handoff.FIRST_TOKEN
+    retry_budget: int = 2
+    resumable: bool = True
+
+    state: State = State.QUEUED
+    output_ids: list[int] = field(default_factory=list)
+    prefill_id: str | None = None
+    decode_id: str | None = None
+    retries: int = 0
+    _leg: StartLeg | None = None
+    _legs_started: int = 0
+    _avoid: frozenset[str] = frozenset()
+    _reserved_on: str | None = None
+    _given_up: set[str] = field(default_factory=set)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen."""
+        return self.state in (State.FINISHED, State.ENDED)
+
+    @property
+    def leg_id(self) -> str | None:
+        """The leg that runs, if one does."""
+        return self._leg.leg_id if self._leg else None
+
+    def handle(self, event: Event) -> list[Action]:
+        """Take one event; returns what to do. Late, duplicate and foreign events are harmless."""
+        match event:
+            case Placed():
+                return self._placed(event)
+            case LegOutput():
+                return self._output(event)
+            case LegFailed():
+                return self._failed(event.error) if self._is_current(event.leg_id) else []
+            case WorkerLost():
+                return self._worker_lost(event.worker_id)
+            case StopMatched():
+                return [] if self.ended else [*self._give_up_leg(), *self._finish(event.reason)]
+            case Cancelled():
+                return self._end(RequestAborted("the caller cancelled", request_id=self.request_id))
+            case DeadlinePassed():
+                return self._end(DeadlineExceeded("the deadline passed", request_id=self.request_id))
+
+    def fail(self, error: ServingError) -> list[Action]:
+        """End the request with an error that no retry can mend."""
+        return self._end(error)
+
+    def validate(self) -> None:
+        """Check the invariants; for tests.
+
+        Raises:
+            AssertionError: one is broken.
+        """
+        assert len(self.output_ids) <= self.max_tokens
+        assert (self._leg is None) == (self.state in (State.QUEUED, State.FINISHED, State.ENDED))
+        assert (self._reserved_on is None) == (self.state in (State.QUEUED, State.FINISHED, State.ENDED))
+        assert self.retries <= self.retry_budget + 1
+        if self._leg is not None:
+            assert self._leg.leg_id not in self._given_up
+            assert self._leg.worker_id == (self.prefill_id if self.state is State.PREFILLING else self.decode_id)
+
+    # --- transitions ----------------------------------------------------------------------------------------
+
+    def _placed(self, event: Placed) -> list[Action]:
+        if self.state is not State.QUEUED:
+            # The placement came too late (cancelled meanwhile): its reservation must not stay.
+            return [FreeReservation(event.decode_id)] if self._reserved_on != event.decode_id else []
+        self.prefill_id, self.decode_id, self._reserved_on = event.prefill_id, event.decode_id, event.decode_id
+        if event.prefill_id is None:
+            return [self._start_decode(None)]
+        self.state = State.PREFILLING
+        only_one = self._remaining == 1 and self.handoff is Handoff.FIRST_TOKEN
+        return [self._start(event.prefill_id, max_tokens=1, export=not only_one)]
+
+    def _output(self, event: LegOutput) -> list[Action]:
+        if not self._is_current(event.leg_id):
+            return self._release(event.ticket)
+        if self.state is State.PREFILLING:
+            return self._prefilled(event)
+        actions: list[Action] = []
+        if event.token_ids:
+            self.output_ids.extend(event.token_ids)
+            actions.append(SendTokens(event.token_ids))
+        if event.finish_reason:
+            self._leg = None
+            actions += self._finish(event.finish_reason)
+        return actions
+
+    def _prefilled(self, event: LegOutput) -> list[Action]:
+        if not event.finish_reason:
+            return []
+        assert self._leg is not None
+        self._leg = None
+        actions: list[Action] = []
+        if self.handoff is Handoff.FIRST_TOKEN:
+            self.output_ids.extend(event.token_ids)
+            actions.append(SendTokens(event.token_ids))
+            last = event.finish_reason != "length" or self._remaining == 0
+            if last:
+                return [*actions, *self._release(event.ticket), *self._finish(event.finish_reason)]
+        if event.ticket is None:
+            error = TransferError("prefill kept no KV blocks", request_id=self.request_id)
+            return [*actions, *self._failed(error)]
+        return [*actions, self._start_decode(event.ticket)]
+
+    def _failed(self, error: ServingError) -> list[Action]:
+        """A leg failed: prefill the ledger again elsewhere, or end where that cannot help."""
+        failed_on = self._leg.worker_id if self._leg else None
+        if self._leg is not None:
+            self._given_up.add(self._leg.leg_id)
+            self._leg = None
+        if failed_on and not isinstance(error, TransferError):
+            self._avoid |= {failed_on}
+        elif failed_on and self.prefill_id:
+            self._avoid |= {self.prefill_id}
+        hopeless = not isinstance(error, TransferError | WorkerError) or isinstance(error, InvalidRequest)
+        if hopeless or self.retries >= self.retry_budget or (self.output_ids and not self.resumable):
+            return self._end(error)
+        self.retries += 1
+        actions = self._free()
+        self.state, self.prefill_id, self.decode_id = State.QUEUED, None, None
+        return [*actions, AskPlacement(self._avoid)]
+
+    def _worker_lost(self, worker_id: str) -> list[Action]:
+        if self.ended or self._leg is None:
+            return []
+        if self._leg.worker_id == worker_id or (self.state is State.PREFILLING and self.decode_id == worker_id):
+            gone = self._leg.worker_id == worker_id
+            actions: list[Action] = [] if gone else list(self._give_up_leg())
+            if not gone:
+                self._avoid |= {worker_id}
+            return [*actions, *self._failed(WorkerError("the worker is gone", worker_id=worker_id))]
+        return []
+
+    # --- pieces ---------------------------------------------------------------------------------------------
+
+    @property
+    def _remaining(self) -> int:
+        return self.max_tokens - len(self.output_ids)
+
+    def _is_current(self, leg_id: str) -> bool:
+        return self._leg is not None and self._leg.leg_id == leg_id
+
+    def _start(
+        self, worker_id: str, *, max_tokens: int, export: bool = False, ticket: HandoffTicket | None = None
+    ) -> StartLeg:
+        self._legs_started += 1
+        self._leg = StartLeg(
+            leg_id=f"{self.request_id}/{self._legs_started}",
+            worker_id=worker_id,
+            token_ids=self.prompt_ids + tuple(self.output_ids),
+            generated_tokens=len(self.output_ids),
+            max_tokens=max_tokens,
+            export=export,
+            ticket=ticket,
+        )
+        return self._leg
+
+    def _start_decode(self, ticket: HandoffTicket | None) -> StartLeg:
+        assert self.decode_id is not None
+        self.state = State.DECODING
+        return self._start(self.decode_id, max_tokens=self._remaining, ticket=ticket)
+
+    def _give_up_leg(self) -> list[Action]:
+        if self._leg is None:
+            return []
+        leg, self._leg = self._leg, None
+        self._given_up.add(leg.leg_id)
+        return [AbortLeg(leg.leg_id, leg.worker_id)]
+
+    def _free(self) -> list[Action]:
+        if self._reserved_on is None:
+            return []
+        worker_id, self._reserved_on = self._reserved_on, None
+        return [FreeReservation(worker_id)]
+
+    def _release(self, ticket: HandoffTicket | None) -> list[Action]:
+        if ticket is None or self.decode_id is None:
+            return []
+        return [ReleaseTicket(self.decode_id, ticket)]
+
+    def _finish(self, reason: str) -> list[Action]:
+        actions = self._free()
+        self.state = State.FINISHED
+        return [*actions, Finish(reason)]
+
+    def _end(self, error: ServingError) -> list[Action]:
+        if self.ended:
+            return []
+        actions = [*self._give_up_leg(), *self._free()]
+        self.state = State.ENDED
+        return [*actions, Fail(error)]

@@ -1,0 +1,143 @@
+"""Which workers serve a request. Pure: views of the workers go in, a pair or a reason to wait comes out.
+
+Decode is chosen first, since it holds the request for its whole life and must have room for the KV that is to
+come; then prefill, by the time to first token that is to be expected of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from cluster.config import Role
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """What the router knows of one worker at one time.
+
+    ``reserved_blocks`` are promised to requests on their way and not yet taken in the engine;
+    ``queued_tokens`` are uncached prompt tokens given to the worker and not yet prefilled.
+    """
+
+    worker_id: str
+    role: Role
+    total_blocks: int
+    free_blocks: int
+    reserved_blocks: int = 0
+    running_requests: int = 0
+    queued_tokens: int = 0
+    prefill_tokens_per_s: float = 10_000.0
+    domain: str = ""
+    accepting: bool = True
+
+    @property
+    def headroom_blocks(self) -> int:
+        """Blocks neither used nor promised."""
+        return self.free_blocks - self.reserved_blocks
+
+
+@dataclass(frozen=True, slots=True)
+class RequestView:
+    """What the router knows of one request. ``cached_tokens`` maps worker id to prompt tokens it likely has."""
+
+    isl_tokens: int
+    forecast_osl_tokens: int
+    block_size_tokens: int
+    cached_tokens: dict[str, int]
+
+    @property
+    def reserve_blocks(self) -> int:
+        """Blocks that prompt and forecast output take."""
+        return -(-(self.isl_tokens + self.forecast_osl_tokens) // self.block_size_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a request goes. ``prefill_id`` is None where ``decode_id`` prefills by itself."""
+
+    prefill_id: str | None
+    decode_id: str
+    reserve_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Why no placement can be had at present: ``no_worker`` (none ready) or ``no_blocks`` (none with room)."""
+
+    reason: str
+
+
+def place(
+    request: RequestView,
+    workers: Sequence[WorkerView],
+    *,
+    local_prefill_below_tokens: int = 0,
+    avoid: frozenset[str] = frozenset(),
+) -> Placement | Wait:
+    """Choose the workers for one request.
+
+    Args:
+        request: Lengths, and what each worker has of the prompt.
+        workers: All workers; those not accepting are passed over.
+        local_prefill_below_tokens: Uncached tokens up to which the decode worker prefills by itself.
+        avoid: Workers that failed this request before; used only if no other is left.
+
+    Example:
+        >>> from cluster.config import Role
+        >>> p = WorkerView("p0", Role.PREFILL, total_blocks=100, free_blocks=100)
+        >>> d = WorkerView("d0", Role.DECODE, total_blocks=100, free_blocks=100)
+        >>> place(RequestView(64, 64, 32, {}), [p, d])
+        Placement(prefill_id='p0', decode_id='d0', reserve_blocks=4)
+    """
+    usable = [worker for worker in workers if worker.accepting]
+    usable = [worker for worker in usable if worker.worker_id not in avoid] or usable
+    prefills = [worker for worker in usable if worker.role is Role.PREFILL]
+    holders = [
+        worker
+        for worker in usable
+        if worker.role is Role.COLOCATED or (worker.role is Role.DECODE and (prefills or local_prefill_below_tokens))
+    ]
+    if not holders:
+        return Wait("no_worker")
+    need = request.reserve_blocks
+    # A request larger than any worker is still let in where it runs alone: the engine can preempt and resume it.
+    roomy = [w for w in holders if w.headroom_blocks >= need or (w.running_requests == 0 and w.reserved_blocks == 0)]
+    if not roomy:
+        return Wait("no_blocks")
+    holder = min(roomy, key=lambda worker: _holder_rank(worker, request))
+    uncached = request.isl_tokens - request.cached_tokens.get(holder.worker_id, 0)
+    alone = holder.role is Role.COLOCATED or uncached <= local_prefill_below_tokens
+    if alone:
+        return Placement(None, holder.worker_id, need)
+    if not prefills:
+        return Wait("no_worker")
+    best = min(prefills, key=lambda worker: _prefill_rank(worker, request, holder.domain))
+    return Placement(best.worker_id, holder.worker_id, need)
+
+
+def expected_ttft_s(worker: WorkerView, request: RequestView) -> float:
+    """Seconds until the worker would have prefilled the request: its queue, then the uncached prompt tokens."""
+    uncached = max(1, request.isl_tokens - request.cached_tokens.get(worker.worker_id, 0))
+    return (worker.queued_tokens + uncached) / worker.prefill_tokens_per_s
+
+
+def _holder_rank(worker: WorkerView, request: RequestView) -> tuple[float, int, str]:
+    """Least filled after this request first; cached prompt blocks count as room."""
+    cached_blocks = request.cached_tokens.get(worker.worker_id, 0) // request.block_size_tokens
+    taken = worker.total_blocks - worker.headroom_blocks + request.reserve_blocks - cached_blocks
+    queue_share = worker.queued_tokens / worker.prefill_tokens_per_s if worker.role is Role.COLOCATED else 0.0
+    return (taken / max(1, worker.total_blocks) + queue_share, worker.running_requests, worker.worker_id)
+
+
+def _prefill_rank(worker: WorkerView, request: RequestView, domain: str) -> tuple[float, bool, str]:
+    """Earliest first token; among equals, the one in the decode worker's NVLink domain."""
+    return (round(expected_ttft_s(worker, request), 3), worker.domain != domain, worker.worker_id)
+
+
+def pools(workers: Iterable[WorkerView]) -> dict[Role, list[WorkerView]]:
+    """Workers by role."""
+    result: dict[Role, list[WorkerView]] = {role: [] for role in Role}
+    for worker in workers:
+        result[worker.role].append(worker)
+    return result
