@@ -1,0 +1,120 @@
+"""What a worker needs of an engine: `cluster/vllm_engine.py` is the real one, tests have a fake under one contract."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from baton.v1.inference_pb2 import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What a started engine is. ``incarnation`` is new for every start."""
+
+    incarnation: str
+    total_blocks: int
+    block_size_tokens: int
+    max_model_len_tokens: int
+    vocab_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """What an engine does at one time. ``steps`` grows with every step: progress, not only life."""
+
+    running_requests: int = 0
+    waiting_requests: int = 0
+    used_blocks: int = 0
+    steps: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    prefill_tokens_per_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLeg:
+    """One piece of work. ``transfer_params`` None: a plain local request."""
+
+    leg_id: str
+    token_ids: list[int]
+    sampling: Sampling
+    max_tokens: int
+    min_tokens: int = 0
+    thinking_budget_tokens: int | None = None
+    transfer_params: dict[str, Any] | None = None
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TransferFigures:
+    """Movement of one request's KV as NIXL measured it."""
+
+    kv_bytes: int
+    duration_s: float
+    start_unix_s: float
+    descriptors: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenAlternatives:
+    """Log-probabilities of one output token: (token id, log-probability, rank), the chosen one first."""
+
+    rows: list[tuple[int, float, int]]
+
+
+@dataclass(slots=True)
+class EngineOutput:
+    """New tokens of a leg. ``finish_reason`` is empty while it goes on; else stop, length or abort."""
+
+    leg_id: str
+    token_ids: list[int]
+    finish_reason: str = ""
+    stop_reason: str = ""
+    cached_tokens: int = 0
+    logprobs: list[TokenAlternatives] = field(default_factory=list)
+    transfer_params: dict[str, Any] | None = None
+    transfer: TransferFigures | None = None
+
+
+class Engine(Protocol):
+    """One engine replica."""
+
+    async def start(self) -> EngineInfo:
+        """Load the model and be ready to generate.
+
+        Raises:
+            EngineFailed: the engine could not start; the text says why.
+        """
+        ...
+
+    def generate(self, leg: EngineLeg) -> AsyncIterator[EngineOutput]:
+        """Run a leg. Closing the iterator aborts it and frees its blocks.
+
+        Raises:
+            InvalidRequest: the engine refused the sampling settings.
+            EngineFailed: the engine broke.
+            TransferBroken: the KV could not be read.
+        """
+        ...
+
+    async def release(self, transfer_params: dict[str, Any]) -> None:
+        """Tell the source of the parameters that nobody will read its blocks."""
+        ...
+
+    def load(self) -> EngineLoad:
+        """What the engine does at present; cheap."""
+        ...
+
+    async def check_health(self) -> None:
+        """Ask the engine whether it lives.
+
+        Raises:
+            WorkerDied: it does not.
+        """
+        ...
+
+    async def stop(self) -> None:
+        """End the engine and free everything it holds."""
+        ...

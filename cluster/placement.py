@@ -1,0 +1,155 @@
+"""Which worker goes to which node. Pure: the spec and the nodes go in, placement groups come out.
+
+One placement group per worker. Pools stay on nodes of their own where the spec names a ``node_resource``. Where the
+topology is known, a decode worker goes to an NVLink domain that a prefill worker is in, so that the handoff can use
+the fast link.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from cluster.config import ClusterSpec, PoolSettings, Role
+from cluster.errors import PlacementInfeasible
+from cluster.topology import NodeView
+
+GIB = 1 << 30
+POOL_SHARE = 0.001
+"""Amount of a pool's custom resource that a worker takes: the resource marks nodes, it does not count workers."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPlan:
+    """One worker and the placement group it needs. ``bundles`` are resource demands by Ray's names."""
+
+    worker_id: str
+    role: Role
+    bundles: tuple[Mapping[str, float], ...]
+    strategy: str
+    accelerator_type: str | None = None
+
+    @property
+    def total(self) -> dict[str, float]:
+        """Demand of all bundles together."""
+        result: dict[str, float] = {}
+        for bundle in self.bundles:
+            for name, amount in bundle.items():
+                result[name] = result.get(name, 0.0) + amount
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Where each worker goes; a worker without an entry must wait for a node (the autoscaler adds it)."""
+
+    node_of: Mapping[str, str] = field(default_factory=dict)
+    waiting: tuple[str, ...] = ()
+
+
+def worker_plans(spec: ClusterSpec, *, gpus_per_node: int = 8) -> list[WorkerPlan]:
+    """The workers a spec asks for, prefill first.
+
+    A worker whose GPUs fit one node is one STRICT_PACK group; a larger one gets a bundle per GPU, packed on as few
+    nodes as Ray can, and vLLM's Ray executor runs in it.
+
+    Example:
+        >>> from cluster.config import load
+        >>> [(plan.worker_id, plan.strategy) for plan in worker_plans(load())]
+        [('prefill-0', 'STRICT_PACK'), ('decode-0', 'STRICT_PACK')]
+    """
+    return [
+        worker_plan(role, pool, index, gpus_per_node=gpus_per_node)
+        for role, pool in spec.pools.items()
+        for index in range(pool.replicas)
+    ]
+
+
+def worker_plan(role: Role, pool: PoolSettings, index: int, *, gpus_per_node: int = 8) -> WorkerPlan:
+    """The placement group of one worker."""
+    gpus = pool.accelerators_per_worker
+    marker = {pool.node_resource: POOL_SHARE} if pool.node_resource else {}
+    memory = {"memory": pool.memory_gib_per_worker * GIB} if pool.memory_gib_per_worker else {}
+    bundles: tuple[Mapping[str, float], ...]
+    if gpus <= gpus_per_node:
+        bundles = ({"CPU": pool.cpus_per_worker, **({"GPU": float(gpus)} if gpus else {}), **memory, **marker},)
+    else:
+        bundles = (
+            {"CPU": pool.cpus_per_worker, "GPU": 1.0, **memory, **marker},
+            *[{"GPU": 1.0, **marker}] * (gpus - 1),
+        )
+    return WorkerPlan(
+        worker_id=f"{role}-{index}",
+        role=role,
+        bundles=bundles,
+        strategy="STRICT_PACK" if len(bundles) == 1 else "PACK",
+        accelerator_type=pool.accelerator_type,
+    )
+
+
+def assign(
+    plans: Sequence[WorkerPlan],
+    nodes: Sequence[NodeView],
+    *,
+    taken_domains: frozenset[str] = frozenset(),
+    may_wait: bool = False,
+) -> Assignment:
+    """Choose a node for each single-node worker.
+
+    Prefill workers come first; a decode worker prefers a node in an NVLink domain that a prefill worker has, then
+    the node with the fewest workers of its own role, then the one with the least left over.
+
+    Args:
+        plans: Workers to place, in order.
+        nodes: Nodes with their free resources.
+        taken_domains: NVLink domains of prefill workers that run already.
+        may_wait: Leave workers that fit nowhere waiting (an autoscaler may bring nodes) in place of an error.
+
+    Raises:
+        PlacementInfeasible: a worker fits no node; the text says what it needs and what the largest node has.
+    """
+    free = {node.node_id: dict(node.free) for node in nodes}
+    by_id = {node.node_id: node for node in nodes}
+    domains = set(taken_domains)
+    roles_on: dict[tuple[str, Role], int] = {}
+    node_of: dict[str, str] = {}
+    waiting: list[str] = []
+    for plan in plans:
+        if len(plan.bundles) > 1:
+            continue  # spans nodes: Ray spreads the bundles itself
+        need = dict(plan.total)
+        if plan.accelerator_type:
+            need[f"accelerator_type:{plan.accelerator_type}"] = POOL_SHARE
+        fitting = [node_id for node_id, left in free.items() if NodeView(node_id, "", left).fits(need)]
+        if not fitting:
+            if not may_wait:
+                raise PlacementInfeasible(_shortage(plan, need, nodes), worker_id=plan.worker_id)
+            waiting.append(plan.worker_id)
+            continue
+
+        def rank(node_id: str, plan: WorkerPlan = plan) -> tuple[bool, int, float, str]:
+            far = plan.role is Role.DECODE and bool(domains) and by_id[node_id].nvlink_domain not in domains
+            same_role = roles_on.get((node_id, plan.role), 0)
+            return (far, same_role, free[node_id].get("GPU", 0.0) + free[node_id].get("CPU", 0.0) / 1000, node_id)
+
+        chosen = min(fitting, key=rank)
+        node_of[plan.worker_id] = chosen
+        roles_on[chosen, plan.role] = roles_on.get((chosen, plan.role), 0) + 1
+        if plan.role is Role.PREFILL and by_id[chosen].nvlink_domain:
+            domains.add(by_id[chosen].nvlink_domain)
+        for name, amount in plan.total.items():
+            free[chosen][name] = free[chosen].get(name, 0.0) - amount
+    return Assignment(node_of, tuple(waiting))
+
+
+def _shortage(plan: WorkerPlan, need: Mapping[str, float], nodes: Sequence[NodeView]) -> str:
+    wanted = ", ".join(f"{amount:g} {name}" for name, amount in need.items())
+    if not nodes:
+        return f"needs {wanted}, and the cluster has no node"
+    best = max(nodes, key=lambda node: sum(node.free.get(name, 0.0) >= amount for name, amount in need.items()))
+    lacking = [
+        f"{best.free.get(name, 0.0):g} of {amount:g} {name}"
+        for name, amount in need.items()
+        if best.free.get(name, 0.0) < amount
+    ]
+    return f"needs {wanted} on one node; the closest of {len(nodes)} nodes has free only {', '.join(lacking) or 'less'}"

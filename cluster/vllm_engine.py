@@ -1,0 +1,319 @@
+"""vLLM behind the engine protocol. The only file that calls vLLM's Python API; imported inside worker processes.
+
+CPU and CUDA take the same path; `VllmSettings` differ.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cluster.engine import EngineInfo, EngineLeg, EngineLoad, EngineOutput, TokenAlternatives, TransferFigures
+from cluster.errors import EngineFailed, InvalidRequest, ServingError, TransferBroken, WorkerDied
+
+if TYPE_CHECKING:
+    from baton.v1.inference_pb2 import Sampling
+
+HANDOFFS = "baton_handoffs"
+"""As in kv_transfer/connector.py, which lies above this package."""
+
+
+@dataclass(frozen=True, slots=True)
+class VllmSettings:
+    """Everything an engine is started with. Made from the spec by the pool's profile."""
+
+    model_path: str
+    max_model_len_tokens: int
+    dtype: str
+    block_size_tokens: int
+    on_cpu: bool
+    tensor_parallel_size: int = 1
+    expert_parallel: bool = False
+    gpu_memory_utilization: float = 0.9
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    enforce_eager: bool = False
+    quantization: str | None = None
+    kv_cache_dtype: str = "auto"
+    trust_remote_code: bool = False
+    reasoning_start: str | None = None
+    reasoning_end: str | None = None
+    kv_role: str | None = None
+    kv_lease_s: int = 30
+    speculative_num_tokens: int | None = None
+    speculative_lookup_max_tokens: int = 4
+
+
+class LoadBook:
+    """Running totals, fed by vLLM's statistics after every engine step."""
+
+    def __init__(self) -> None:
+        self.running = self.waiting = self.steps = self.prompt_tokens = self.output_tokens = 0
+        self.kv_usage = 0.0
+        self.transfers: dict[str, TransferFigures] = {}
+        self.prefill_tokens_per_s = 0.0
+        self._last_step_s = 0.0
+
+    def record(self, scheduler: Any, iteration: Any) -> None:
+        """Take one step's statistics."""
+        now = time.monotonic()
+        if scheduler is not None:
+            self.running = scheduler.num_running_reqs
+            self.waiting = scheduler.num_waiting_reqs + scheduler.num_skipped_waiting_reqs
+            self.kv_usage = scheduler.kv_cache_usage
+            self.steps += 1
+            for row in (scheduler.kv_connector_stats or {}).get(HANDOFFS, ()):
+                self._record_transfer(*row)
+        if iteration is not None:
+            new = iteration.num_prompt_tokens
+            self.prompt_tokens += new
+            self.output_tokens += iteration.num_generation_tokens
+            since = now - self._last_step_s
+            if new >= 64 and 0 < since < 60:
+                # Only steps that follow one another tell the rate; a pause would be counted as slowness.
+                rate = new / since
+                self.prefill_tokens_per_s = (
+                    rate if not self.prefill_tokens_per_s else (0.8 * self.prefill_tokens_per_s + 0.2 * rate)
+                )
+        self._last_step_s = now
+
+    def _record_transfer(self, engine_id: str, kv_bytes: int, duration_s: float, start: float, descs: int) -> None:
+        leg_id = engine_id.rsplit("-", 1)[0]  # vLLM appends a random part to the id it was given
+        old = self.transfers.pop(leg_id, None)
+        if old is not None:  # another tensor-parallel rank's share of the same request
+            kv_bytes, descs = kv_bytes + old.kv_bytes, descs + old.descriptors
+            duration_s, start = max(duration_s, old.duration_s), min(start, old.start_unix_s)
+        self.transfers[leg_id] = TransferFigures(kv_bytes, duration_s, start, descs)
+        while len(self.transfers) > 4096:
+            self.transfers.pop(next(iter(self.transfers)))
+
+
+class VllmEngine:
+    """One `AsyncLLM`."""
+
+    def __init__(self, settings: VllmSettings, *, connector_module: str = "kv_transfer.connector") -> None:
+        self._settings = settings
+        self._connector_module = connector_module
+        self._incarnation = uuid.uuid4().hex
+        self._book = LoadBook()
+        self._llm: Any = None
+        self._total_blocks = 0
+
+    async def start(self) -> EngineInfo:
+        """Load the model. Import of vLLM takes seconds, so it is done off the event loop."""
+        try:
+            self._llm = await asyncio.to_thread(self._build)
+        except Exception as error:
+            raise EngineFailed(f"vLLM did not start: {error}") from error
+        config = self._llm.vllm_config
+        self._total_blocks = int(config.cache_config.num_gpu_blocks or 0)
+        return EngineInfo(
+            incarnation=self._incarnation,
+            total_blocks=self._total_blocks,
+            block_size_tokens=config.cache_config.block_size,
+            max_model_len_tokens=config.model_config.max_model_len,
+            vocab_size=config.model_config.get_vocab_size(),
+        )
+
+    def _build(self) -> Any:
+        from vllm.config import KVTransferConfig
+        from vllm.config.reasoning import ReasoningConfig
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+        from vllm.v1.metrics.loggers import StatLoggerBase
+
+        book = self._book
+
+        class LoadLogger(StatLoggerBase):
+            def __init__(self, vllm_config: Any, engine_index: int = 0) -> None: ...
+
+            def record(
+                self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
+            ) -> None:
+                book.record(scheduler_stats, iteration_stats)
+
+            def log_engine_initialized(self) -> None: ...
+
+        s = self._settings
+        args: dict[str, Any] = {
+            "model": s.model_path,
+            "dtype": s.dtype,
+            "max_model_len": s.max_model_len_tokens,
+            "block_size": s.block_size_tokens,
+            "enforce_eager": s.enforce_eager or s.on_cpu,
+            "tensor_parallel_size": s.tensor_parallel_size,
+            "enable_expert_parallel": s.expert_parallel,
+            "enable_prefix_caching": True,
+            "trust_remote_code": s.trust_remote_code,
+            "kv_cache_dtype": s.kv_cache_dtype,
+            "skip_tokenizer_init": False,
+        }
+        if s.max_num_seqs:
+            args["max_num_seqs"] = s.max_num_seqs
+        if s.max_num_batched_tokens:
+            args["max_num_batched_tokens"] = s.max_num_batched_tokens
+        if s.quantization:
+            args["quantization"] = s.quantization
+        if s.on_cpu:
+            # The default multiprocess executor spins a core per engine when idle (FACTS section 2).
+            args["distributed_executor_backend"] = "uni"
+        else:
+            args["gpu_memory_utilization"] = s.gpu_memory_utilization
+        if s.reasoning_start and s.reasoning_end:
+            args["reasoning_config"] = ReasoningConfig(
+                reasoning_start_str=s.reasoning_start, reasoning_end_str=s.reasoning_end
+            )
+        if s.speculative_num_tokens:
+            args["speculative_config"] = {
+                "method": "ngram",
+                "num_speculative_tokens": s.speculative_num_tokens,
+                "prompt_lookup_max": s.speculative_lookup_max_tokens,
+            }
+        if s.kv_role:
+            args["kv_transfer_config"] = KVTransferConfig(
+                kv_connector="HandoffConnector",
+                kv_connector_module_path=self._connector_module,
+                kv_role=s.kv_role,
+                engine_id=self._incarnation,
+                kv_buffer_device="cpu" if s.on_cpu else "cuda",
+                kv_load_failure_policy="fail",
+                kv_connector_extra_config={"kv_lease_duration": s.kv_lease_s},
+            )
+        known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+        unknown = set(args) - known
+        if unknown:
+            raise EngineFailed(f"this vLLM has no engine argument {', '.join(sorted(unknown))}")
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(**args), stat_loggers=[LoadLogger])
+
+    async def generate(self, leg: EngineLeg) -> AsyncIterator[EngineOutput]:
+        """Run a leg; see `Engine.generate`."""
+        from vllm.exceptions import VLLMValidationError
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        first = True
+        try:
+            sampling = _sampling_params(leg)
+            # AsyncLLM's own context applies the model's eos; prompt ids need no tokeniser.
+            stream = self._llm.generate(
+                {"prompt_token_ids": leg.token_ids}, sampling, leg.leg_id, priority=-leg.priority
+            )
+            async for out in stream:
+                done = out.outputs[0]
+                finish = done.finish_reason or ""
+                if finish not in ("", "stop", "length"):
+                    if leg.transfer_params and leg.transfer_params.get("do_remote_prefill"):
+                        raise TransferBroken(f"the engine ended the leg with {finish}", leg_id=leg.leg_id)
+                    raise EngineFailed(f"the engine ended the leg with {finish}", leg_id=leg.leg_id)
+                output = EngineOutput(
+                    leg_id=leg.leg_id,
+                    token_ids=list(done.token_ids),
+                    finish_reason=finish,
+                    stop_reason="" if done.stop_reason is None else str(done.stop_reason),
+                )
+                if first:
+                    output.cached_tokens = out.num_cached_tokens or 0
+                    first = False
+                output.transfer = self._book.transfers.pop(leg.leg_id, None)
+                if done.logprobs is not None:
+                    output.logprobs = [
+                        _alternatives(position, token)
+                        for position, token in zip(done.logprobs, done.token_ids, strict=True)
+                    ]
+                if finish and leg.transfer_params and leg.transfer_params.get("do_remote_decode"):
+                    output.transfer_params = out.kv_transfer_params
+                yield output
+        except ServingError:
+            raise
+        except EngineDeadError as error:
+            raise WorkerDied("the engine core died", leg_id=leg.leg_id) from error
+        except (VLLMValidationError, ValueError, TypeError) as error:
+            raise InvalidRequest(f"the engine refused the request: {error}", leg_id=leg.leg_id) from error
+        except Exception as error:
+            raise EngineFailed(f"the engine failed: {type(error).__name__}: {error}", leg_id=leg.leg_id) from error
+
+    async def release(self, transfer_params: dict[str, Any]) -> None:
+        """Submit a request aborted at birth; the connector then tells the source to free its blocks."""
+        await self._llm.notify_kv_transfer_request_rejected(f"release-{uuid.uuid4().hex}", transfer_params)
+
+    def load(self) -> EngineLoad:
+        """Totals of the load book."""
+        book = self._book
+        return EngineLoad(
+            running_requests=book.running,
+            waiting_requests=book.waiting,
+            used_blocks=round(book.kv_usage * self._total_blocks),
+            steps=book.steps,
+            prompt_tokens=book.prompt_tokens,
+            output_tokens=book.output_tokens,
+            prefill_tokens_per_s=book.prefill_tokens_per_s,
+        )
+
+    async def check_health(self) -> None:
+        """Raise if the engine core is gone."""
+        try:
+            await self._llm.check_health()
+        except Exception as error:
+            raise WorkerDied("the engine core is gone") from error
+
+    async def stop(self) -> None:
+        """Shut the engine core down."""
+        if self._llm is not None:
+            llm, self._llm = self._llm, None
+            shutdown: Callable[[], None] = llm.shutdown
+            await asyncio.to_thread(shutdown)
+
+
+def _sampling_params(leg: EngineLeg) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+    given: Sampling = leg.sampling
+    params: dict[str, Any] = {
+        "max_tokens": leg.max_tokens,
+        "min_tokens": leg.min_tokens,
+        "detokenize": False,
+        "output_kind": RequestOutputKind.DELTA,
+        "ignore_eos": given.ignore_eos,
+        "skip_clone": True,
+    }
+    for name in (
+        "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty",
+        "repetition_penalty", "seed", "logprobs",
+    ):  # fmt: skip
+        if given.HasField(name):
+            params[name] = getattr(given, name)
+    if given.stop_token_ids:
+        params["stop_token_ids"] = list(given.stop_token_ids)
+    if given.logit_bias:
+        params["logit_bias"] = dict(given.logit_bias)
+    if given.allowed_token_ids:
+        params["allowed_token_ids"] = list(given.allowed_token_ids)
+    if given.bad_words:
+        params["bad_words"] = list(given.bad_words)
+    if leg.thinking_budget_tokens is not None:
+        params["thinking_token_budget"] = leg.thinking_budget_tokens
+    if leg.transfer_params:
+        params["extra_args"] = {"kv_transfer_params": dict(leg.transfer_params)}
+    match given.structured_output.WhichOneof("kind") if given.HasField("structured_output") else None:
+        case "json_schema":
+            params["structured_outputs"] = StructuredOutputsParams(json=given.structured_output.json_schema)
+        case "regex":
+            params["structured_outputs"] = StructuredOutputsParams(regex=given.structured_output.regex)
+        case "grammar":
+            params["structured_outputs"] = StructuredOutputsParams(grammar=given.structured_output.grammar)
+        case "choices":
+            params["structured_outputs"] = StructuredOutputsParams(choice=list(given.structured_output.choices.values))
+        case "json_object":
+            params["structured_outputs"] = StructuredOutputsParams(json_object=True)
+    return SamplingParams(**params)
+
+
+def _alternatives(position: dict[int, Any], chosen: int) -> TokenAlternatives:
+    rows = [(token, entry.logprob, entry.rank or 0) for token, entry in position.items()]
+    rows.sort(key=lambda row: (row[0] != chosen, row[2]))
+    return TokenAlternatives(rows)

@@ -1,0 +1,24 @@
+"""The decode and the colocated worker as Ray starts them."""
+
+from __future__ import annotations
+
+from cluster.config import ClusterSpec, PoolSettings, Role
+from cluster.vllm_engine import VllmEngine
+from decode_workers.profile import engine_settings
+from kv_transfer.worker_host import WorkerHost
+
+
+class DecodeWorker(WorkerHost):
+    """Reads the KV that prefill computed and generates to the end."""
+
+    role = Role.DECODE
+
+    def __init__(self, spec: ClusterSpec, pool: PoolSettings, worker_id: str, host: str) -> None:
+        role = self.role
+        super().__init__(worker_id, role, host, lambda: VllmEngine(engine_settings(spec, pool, role)))
+
+
+class ColocatedWorker(DecodeWorker):
+    """Prefills and decodes in one engine, with no handoff."""
+
+    role = Role.COLOCATED

@@ -1,0 +1,301 @@
+"""The body of every worker: an engine, and the gRPC service through which gateways reach it.
+
+Commands come and outputs go on one stream per gateway; one message carries the tokens that all requests of an engine
+step made. While the stream is busy, tokens of the same leg are merged into one entry, so that a slow reader costs
+memory for tokens, not for messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import grpc
+import numpy as np
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from baton.internal.v1 import worker_pb2, worker_pb2_grpc
+from baton.v1 import inference_pb2
+from cluster.engine import Engine, EngineInfo, EngineLeg, EngineOutput
+from cluster.errors import EngineFailed, ServingError, TicketRefused, WorkerDraining
+
+log = logging.getLogger("baton.worker")
+
+LOAD_INTERVAL_S = 0.5
+MAX_MESSAGE_BYTES = 64 << 20
+"""Between gateway and worker. A 128k-token prompt is 512 KiB; the rest is room for batches."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFacts:
+    """What a started worker tells the controller."""
+
+    worker_id: str
+    role: str
+    address: str
+    metrics_address: str
+    pid: int
+    engine: EngineInfo
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for the way through Ray."""
+        return asdict(self)
+
+
+def free_port(host: str) -> int:
+    """A TCP port that is free on ``host`` at this moment."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class _Connection:
+    """One gateway's stream: its legs, and the outputs not yet sent."""
+
+    def __init__(self) -> None:
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+        self._pending: list[worker_pb2.LegOutput] = []
+        self._open_entry: dict[str, worker_pb2.LegOutput] = {}
+        self._wake = asyncio.Event()
+
+    def put(self, output: worker_pb2.LegOutput) -> None:
+        entry = self._open_entry.get(output.leg_id)
+        if entry is None:
+            self._pending.append(output)
+            self._open_entry[output.leg_id] = output
+        else:
+            entry.MergeFrom(output)
+        self._wake.set()
+
+    async def take(self, timeout_s: float) -> list[worker_pb2.LegOutput]:
+        if not self._pending:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                return []
+        outputs, self._pending = self._pending, []
+        self._open_entry.clear()
+        self._wake.clear()
+        return outputs
+
+
+class WorkerService(worker_pb2_grpc.WorkerServicer):
+    """`baton.internal.v1.Worker` over one engine."""
+
+    def __init__(self, worker_id: str, engine: Engine, info: EngineInfo) -> None:
+        self.worker_id = worker_id
+        self.draining = False
+        self._engine = engine
+        self._info = info
+        self._redeemed: OrderedDict[str, None] = OrderedDict()
+
+    async def Connect(  # noqa: N802, D102
+        self, request_iterator: AsyncIterator[worker_pb2.WorkerCommand], context: Any
+    ) -> AsyncIterator[worker_pb2.WorkerEvents]:
+        connection = _Connection()
+        reader = asyncio.create_task(self._read(connection, request_iterator))
+        loaded_s = 0.0
+        try:
+            while not reader.done() or connection.tasks:
+                outputs = await connection.take(LOAD_INTERVAL_S)
+                events = worker_pb2.WorkerEvents(outputs=outputs)
+                now = time.monotonic()
+                if now - loaded_s >= LOAD_INTERVAL_S or not outputs:
+                    events.load.CopyFrom(self.load())
+                    loaded_s = now
+                yield events
+        finally:
+            reader.cancel()
+            for task in connection.tasks.values():
+                task.cancel()
+
+    async def _read(self, connection: _Connection, commands: AsyncIterator[worker_pb2.WorkerCommand]) -> None:
+        async for command in commands:
+            match command.WhichOneof("command"):
+                case "submit":
+                    leg_id = command.submit.leg_id
+                    task = asyncio.create_task(self._run_leg(connection, command.submit))
+                    connection.tasks[leg_id] = task
+                    task.add_done_callback(lambda _, leg_id=leg_id: connection.tasks.pop(leg_id, None))
+                case "abort":
+                    if running := connection.tasks.get(command.abort.leg_id):
+                        running.cancel()
+                case "release":
+                    try:
+                        await self._engine.release(self._redeem(command.release.ticket))
+                    except ServingError as error:
+                        log.info("ticket not released: %s", error)
+
+    def _redeem(self, ticket: worker_pb2.Ticket) -> dict[str, Any]:
+        """Use a ticket up. The gateway checks it too; this stands against a replay from another one."""
+        if ticket.expires_in_s <= 0:
+            raise TicketRefused("the ticket is past its deadline", ticket_id=ticket.ticket_id)
+        if ticket.ticket_id in self._redeemed:
+            raise TicketRefused("the ticket was used before", ticket_id=ticket.ticket_id)
+        self._redeemed[ticket.ticket_id] = None
+        while len(self._redeemed) > 65536:
+            self._redeemed.popitem(last=False)
+        params: dict[str, Any] = json.loads(ticket.params_json)
+        return params
+
+    async def _run_leg(self, connection: _Connection, submit: worker_pb2.SubmitLeg) -> None:
+        try:
+            if self.draining:
+                raise WorkerDraining("the worker takes no new work", worker_id=self.worker_id)
+            params = self._redeem(submit.ticket) if submit.HasField("ticket") else None
+            if submit.export:
+                params = {"do_remote_prefill": False, **(params or {}), "do_remote_decode": True}
+            leg = EngineLeg(
+                leg_id=submit.leg_id,
+                token_ids=np.frombuffer(submit.token_ids, dtype="<u4").tolist(),
+                sampling=submit.sampling,
+                max_tokens=submit.max_tokens,
+                min_tokens=submit.min_tokens,
+                thinking_budget_tokens=(
+                    submit.thinking_budget_tokens if submit.HasField("thinking_budget_tokens") else None
+                ),
+                transfer_params=params,
+                priority=submit.priority,
+            )
+            async for output in self._engine.generate(leg):
+                connection.put(_to_message(output))
+        except asyncio.CancelledError:
+            raise
+        except ServingError as error:
+            self._report(connection, submit.leg_id, error)
+        except Exception as error:
+            log.exception("leg %s failed", submit.leg_id)
+            self._report(connection, submit.leg_id, EngineFailed(f"{type(error).__name__}: {error}"))
+
+    def _report(self, connection: _Connection, leg_id: str, error: ServingError) -> None:
+        connection.put(
+            worker_pb2.LegOutput(
+                leg_id=leg_id, finish_reason="error", error=error.message, error_kind=type(error).__name__
+            )
+        )
+
+    def load(self) -> worker_pb2.WorkerLoad:
+        """The engine's load as a message."""
+        load = self._engine.load()
+        return worker_pb2.WorkerLoad(
+            worker_id=self.worker_id,
+            incarnation=self._info.incarnation,
+            running_requests=load.running_requests,
+            waiting_requests=load.waiting_requests,
+            used_blocks=load.used_blocks,
+            total_blocks=self._info.total_blocks,
+            steps=load.steps,
+            prompt_tokens=load.prompt_tokens,
+            output_tokens=load.output_tokens,
+            prefill_tokens_per_s=load.prefill_tokens_per_s,
+            draining=self.draining,
+        )
+
+
+def _to_message(output: EngineOutput) -> worker_pb2.LegOutput:
+    message = worker_pb2.LegOutput(
+        leg_id=output.leg_id,
+        token_ids=output.token_ids,
+        finish_reason=output.finish_reason,
+        stop_reason=output.stop_reason,
+        cached_tokens=output.cached_tokens,
+    )
+    if output.transfer_params is not None:
+        message.transfer_params_json = json.dumps(output.transfer_params)
+    if output.transfer is not None:
+        figures = output.transfer
+        message.transfer.CopyFrom(
+            worker_pb2.Transfer(
+                bytes=figures.kv_bytes,
+                duration_s=figures.duration_s,
+                start_unix_s=figures.start_unix_s,
+                descriptors=figures.descriptors,
+            )
+        )
+    for position in output.logprobs:
+        chosen, *top = (
+            inference_pb2.Logprob(token_id=token, logprob=logprob, rank=rank) for token, logprob, rank in position.rows
+        )
+        message.logprobs.append(inference_pb2.TokenLogprobs(chosen=chosen, top=top))
+    return message
+
+
+class WorkerHost:
+    """A worker as Ray starts it: `start`, then requests over gRPC, then `stop`.
+
+    Args:
+        worker_id: Name in the cluster, such as ``decode-0``.
+        role: ``prefill``, ``decode`` or ``colocated``.
+        host: Address to listen on; other workers and gateways reach it there.
+        make_engine: Builds the engine, inside the worker's process.
+    """
+
+    def __init__(self, worker_id: str, role: str, host: str, make_engine: Callable[[], Engine]) -> None:
+        self._worker_id = worker_id
+        self._role = role
+        self._host = host
+        self._make_engine = make_engine
+        self._engine: Engine | None = None
+        self._service: WorkerService | None = None
+        self._server: Any = None
+        self._metrics: Any = None
+
+    async def start(self) -> dict[str, Any]:
+        """Start engine and service; returns `WorkerFacts` as plain data."""
+        from kv_transfer.worker_metrics import serve_metrics
+
+        # Fixed before vLLM is imported: the connector reads it from the environment.
+        os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = self._host
+        os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(free_port(self._host))
+        self._engine = self._make_engine()
+        info = await self._engine.start()
+        self._service = WorkerService(self._worker_id, self._engine, info)
+        options = [
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.so_reuseport", 0),
+        ]
+        self._server = grpc.aio.server(options=options)
+        worker_pb2_grpc.add_WorkerServicer_to_server(self._service, self._server)
+        servicer = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, self._server)
+        await servicer.set("", health_pb2.HealthCheckResponse.SERVING)
+        port = self._server.add_insecure_port(f"{self._host}:0")
+        await self._server.start()
+        self._metrics, metrics_port = await serve_metrics(self._host, self._worker_id, self._role, self._service)
+        facts = WorkerFacts(
+            worker_id=self._worker_id,
+            role=self._role,
+            address=f"{self._host}:{port}",
+            metrics_address=f"{self._host}:{metrics_port}",
+            pid=os.getpid(),
+            engine=info,
+        )
+        return facts.to_dict()
+
+    async def check_health(self) -> dict[str, Any]:
+        """Raise if the engine is gone; else its progress."""
+        assert self._engine is not None
+        await self._engine.check_health()
+        return asdict(self._engine.load())
+
+    async def stop(self) -> None:
+        """Stop taking work, end the engine, close the ports."""
+        if self._service is not None:
+            self._service.draining = True
+        if self._server is not None:
+            await self._server.stop(grace=1)
+        if self._metrics is not None:
+            await self._metrics.cleanup()
+        if self._engine is not None:
+            await self._engine.stop()

@@ -1,0 +1,69 @@
+"""Prometheus metrics of one worker: vLLM's own, passed through, and Baton's, all with pool and worker as labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+if TYPE_CHECKING:
+    from kv_transfer.worker_host import WorkerService
+
+
+class _Labelled:
+    """Yields every metric of the process with two more labels."""
+
+    def __init__(self, worker_id: str, role: str, service: WorkerService) -> None:
+        self._labels = {"pool": role, "worker": worker_id}
+        self._service = service
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in REGISTRY.collect():
+            copy = Metric(metric.name, metric.documentation, metric.type, metric.unit)
+            copy.samples = [sample._replace(labels={**sample.labels, **self._labels}) for sample in metric.samples]
+            yield copy
+        yield from self._own()
+
+    def _own(self) -> Iterator[Metric]:
+        load = self._service.load()
+        names, values = list(self._labels), list(self._labels.values())
+        gauges = {
+            "baton_worker_running_requests": ("Requests in the engine's batch", load.running_requests),
+            "baton_worker_waiting_requests": ("Requests waiting in the engine", load.waiting_requests),
+            "baton_worker_used_kv_blocks": ("KV blocks in use, leased ones included", load.used_blocks),
+            "baton_worker_total_kv_blocks": ("KV blocks there are", load.total_blocks),
+        }
+        for name, (text, value) in gauges.items():
+            gauge = GaugeMetricFamily(name, text, labels=names)
+            gauge.add_metric(values, value)
+            yield gauge
+        counters = {
+            "baton_worker_prompt_tokens": ("Prompt tokens prefilled", load.prompt_tokens),
+            "baton_worker_output_tokens": ("Tokens generated", load.output_tokens),
+            "baton_worker_engine_steps": ("Engine steps", load.steps),
+        }
+        for name, (text, value) in counters.items():
+            counter = CounterMetricFamily(name, text, labels=names)
+            counter.add_metric(values, value)
+            yield counter
+
+
+async def serve_metrics(host: str, worker_id: str, role: str, service: WorkerService) -> tuple[Any, int]:
+    """Serve ``/metrics`` on a free port; returns the runner (to clean up) and the port."""
+    registry = CollectorRegistry()
+    registry.register(_Labelled(worker_id, role, service))
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(registry), content_type="text/plain")
+
+    app = web.Application()
+    app.router.add_get("/metrics", metrics)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, host, 0)
+    await site.start()
+    port: int = runner.addresses[0][1]
+    return runner, port

@@ -1,0 +1,15 @@
+"""The prefill worker as Ray starts it."""
+
+from __future__ import annotations
+
+from cluster.config import ClusterSpec, PoolSettings, Role
+from cluster.vllm_engine import VllmEngine
+from kv_transfer.worker_host import WorkerHost
+from prefill_workers.profile import engine_settings
+
+
+class PrefillWorker(WorkerHost):
+    """Computes prompts and keeps their KV until decode has read it."""
+
+    def __init__(self, spec: ClusterSpec, pool: PoolSettings, worker_id: str, host: str) -> None:
+        super().__init__(worker_id, Role.PREFILL, host, lambda: VllmEngine(engine_settings(spec, pool)))
