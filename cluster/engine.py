@@ -90,13 +90,17 @@ class Engine(Protocol):
         ...
 
     def generate(self, leg: EngineLeg) -> AsyncIterator[EngineOutput]:
-        """Run a leg. Closing the iterator aborts it and frees its blocks.
+        """Run a leg. After `abort` its last output has the finish reason ``abort``.
 
         Raises:
             InvalidRequest: the engine refused the sampling settings.
             EngineFailed: the engine broke.
             TransferBroken: the KV could not be read.
         """
+        ...
+
+    async def abort(self, leg_id: str) -> None:
+        """Stop a leg and free its blocks; unknown and finished legs are ignored."""
         ...
 
     async def release(self, transfer_params: dict[str, Any]) -> None:

@@ -205,7 +205,7 @@ class VllmEngine:
             async for out in stream:
                 done = out.outputs[0]
                 finish = done.finish_reason or ""
-                if finish not in ("", "stop", "length"):
+                if finish not in ("", "stop", "length", "abort"):
                     if leg.transfer_params and leg.transfer_params.get("do_remote_prefill"):
                         raise TransferBroken(f"the engine ended the leg with {finish}", leg_id=leg.leg_id)
                     raise EngineFailed(f"the engine ended the leg with {finish}", leg_id=leg.leg_id)
@@ -235,6 +235,10 @@ class VllmEngine:
             raise InvalidRequest(f"the engine refused the request: {error}", leg_id=leg.leg_id) from error
         except Exception as error:
             raise EngineFailed(f"the engine failed: {type(error).__name__}: {error}", leg_id=leg.leg_id) from error
+
+    async def abort(self, leg_id: str) -> None:
+        """Abort by id, so that an output already on its way still arrives."""
+        await self._llm.abort(leg_id)
 
     async def release(self, transfer_params: dict[str, Any]) -> None:
         """Submit a request aborted at birth; the connector then tells the source to free its blocks."""

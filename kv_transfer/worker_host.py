@@ -16,6 +16,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import grpc
@@ -67,6 +68,9 @@ class _Connection:
         self._open_entry: dict[str, worker_pb2.LegOutput] = {}
         self._wake = asyncio.Event()
 
+    def forget(self, leg_id: str, _: asyncio.Task[None]) -> None:
+        self.tasks.pop(leg_id, None)
+
     def put(self, output: worker_pb2.LegOutput) -> None:
         entry = self._open_entry.get(output.leg_id)
         if entry is None:
@@ -116,8 +120,8 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
                 yield events
         finally:
             reader.cancel()
-            for task in connection.tasks.values():
-                task.cancel()
+            for leg_id in list(connection.tasks):
+                await self._engine.abort(leg_id)
 
     async def _read(self, connection: _Connection, commands: AsyncIterator[worker_pb2.WorkerCommand]) -> None:
         async for command in commands:
@@ -126,10 +130,9 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
                     leg_id = command.submit.leg_id
                     task = asyncio.create_task(self._run_leg(connection, command.submit))
                     connection.tasks[leg_id] = task
-                    task.add_done_callback(lambda _, leg_id=leg_id: connection.tasks.pop(leg_id, None))
+                    task.add_done_callback(partial(connection.forget, leg_id))
                 case "abort":
-                    if running := connection.tasks.get(command.abort.leg_id):
-                        running.cancel()
+                    await self._engine.abort(command.abort.leg_id)
                 case "release":
                     try:
                         await self._engine.release(self._redeem(command.release.ticket))
@@ -169,8 +172,6 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             )
             async for output in self._engine.generate(leg):
                 connection.put(_to_message(output))
-        except asyncio.CancelledError:
-            raise
         except ServingError as error:
             self._report(connection, submit.leg_id, error)
         except Exception as error:
