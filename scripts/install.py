@@ -55,7 +55,7 @@ def run_pip(what: str, arguments: list[str]) -> None:
         say(f"  {what}: failed; the last lines of {log_path} are:")
         print("\n".join(f"    {line}" for line in tail if not line.startswith("WARNING")))
         if any("torch" in line for line in tail):
-            print("  torch's CPU build comes from PyTorch's own index: set PIP_EXTRA_INDEX_URL to its CPU wheels and retry.")
+            print("  torch's CPU build is in PyTorch's own index: set PIP_EXTRA_INDEX_URL to it and retry.")
         sys.exit(1)
     say(f"  {what}: done in {time.monotonic() - began_s:.0f} s")
 
