@@ -79,7 +79,7 @@ async def run(
         state.grpc_port, state.http_port = ports["grpc_port"], ports["http_port"]
         state.metrics_port = ports["metrics_port"]
         state.phase = "ready"
-        state.processes = _marks([*runtime.pids, gateway.pid, *_descendants(controller.worker_pids)])
+        state.processes = _marks([gateway.pid, *_descendants([*runtime.pids, *controller.worker_pids])])
         state.save()
         on_progress("gateway", "ready", f"gRPC {state.grpc_address}, HTTP {state.http_url}")
         on_ready(state)
@@ -96,7 +96,7 @@ async def run(
         state.phase = "stopping"
         state.save()
         on_progress("cluster", "stopping", "")
-        pids = [*runtime.pids, *_descendants(controller.worker_pids)]
+        pids = _descendants([*runtime.pids, *controller.worker_pids])
         if gateway is not None and gateway.returncode is None:
             gateway.terminate()
             with contextlib.suppress(TimeoutError):
@@ -107,7 +107,9 @@ async def run(
                 await gateway.wait()
         await controller.stop()
         await asyncio.to_thread(runtime.stop)
+        # Ray's agents and a killed engine core may outlive their parents by some seconds.
         _end_processes(_marks(pids), grace_s=3)
+        _remove_openmp_segments(pids)
         state.remove()
         on_progress("cluster", "stopped", "")
 
@@ -200,6 +202,14 @@ def _end_processes(marks: list[ProcessMark], *, grace_s: float) -> None:
     psutil.wait_procs(rest, timeout=grace_s)
 
 
+def _remove_openmp_segments(pids: list[int]) -> None:
+    """Intel's OpenMP registers each process in shared memory and forgets that when the process is killed."""
+    for pid in pids:
+        if not psutil.pid_exists(pid):
+            for path in Path("/dev/shm").glob(f"__KMP_REGISTERED_LIB_{pid}_*"):
+                path.unlink(missing_ok=True)
+
+
 def end(state: ClusterState) -> bool:
     """End a cluster from another process; returns whether there was anything to end.
 
@@ -215,6 +225,7 @@ def end(state: ClusterState) -> bool:
     if left:
         something = True
         _end_processes(_marks(_descendants([mark.pid for mark in left])), grace_s=5)
+    _remove_openmp_segments([mark.pid for mark in state.processes])
     if state.ray_folder:
         shutil.rmtree(state.ray_folder, ignore_errors=True)
     state.remove()
