@@ -69,8 +69,6 @@ class Client:
         """
         request = build_request(options)
         with _errors_mapped():
-            if not request.model:
-                request.model = self.list_models()[0].name
             call = self._inference.Generate(request, timeout=deadline_s)
             try:
                 for response in call:
@@ -173,8 +171,6 @@ class AsyncClient:
         self._open()
         request = build_request(options)
         with _errors_mapped():
-            if not request.model:
-                request.model = (await self.list_models())[0].name
             call = self._inference.Generate(request, timeout=deadline_s)
             try:
                 async for response in call:
