@@ -10,14 +10,14 @@ import os
 import shutil
 import sysconfig
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.errors import PlacementInfeasible, WorkerDied
@@ -36,6 +36,7 @@ class WorkerHandle:
     worker_id: str
     actor: Any
     group: Any
+    node: NodeView
 
 
 class RayRuntime:
@@ -78,9 +79,9 @@ class RayRuntime:
         )
 
     @property
-    def session_folder(self) -> str:
-        """Folder of a cluster started here; empty for a joined one."""
-        return str(self._folder or "")
+    def session_folder(self) -> Path | None:
+        """Folder of a cluster started here; None for a joined one."""
+        return self._folder
 
     @property
     def pids(self) -> list[int]:
@@ -104,25 +105,19 @@ class RayRuntime:
             if node["Alive"]
         ]
 
-    def node_of(self, handle: WorkerHandle) -> NodeView:
-        """The node a worker runs on."""
-        node_id = ray.get(handle.actor.node_id.remote()) if hasattr(handle.actor, "node_id") else None
-        views = {view.node_id: view for view in self.nodes()}
-        if node_id in views:
-            return views[node_id]
-        raise WorkerDied("the worker's node is gone", worker_id=handle.worker_id)
-
     def create(
         self,
         plan: WorkerPlan,
         actor_class: type,
-        arguments: Sequence[Any],
+        arguments: Callable[[str], Sequence[Any]],
         *,
         env: Mapping[str, str],
         node_id: str | None = None,
         timeout_s: float = PLACEMENT_TIMEOUT_S,
     ) -> WorkerHandle:
         """Reserve the placement group and create the actor in it. Blocks until the group is placed.
+
+        ``arguments`` makes the actor's arguments from the address that it is to listen on.
 
         Raises:
             PlacementInfeasible: the group did not get its resources in time.
@@ -141,6 +136,7 @@ class RayRuntime:
                 f"no node gave {wanted} within {timeout_s:g} s; add nodes or lower the pool's demands",
                 worker_id=plan.worker_id,
             )
+        node = self._node_of(group)
         first = plan.bundles[0]
         options: dict[str, Any] = {
             "num_cpus": first.get("CPU", 0),
@@ -154,10 +150,21 @@ class RayRuntime:
         }
         if plan.accelerator_type:
             options["accelerator_type"] = plan.accelerator_type
-        actor = ray.remote(_with_node_id(actor_class)).options(**options).remote(*arguments)
-        handle = WorkerHandle(plan.worker_id, actor, group)
+        actor = ray.remote(actor_class).options(**options).remote(*arguments(self.host_of(node)))
+        handle = WorkerHandle(plan.worker_id, actor, group, node)
         self._workers[plan.worker_id] = handle
         return handle
+
+    def host_of(self, node: NodeView) -> str:
+        """Address that a worker on the node listens on: loopback where the cluster is this machine alone."""
+        return node.host if self._address else "127.0.0.1"
+
+    def _node_of(self, group: Any) -> NodeView:
+        node_id = next(iter(placement_group_table(group)["bundles_to_node_id"].values()))
+        for view in self.nodes():
+            if view.node_id == node_id:
+                return view
+        raise PlacementInfeasible("the node of the placement group is gone; try again")
 
     async def call(self, handle: WorkerHandle, method: str, *arguments: Any) -> Any:
         """Await a method of the worker.
@@ -191,22 +198,6 @@ class RayRuntime:
         ray.shutdown()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _with_node_id(actor_class: type) -> type:
-    """The actor class plus a method that tells its node."""
-
-    class Placed(actor_class):
-        async def node_id(self) -> str:
-            return str(ray.get_runtime_context().get_node_id())
-
-    Placed.__name__ = Placed.__qualname__ = actor_class.__name__
-    return Placed
-
-
-def node_host(handle_host: str, *, local: bool) -> str:
-    """Address a worker listens on: loopback on a cluster of one machine, else the node's."""
-    return "127.0.0.1" if local else handle_host
 
 
 def engine_env(*, on_cpu: bool, omp_threads: int, kv_cache_gib: int, ucx_tls: str) -> dict[str, str]:

@@ -30,6 +30,7 @@ _OPTIONAL: dict[str, type | tuple[type, ...]] = {
     "pp_size": int,
     "remote_blocks_expiry_time": (float, int, type(None)),
     "transfer_mode": str,
+    "remote_prefill_cached_tokens": (int, type(None)),
 }
 
 

@@ -64,12 +64,14 @@ class _Connection:
 
     def __init__(self) -> None:
         self.tasks: dict[str, asyncio.Task[None]] = {}
+        self.aborted: set[str] = set()
         self._pending: list[worker_pb2.LegOutput] = []
         self._open_entry: dict[str, worker_pb2.LegOutput] = {}
         self._wake = asyncio.Event()
 
     def forget(self, leg_id: str, _: asyncio.Task[None]) -> None:
         self.tasks.pop(leg_id, None)
+        self.aborted.discard(leg_id)
 
     def put(self, output: worker_pb2.LegOutput) -> None:
         entry = self._open_entry.get(output.leg_id)
@@ -132,7 +134,9 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
                     connection.tasks[leg_id] = task
                     task.add_done_callback(partial(connection.forget, leg_id))
                 case "abort":
-                    await self._engine.abort(command.abort.leg_id)
+                    if command.abort.leg_id in connection.tasks:
+                        connection.aborted.add(command.abort.leg_id)
+                        await self._engine.abort(command.abort.leg_id)
                 case "release":
                     try:
                         await self._engine.release(self._redeem(command.release.ticket))
@@ -170,8 +174,16 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
                 transfer_params=params,
                 priority=submit.priority,
             )
+            if leg.leg_id in connection.aborted:  # before the engine heard of it
+                if submit.HasField("ticket") and params is not None:
+                    await self._engine.release(params)
+                connection.put(worker_pb2.LegOutput(leg_id=leg.leg_id, finish_reason="abort"))
+                return
             async for output in self._engine.generate(leg):
                 connection.put(_to_message(output))
+                if not output.finish_reason and leg.leg_id in connection.aborted:
+                    # The first abort came while the engine was taking the leg in, and found nothing.
+                    await self._engine.abort(leg.leg_id)
         except ServingError as error:
             self._report(connection, submit.leg_id, error)
         except Exception as error:

@@ -60,8 +60,8 @@ class PhaseSplitter:
 
     Example:
         >>> splitter = PhaseSplitter(ReasoningMarkers((3,), (4,)), in_reasoning=True)
-        >>> splitter.push(7), splitter.push(4), splitter.push(8)
-        ([(7, 1, True)], [(4, 1, False)], [(8, 2, True)])
+        >>> [(token, phase.name, text) for ids in (7, 4, 8) for token, phase, text in splitter.push(ids)]
+        [(7, 'REASONING', True), (4, 'REASONING', False), (8, 'ANSWER', True)]
     """
 
     markers: ReasoningMarkers | None

@@ -1,0 +1,38 @@
+# `make demo` and `make test` do all their own set-up on a fresh machine with Python 3.11.
+PYTHON ?= python3
+VENV_PYTHON := .venv/bin/python
+PROMPT ?= Why is the sky blue? Answer in two sentences.
+export BATON_CACHE ?= $(HOME)/.cache/baton
+
+.PHONY: help setup model demo test check proto bench reasoner clean
+
+help:  ## Show the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+setup:  ## Make .venv and install everything, once
+	@$(PYTHON) scripts/install.py cpu
+
+model: setup  ## Prepare the demo's model, once
+	@$(VENV_PYTHON) scripts/prepare_demo_model.py
+
+demo: model  ## Ask a real model a question through prefill, handoff and decode: make demo PROMPT="..."
+	@PROMPT='$(subst ','\'',$(PROMPT))'; bash scripts/demo.sh "$$PROMPT"
+
+test: setup model  ## Run all tests, engines included
+	@$(VENV_PYTHON) -m pytest
+
+check: setup  ## Format, lint, types, import direction and the pure tests; seconds
+	$(VENV_PYTHON) -m ruff format --check .
+	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m mypy
+	.venv/bin/lint-imports
+	$(VENV_PYTHON) -m pytest -m "not engine and not ray" -q
+
+proto: setup  ## Generate the stubs in baton/ from proto/
+	@PYTHON=$(VENV_PYTHON) scripts/generate_proto.sh
+
+bench: setup  ## Compare with vLLM's own server on this machine; writes docs/benchmarks.json
+	$(VENV_PYTHON) benchmarks/compare.py
+
+clean:  ## Remove .venv and caches of the tools
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,42 @@
+"""What the servers need of the gateway. They translate; it tokenises, validates, schedules and detokenises."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Protocol, TypeVar
+
+from baton.v1 import cluster_pb2, inference_pb2
+
+T = TypeVar("T")
+
+
+class Backend(Protocol):
+    """Runs requests. The gateway is the real one; tests have a scripted one."""
+
+    def generate(self, request: inference_pb2.GenerateRequest) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        """Run one request. Closing the iterator cancels it; ``finished`` is its last event.
+
+        Raises:
+            ServingError: before or during the stream.
+        """
+        ...
+
+    def models(self) -> list[inference_pb2.Model]:
+        """The models served; cheap."""
+        ...
+
+    def status(self) -> cluster_pb2.Status:
+        """How the cluster is; cheap."""
+        ...
+
+
+@asynccontextmanager
+async def closing(stream: AsyncIterator[T]) -> AsyncGenerator[AsyncIterator[T], None]:
+    """Close ``stream`` on every way out, so that a request ends with its reader and not with a garbage collection."""
+    try:
+        yield stream
+    finally:
+        aclose = getattr(stream, "aclose", None)
+        if aclose is not None:
+            await aclose()

@@ -1,0 +1,125 @@
+"""A `GenerateRequest` from Python arguments. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict
+
+from baton.v1 import inference_pb2
+from cluster.errors import InvalidRequest
+
+Effort = Literal["none", "low", "medium", "high"]
+
+_EFFORTS: dict[str, inference_pb2.Effort] = {
+    "none": inference_pb2.EFFORT_NONE,
+    "low": inference_pb2.EFFORT_LOW,
+    "medium": inference_pb2.EFFORT_MEDIUM,
+    "high": inference_pb2.EFFORT_HIGH,
+}
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Everything `generate` takes by name. Give one of ``prompt``, ``messages`` and ``prompt_token_ids``.
+
+    ``model`` may be left out where the cluster serves one. ``messages`` are OpenAI's: role, content and, for tools,
+    name, tool_calls and tool_call_id. ``reasoning_budget_tokens`` wins over ``reasoning_effort``. The rest is
+    `Sampling` of the proto, by the same names.
+    """
+
+    model: str
+    prompt: str
+    messages: Sequence[Mapping[str, Any]]
+    prompt_token_ids: Sequence[int]
+    tools: Sequence[Mapping[str, Any]]
+    reasoning_budget_tokens: int
+    reasoning_effort: Effort
+    priority: int
+    tenant: str
+    session: str
+    request_id: str
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    presence_penalty: float
+    frequency_penalty: float
+    repetition_penalty: float
+    seed: int
+    max_tokens: int
+    min_tokens: int
+    stop: Sequence[str]
+    stop_token_ids: Sequence[int]
+    include_stop_in_output: bool
+    ignore_eos: bool
+    logprobs: int
+    logit_bias: Mapping[int, float]
+    allowed_token_ids: Sequence[int]
+    bad_words: Sequence[str]
+    structured_output: inference_pb2.StructuredOutput
+    n: int
+    skip_special_tokens: bool
+
+
+_NOT_SAMPLING = frozenset(
+    {"model", "prompt", "messages", "prompt_token_ids", "tools", "reasoning_budget_tokens", "reasoning_effort"}
+    | {"priority", "tenant", "session", "request_id"}
+)
+
+
+def build_request(options: GenerateOptions) -> inference_pb2.GenerateRequest:
+    """The request that the options describe.
+
+    Raises:
+        InvalidRequest: an option is unknown, has the wrong type, or there is not exactly one input.
+
+    Example:
+        >>> build_request({"prompt": "Hi", "temperature": 0.5}).sampling.temperature
+        0.5
+    """
+    given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
+    inputs = [name for name in ("prompt", "messages", "prompt_token_ids") if name in given]
+    if len(inputs) != 1:
+        raise InvalidRequest("give exactly one of prompt, messages and prompt_token_ids", field="prompt")
+    if isinstance(given.get("stop"), str):
+        given["stop"] = [given["stop"]]
+    sampling = {key: value for key, value in given.items() if key not in _NOT_SAMPLING}
+    plain = {key: given[key] for key in ("model", "priority", "tenant", "session", "request_id") if key in given}
+    try:
+        request = inference_pb2.GenerateRequest(sampling=inference_pb2.Sampling(**sampling), **plain)
+        _put_input(request, given)
+        _put_reasoning(request, given)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"an option has the wrong type or value: {error}") from error
+    return request
+
+
+def _put_input(request: inference_pb2.GenerateRequest, given: dict[str, Any]) -> None:
+    if "prompt" in given:
+        request.prompt = given["prompt"]
+    elif "prompt_token_ids" in given:
+        request.prompt_token_ids.SetInParent()
+        request.prompt_token_ids.ids.extend(given["prompt_token_ids"])
+    else:
+        request.chat.SetInParent()
+        request.chat.messages.extend(_message(message) for message in given["messages"])
+    if tools := given.get("tools"):
+        if "messages" not in given:
+            raise InvalidRequest("tools go with messages", field="tools")
+        request.chat.tools_json = json.dumps(list(tools))
+
+
+def _message(message: Mapping[str, Any]) -> inference_pb2.ChatMessage:
+    fields = {key: value for key, value in message.items() if value is not None}
+    if tool_calls := fields.pop("tool_calls", None):
+        fields["tool_calls_json"] = json.dumps(tool_calls)
+    return inference_pb2.ChatMessage(**fields)
+
+
+def _put_reasoning(request: inference_pb2.GenerateRequest, given: dict[str, Any]) -> None:
+    if "reasoning_budget_tokens" in given:
+        request.reasoning.budget_tokens = given["reasoning_budget_tokens"]
+    if (effort := given.get("reasoning_effort")) is not None:
+        if effort not in _EFFORTS:
+            raise InvalidRequest(f"reasoning_effort: expected one of {', '.join(_EFFORTS)}", field="reasoning_effort")
+        request.reasoning.effort = _EFFORTS[effort]

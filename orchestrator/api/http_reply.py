@@ -1,0 +1,131 @@
+"""Whole OpenAI reply objects, built from a request's events. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from baton.v1 import inference_pb2
+from orchestrator.api.http_logprobs import CompletionLogprobs, chat_logprobs
+from orchestrator.api.http_request import HttpCall
+
+FINISH_REASONS = {
+    inference_pb2.FINISH_REASON_UNSPECIFIED: None,
+    inference_pb2.FINISH_REASON_STOP: "stop",
+    inference_pb2.FINISH_REASON_LENGTH: "length",
+    # OpenAI's clients know no other word for a limit that was hit; `stop_reason` tells which.
+    inference_pb2.FINISH_REASON_THINKING_BUDGET: "length",
+}
+
+
+def stop_reason(delta: inference_pb2.Delta, request: inference_pb2.GenerateRequest) -> str | int | None:
+    """What ended the choice, as vLLM tells it: the stop string, or the stop token's id as a number."""
+    if delta.finish_reason == inference_pb2.FINISH_REASON_THINKING_BUDGET:
+        return "thinking_budget"
+    matched = delta.stop_matched
+    if not matched:
+        return None
+    return int(matched) if matched not in request.sampling.stop and matched.isdecimal() else matched
+
+
+def usage_object(usages: list[inference_pb2.Usage]) -> dict[str, Any]:
+    """The ``usage`` of a reply: the sum over its prompts."""
+    prompt = sum(usage.prompt_tokens for usage in usages)
+    reasoning = sum(usage.reasoning_tokens for usage in usages)
+    completion = reasoning + sum(usage.answer_tokens for usage in usages)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in usages)},
+        "completion_tokens_details": {"reasoning_tokens": reasoning},
+    }
+
+
+@dataclass(slots=True)
+class _Choice:
+    prompt: int
+    reasoning: list[str] = field(default_factory=list)
+    answer: list[str] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[inference_pb2.TokenLogprobs] = field(default_factory=list)
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+
+class Reply:
+    """Collects the deltas of a call and writes its reply. A completion's text holds reasoning and answer alike."""
+
+    def __init__(self, call: HttpCall, created_unix_s: int) -> None:
+        self._call = call
+        self._created_unix_s = created_unix_s
+        self._choices = [_Choice(i // call.choices) for i in range(call.choices * len(call.requests))]
+        self._usages: list[inference_pb2.Usage] = []
+
+    def add(self, prompt: int, event: inference_pb2.GenerateResponse) -> None:
+        """Take one event of the given prompt."""
+        match event.WhichOneof("event"):
+            case "delta":
+                self._add_delta(prompt, event.delta)
+            case "finished":
+                self._usages.append(event.finished.usage)
+
+    def object(self) -> dict[str, Any]:
+        """The reply."""
+        call = self._call
+        return {
+            "id": call.reply_id,
+            "object": "chat.completion" if call.chat else "text_completion",
+            "created": self._created_unix_s,
+            "model": call.model,
+            "choices": [self._choice(index, choice) for index, choice in enumerate(self._choices)],
+            "usage": usage_object(self._usages),
+        }
+
+    def _add_delta(self, prompt: int, delta: inference_pb2.Delta) -> None:
+        choice = self._choices[prompt * self._call.choices + delta.choice]
+        choice.text.append(delta.text)
+        (choice.reasoning if delta.phase == inference_pb2.PHASE_REASONING else choice.answer).append(delta.text)
+        if self._call.return_token_ids:
+            choice.token_ids.extend(delta.token_ids)
+        if self._call.logprobs is not None:
+            choice.logprobs.extend(delta.logprobs)
+        if delta.finish_reason:
+            choice.finish_reason = FINISH_REASONS[delta.finish_reason]
+            choice.stop_reason = stop_reason(delta, self._call.requests[prompt])
+
+    def _choice(self, index: int, choice: _Choice) -> dict[str, Any]:
+        call = self._call
+        item: dict[str, Any] = {"index": index}
+        if call.chat:
+            item["message"] = _message(choice)
+        else:
+            item["text"] = (call.echo[choice.prompt] if call.echo else "") + "".join(choice.text)
+        item["logprobs"] = self._logprobs(choice)
+        item["finish_reason"] = choice.finish_reason
+        item["stop_reason"] = choice.stop_reason
+        if call.return_token_ids:
+            item["token_ids"] = choice.token_ids
+            item["prompt_token_ids"] = prompt_token_ids(call.requests[choice.prompt])
+        return item
+
+    def _logprobs(self, choice: _Choice) -> dict[str, Any] | None:
+        top = self._call.logprobs
+        if top is None:
+            return None
+        return chat_logprobs(choice.logprobs, top) if self._call.chat else CompletionLogprobs(top).take(choice.logprobs)
+
+
+def prompt_token_ids(request: inference_pb2.GenerateRequest) -> list[int] | None:
+    """The prompt's ids where the caller sent ids; else null."""
+    return list(request.prompt_token_ids.ids) if request.HasField("prompt_token_ids") else None
+
+
+def _message(choice: _Choice) -> dict[str, Any]:
+    # Thought and then cut off: null tells apart "no answer yet" from an empty one, as vLLM does.
+    content = "".join(choice.answer) if choice.answer or not choice.reasoning else None
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+    if choice.reasoning:
+        message["reasoning_content"] = message["reasoning"] = "".join(choice.reasoning)
+    return message

@@ -1,0 +1,199 @@
+"""The OpenAI HTTP interface over a `Backend`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from aiohttp import web
+
+from cluster.config import GatewaySettings
+from cluster.errors import ConfigError, InvalidRequest, ModelNotFound
+from orchestrator.api.backend import Backend, closing
+from orchestrator.api.deadline import fold_deadline
+from orchestrator.api.failure import report
+from orchestrator.api.http_body import read_json
+from orchestrator.api.http_chunk import Chunks, error_chunk
+from orchestrator.api.http_reply import Reply
+from orchestrator.api.http_request import HttpCall, read_chat_call, read_completion_call
+from orchestrator.api.http_status import model_object, to_json
+from orchestrator.api.merge import Event, run_all
+from orchestrator.api.status import http_headers, openai_error, status_of
+
+LINGER_S = 1.0
+"""Seconds that the rest of a refused body is thrown away, so that its sender gets to read the reply."""
+SHUTDOWN_S = 5.0
+"""Seconds that running replies have to end by themselves when the server stops."""
+
+Read = Callable[[Any, str], HttpCall]
+
+
+class HttpServer:
+    """The routes. One handler per request; a caller who leaves cancels it, and with it the backend's stream."""
+
+    def __init__(self, backend: Backend, settings: GatewaySettings) -> None:
+        self._backend = backend
+        self._limit_bytes = settings.max_request_bytes
+        # More prompts than may wait could never all be admitted.
+        self._max_prompts = max(1, settings.max_queued_requests)
+
+    def app(self) -> web.Application:
+        """The application, ready to be run."""
+        app = web.Application(middlewares=[_errors_as_json], client_max_size=self._limit_bytes)
+        app.add_routes(
+            [
+                web.post("/v1/chat/completions", self._chat),
+                web.post("/v1/completions", self._completion),
+                web.get("/v1/models", self._models),
+                web.get("/v1/models/{model:.+}", self._model),
+                web.get("/v1/status", self._status),
+                web.get("/health", self._health),
+            ]
+        )
+        return app
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        return await self._run(request, lambda tree, request_id: read_chat_call(tree, request_id=request_id))
+
+    async def _completion(self, request: web.Request) -> web.StreamResponse:
+        return await self._run(
+            request,
+            lambda tree, request_id: read_completion_call(tree, request_id=request_id, max_prompts=self._max_prompts),
+        )
+
+    async def _models(self, request: web.Request) -> web.Response:
+        return _json({"object": "list", "data": [model_object(model) for model in self._backend.models()]})
+
+    async def _model(self, request: web.Request) -> web.Response:
+        name = request.match_info["model"]
+        for model in self._backend.models():
+            if model.name == name:
+                return _json(model_object(model))
+        raise ModelNotFound("no such model is served here; GET /v1/models lists them")
+
+    async def _status(self, request: web.Request) -> web.Response:
+        return _json(to_json(self._backend.status()))
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return _json({"status": "ok"})
+
+    async def _run(self, request: web.Request, read: Read) -> web.StreamResponse:
+        tree = await read_json(request, self._limit_bytes)
+        call = read(tree, request.headers.get("X-Request-Id", ""))
+        try:
+            for item in call.requests:
+                fold_deadline(item, None)
+            async with closing(run_all(self._backend, call.requests)) as events:
+                created_unix_s = int(time.time())
+                if call.stream:
+                    return await _stream(request, call, events, created_unix_s)
+                reply = Reply(call, created_unix_s)
+                async for prompt, event in events:
+                    reply.add(prompt, event)
+                return _json(reply.object(), headers=_id_header(call))
+        except Exception as error:
+            return _failed(error, call.request_id)
+
+
+async def serve_http(backend: Backend, settings: GatewaySettings) -> tuple[web.AppRunner, int]:
+    """Start the HTTP server; returns its runner (``await runner.cleanup()`` ends it) and its port.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+    """
+    runner = web.AppRunner(
+        HttpServer(backend, settings).app(),
+        access_log=None,
+        handler_cancellation=True,
+        lingering_time=LINGER_S,
+        shutdown_timeout=SHUTDOWN_S,
+    )
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, settings.host, settings.http_port, backlog=1024).start()
+    except OSError as error:
+        await runner.cleanup()
+        name = f"gateway.http_port={settings.http_port}"
+        raise ConfigError(f"{name}: cannot listen on {settings.host}: {error.strerror}") from error
+    port: int = runner.addresses[0][1]
+    return runner, port
+
+
+async def _stream(
+    request: web.Request, call: HttpCall, events: AsyncIterator[Event], created_unix_s: int
+) -> web.StreamResponse:
+    """Write each event as it comes; nothing before the first token, so that an error until then has a status."""
+    chunks = Chunks(call, created_unix_s)
+    response = web.StreamResponse(
+        headers={
+            "Content-Type": "text/event-stream; charset=utf-8",
+            "Cache-Control": "no-cache",
+            # nginx would hold tokens back to fill a buffer.
+            "X-Accel-Buffering": "no",
+            **_id_header(call),
+        }
+    )
+    try:
+        async for prompt, event in events:
+            if chunk := chunks.take(prompt, event):
+                if not response.prepared:
+                    await response.prepare(request)
+                await response.write(chunk)
+        last = chunks.end()
+    except ConnectionResetError:
+        return response
+    except Exception as error:
+        if not response.prepared:
+            raise
+        last = error_chunk(report(error, call.request_id))
+    if not response.prepared:
+        await response.prepare(request)
+    try:
+        await response.write(last)
+        await response.write_eof()
+    except ConnectionResetError:
+        pass
+    return response
+
+
+@web.middleware
+async def _errors_as_json(request: web.Request, handler: Any) -> web.StreamResponse:
+    """Every failure as OpenAI writes it."""
+    try:
+        response: web.StreamResponse = await handler(request)
+    except web.HTTPException as error:
+        return _http_error(error)
+    except Exception as error:
+        return _failed(error, request.headers.get("X-Request-Id", ""))
+    return response
+
+
+def _failed(error: Exception, request_id: str) -> web.Response:
+    failure = report(error, request_id)
+    return _json(openai_error(failure), status=status_of(failure).http, headers=http_headers(failure))
+
+
+def _http_error(error: web.HTTPException) -> web.Response:
+    """What aiohttp itself refuses: an unknown path, a wrong method, a broken header."""
+    headers = {}
+    match error:
+        case web.HTTPMethodNotAllowed():
+            allowed = ", ".join(sorted(error.allowed_methods))
+            headers["Allow"] = allowed
+            text = f"this path takes {allowed} only"
+        case web.HTTPNotFound():
+            text = "no such path; this server has /v1/chat/completions, /v1/completions and /v1/models"
+        case _:
+            text = error.reason
+    return _json(openai_error(InvalidRequest(text)), status=error.status, headers=headers)
+
+
+def _id_header(call: HttpCall) -> dict[str, str]:
+    return {"X-Request-Id": call.request_id}
+
+
+def _json(tree: object, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    body = json.dumps(tree, separators=(",", ":")).encode()
+    return web.Response(body=body, status=status, headers=headers, content_type="application/json", charset="utf-8")

@@ -1,0 +1,132 @@
+"""The `baton` command. Each command's body is in a module of its own; here are names, options and exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cluster.errors import ConfigError, ServingError
+
+app = typer.Typer(
+    name="baton",
+    help="An inference cluster for models that think: prefill and decode in pools of their own.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+SpecOption = Annotated[Path | None, typer.Option("-f", "--file", help="Cluster spec; by default local.yaml.")]
+NameOption = Annotated[str | None, typer.Option("--name", help="Cluster, where several run on this machine.")]
+EndpointOption = Annotated[
+    str | None, typer.Option("--endpoint", help="host:port of a gateway; without it, the cluster on this machine.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def up(
+    file: SpecOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the spec and print the placement plan.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Return once the cluster is ready.")] = False,
+    address: Annotated[str | None, typer.Option("--address", help="Join this Ray cluster.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Start a cluster and serve until Ctrl-C."""
+    from orchestrator.commands import up_command
+
+    up_command.up(file, dry_run=dry_run, detach=detach, address=address, as_json=as_json)
+
+
+@app.command()
+def down(name: NameOption = None, as_json: JsonOption = False) -> None:
+    """Stop a cluster on this machine, also one whose `up` was killed."""
+    from orchestrator.commands import up_command
+
+    up_command.down(name, as_json=as_json)
+
+
+@app.command()
+def status(
+    name: NameOption = None,
+    endpoint: EndpointOption = None,
+    as_json: JsonOption = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh every second until Ctrl-C.")] = False,
+) -> None:
+    """Show workers, pairs and requests."""
+    from orchestrator.commands import status_command
+
+    status_command.status(name, endpoint, as_json=as_json, watch=watch)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The question.")],
+    name: NameOption = None,
+    endpoint: EndpointOption = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most output tokens.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    effort: Annotated[str | None, typer.Option(help="Thinking effort: none, low, medium or high.")] = None,
+    budget: Annotated[int | None, typer.Option(help="Thinking budget in tokens.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Send the prompt as it is, without the chat template.")] = False,
+    deadline_s: Annotated[float, typer.Option("--deadline-s", help="Seconds the request may take.")] = 600.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask one question, stream the answer, and print what it took."""
+    from orchestrator.commands import generate_command
+
+    generate_command.generate(
+        prompt,
+        name,
+        endpoint,
+        sampling=_present(max_tokens=max_tokens, temperature=temperature),
+        reasoning=_present(effort=effort, budget_tokens=budget),
+        raw=raw,
+        deadline_s=deadline_s,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def chat(
+    name: NameOption = None,
+    endpoint: EndpointOption = None,
+    effort: Annotated[str | None, typer.Option(help="Thinking effort: none, low, medium or high.")] = None,
+) -> None:
+    """Talk with the model; an empty line or Ctrl-D ends it."""
+    from orchestrator.commands import generate_command
+
+    generate_command.chat(name, endpoint, reasoning=_present(effort=effort))
+
+
+@app.command()
+def version(as_json: JsonOption = False) -> None:
+    """Print the versions of Baton and of what it runs on."""
+    from orchestrator.commands import version_command
+
+    version_command.version(as_json=as_json)
+
+
+def _present(**values: Any) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def main() -> None:
+    """Entry point. An error is one sentence on stderr; exit code 2 for bad input, 1 for a failure."""
+    try:
+        app()
+    except ServingError as error:
+        if "--json" in sys.argv:
+            print(json.dumps({"error": str(error), "kind": type(error).__name__}))
+        else:
+            typer.secho(f"{type(error).__name__}: {error}", fg="red", err=True)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

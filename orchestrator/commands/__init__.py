@@ -1,0 +1,1 @@
+"""Bodies of the `baton` commands: what they print, and how."""

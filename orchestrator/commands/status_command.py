@@ -1,0 +1,109 @@
+"""`baton status`: workers, pairs and requests, once or refreshed."""
+
+from __future__ import annotations
+
+import json
+
+from google.protobuf.json_format import MessageToDict
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from baton.v1 import cluster_pb2
+from orchestrator.api.client import Client
+from orchestrator.commands.up_command import endpoint_of
+
+_COLOURS = {"ready": "green", "starting": "yellow", "draining": "yellow", "lost": "red"}
+
+
+def status(name: str | None, endpoint: str | None, *, as_json: bool, watch: bool) -> None:
+    """Show the status; see `baton status --help`."""
+    console = Console(highlight=False)
+    with Client(endpoint_of(name, endpoint)) as client:
+        if not watch:
+            _show(client.get_status(), console, as_json)
+            return
+        if as_json:
+            for current in client.watch_status():
+                _show(current, console, as_json)
+            return
+        with Live(console=console, auto_refresh=False, screen=True) as live:
+            for current in client.watch_status():
+                live.update(render(current), refresh=True)
+
+
+def _show(current: cluster_pb2.Status, console: Console, as_json: bool) -> None:
+    if as_json:
+        tree = MessageToDict(current, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+        print(json.dumps(tree), flush=True)
+    else:
+        console.print(render(current))
+
+
+def render(current: cluster_pb2.Status) -> Group:
+    """Tables of one status."""
+    requests = current.requests
+    head = Text.assemble(
+        (current.cluster, "bold"),
+        f"  {current.model}  up {_duration(current.uptime_s)}   "
+        f"queued {requests.queued}  prefilling {requests.prefilling}  decoding {requests.decoding}   "
+        f"finished {requests.finished}  failed {requests.failed}  rejected {requests.rejected}",
+    )
+    workers = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in (
+        "worker",
+        "state",
+        "running",
+        "waiting",
+        "KV used",
+        "reserved",
+        "prompt",
+        "output",
+        "on",
+        "address",
+    ):
+        workers.add_column(
+            heading, justify="right" if heading in ("running", "waiting", "prompt", "output") else "left"
+        )
+    for worker in current.workers:
+        state = cluster_pb2.WorkerState.Name(worker.state).removeprefix("WORKER_STATE_").lower()
+        workers.add_row(
+            worker.worker_id,
+            Text(state, style=_COLOURS.get(state, "")),
+            str(worker.running_requests),
+            str(worker.waiting_requests),
+            _bar(worker.used_blocks, worker.total_blocks),
+            f"{worker.reserved_blocks} blocks",
+            f"{worker.prompt_tokens:,}",
+            f"{worker.output_tokens:,}",
+            f"{worker.accelerator} {worker.node}",
+            worker.address,
+        )
+    pairs = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in ("pair", "transport", "handoffs", "KV moved", "mean rate", "handshake"):
+        pairs.add_column(heading)
+    for pair in current.pairs:
+        rate = f"{pair.bytes / pair.transfer_s / 2**30:.2f} GiB/s" if pair.transfer_s else "-"
+        pairs.add_row(
+            f"{pair.prefill} → {pair.decode}",
+            pair.transport,
+            str(pair.handoffs),
+            f"{pair.bytes / 2**20:.1f} MiB",
+            rate,
+            f"{pair.handshake_s * 1000:.0f} ms",
+        )
+    return Group(head, "", workers, "", pairs) if current.pairs else Group(head, "", workers)
+
+
+def _bar(used: int, total: int, width: int = 12) -> Text:
+    share = used / total if total else 0.0
+    filled = round(share * width)
+    style = "red" if share > 0.9 else "yellow" if share > 0.7 else "green"
+    return Text.assemble(("█" * filled, style), ("░" * (width - filled), "dim"), f" {share:4.0%}")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -1,0 +1,408 @@
+"""One choice of one request, run: feeds the lifecycle with what happens and does what it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from baton.internal.v1 import worker_pb2
+from baton.v1 import inference_pb2 as pb
+from cluster.errors import TicketRefused
+from orchestrator.lifecycle import (
+    AbortLeg,
+    Action,
+    AskPlacement,
+    Cancelled,
+    DeadlinePassed,
+    Event,
+    Fail,
+    Finish,
+    FreeReservation,
+    Handoff,
+    LegFailed,
+    LegOutput,
+    Lifecycle,
+    Placed,
+    ReleaseTicket,
+    SendTokens,
+    StartLeg,
+    State,
+    StopMatched,
+)
+from orchestrator.live.worker_link import leg_error
+from orchestrator.output_text import OutputText, Phase, Piece
+from orchestrator.policy.prefix_index import block_hashes
+from orchestrator.request import PreparedRequest
+
+if TYPE_CHECKING:
+    from orchestrator.live.gateway import Gateway
+
+log = logging.getLogger("baton.gateway")
+
+PHASES = {Phase.REASONING: pb.PHASE_REASONING, Phase.ANSWER: pb.PHASE_ANSWER}
+FINISH_REASONS = {
+    "stop": pb.FINISH_REASON_STOP,
+    "length": pb.FINISH_REASON_LENGTH,
+    "thinking_budget": pb.FINISH_REASON_THINKING_BUDGET,
+}
+
+
+class ChoiceRun:
+    """Runs one choice. Iterate over `run`; closing the iterator cancels both legs.
+
+    Args:
+        gateway: Workers, queue and metrics.
+        request: The checked request.
+        index: Which choice this is.
+        received_s: Monotonic time at which the request came.
+        received_unix_s: The same on the wall clock, against which transfers are stamped.
+    """
+
+    def __init__(
+        self, gateway: Gateway, request: PreparedRequest, index: int, received_s: float, received_unix_s: float
+    ) -> None:
+        self.request = request
+        self.index = index
+        self.life = Lifecycle(
+            request_id=f"{request.request_id}.{index}.{gateway.new_suffix()}",
+            prompt_ids=request.prompt_ids,
+            max_tokens=request.max_tokens,
+            handoff=request.handoff,
+            retry_budget=gateway.spec.transfer.retry_budget,
+            resumable=request.resumable,
+        )
+        self.hashes = block_hashes(request.prompt_ids, gateway.block_size_tokens)
+        self.prefilled = asyncio.Event()
+        self.summary = pb.ChoiceSummary(choice=index)
+        self._gateway = gateway
+        self._received_s = received_s
+        self._received_unix_s = received_unix_s
+        self._text = OutputText(
+            gateway.front.tokenizer,
+            request.prompt_ids,
+            gateway.front.markers,
+            stops=request.stops,
+            include_stop=request.sampling.include_stop_in_output,
+            min_tokens=request.min_tokens,
+            skip_special_tokens=request.skip_special_tokens,
+        )
+        self._inbox: deque[Event] = deque()
+        self._wake = asyncio.Event()
+        self._logprobs: deque[pb.TokenLogprobs] = deque()
+        self._gaps_s: list[float] = []
+        self._last_token_s = 0.0
+        self._stop_reason = ""
+        self._ended = False
+        self._cached_tokens = 0
+        self._handoff_begun_s = 0.0
+        self._cost_usd = 0.0
+        self._leg_since_s = 0.0
+
+    # --- events in ------------------------------------------------------------------------------------------
+
+    def post(self, event: Event) -> None:
+        """Hand an event in, from any callback on the loop."""
+        if self._ended:
+            # Nobody iterates any more; what is left to do needs no caller.
+            for action in self.life.handle(event):
+                self._do(action)
+            return
+        self._inbox.append(event)
+        self._wake.set()
+
+    def placed(self, prefill_id: str | None, decode_id: str) -> None:
+        """The gateway found workers and reserved the KV."""
+        self.post(Placed(prefill_id, decode_id))
+
+    def _on_output(self, action: StartLeg, output: worker_pb2.LegOutput) -> None:
+        now = time.monotonic()
+        self._gateway.leg_progress(action, output)
+        if output.HasField("transfer"):
+            self._note_transfer(output.transfer)
+        if output.logprobs:
+            self._logprobs.extend(output.logprobs)
+        if output.finish_reason == "error":
+            self.post(LegFailed(action.leg_id, leg_error(output, action.worker_id)))
+            return
+        if output.finish_reason == "abort":
+            return
+        ticket = None
+        if action.export and output.finish_reason:
+            try:
+                ticket = self._gateway.issue_ticket(action.worker_id, output.transfer_params_json, now)
+            except TicketRefused as error:
+                self.post(LegFailed(action.leg_id, error))
+                return
+        if self.life.leg_id == action.leg_id:
+            if not self.summary.timings.first_token_s and output.cached_tokens:
+                self._cached_tokens = output.cached_tokens
+            self._stop_reason = output.stop_reason
+            if action.ticket is not None and self._handoff_begun_s and output.token_ids:
+                self._note_handoff(action, now)
+        self.post(LegOutput(action.leg_id, tuple(output.token_ids), output.finish_reason, ticket))
+
+    # --- the loop -------------------------------------------------------------------------------------------
+
+    async def run(self) -> AsyncGenerator[pb.GenerateResponse]:
+        """Yield the choice's events; each is with the caller before the next action is done."""
+        todo: deque[Action] = deque([AskPlacement(frozenset())])
+        try:
+            while True:
+                while todo:
+                    action = todo.popleft()
+                    if isinstance(action, SendTokens):
+                        ids = [*action.token_ids]
+                        while todo and isinstance(more := todo[0], SendTokens):
+                            ids += more.token_ids
+                            todo.popleft()
+                        for message in self._tokens(ids):
+                            yield message
+                        if reason := self._early_stop():
+                            todo.extend(self.life.handle(StopMatched(reason)))
+                    elif isinstance(action, Finish):
+                        for message in self._finish(action.reason):
+                            yield message
+                        return
+                    elif isinstance(action, Fail):
+                        raise action.error
+                    else:
+                        if isinstance(action, StartLeg) and self.life.state is State.DECODING:
+                            self.prefilled.set()
+                        self._do(action)
+                if not self._inbox:
+                    await self._wait()
+                while self._inbox:
+                    event = self._inbox.popleft()
+                    if isinstance(event, Placed):
+                        yield self._admitted(event)
+                    todo.extend(self.life.handle(event))
+        finally:
+            self._ended = True
+            self.prefilled.set()
+            self._gateway.forget(self)
+            for action in [*todo, *self.life.handle(Cancelled())]:
+                if not isinstance(action, StartLeg | AskPlacement):
+                    self._do(action)
+            for event in self._inbox:
+                for action in self.life.handle(event):
+                    self._do(action)
+
+    async def _wait(self) -> None:
+        self._wake.clear()
+        try:
+            async with asyncio.timeout_at(self._gateway.loop_time(self.request.deadline_s)):
+                await self._wake.wait()
+        except TimeoutError:
+            self._inbox.append(DeadlinePassed())
+
+    # --- actions --------------------------------------------------------------------------------------------
+
+    def _do(self, action: Action) -> None:
+        gateway = self._gateway
+        match action:
+            case AskPlacement():
+                self.summary.retries = self.life.retries
+                gateway.ask_placement(self, action.avoid)
+            case StartLeg():
+                self._start_leg(action)
+            case AbortLeg():
+                if worker := gateway.fleet.workers.get(action.worker_id):
+                    worker.link.abort(action.leg_id)
+                gateway.leg_ended(action.leg_id, action.worker_id)
+            case ReleaseTicket():
+                gateway.release_ticket(action.worker_id, action.ticket)
+            case FreeReservation():
+                gateway.free_reservation(self, action.worker_id)
+            case SendTokens() | Finish() | Fail():
+                pass  # nobody listens
+
+    def _start_leg(self, action: StartLeg) -> None:
+        now = time.monotonic()
+        message = worker_pb2.SubmitLeg(
+            leg_id=action.leg_id,
+            token_ids=np.asarray(action.token_ids, dtype="<u4").tobytes(),
+            max_tokens=action.max_tokens,
+            export=action.export,
+            priority=self.request.priority,
+        )
+        prefill_leg = self.life.state is State.PREFILLING
+        if prefill_leg:
+            if not self.summary.timings.prefill_start_s:
+                self.summary.timings.prefill_start_s = now - self._received_s
+        else:
+            if action.ticket is not None:
+                self._handoff_begun_s = now
+                if not self.summary.timings.handoff_start_s:
+                    self.summary.timings.handoff_start_s = now - self._received_s
+            if self.request.thinking_budget_tokens is not None:
+                message.thinking_budget_tokens = self.request.thinking_budget_tokens
+        plain_prefill = prefill_leg and self.life.handoff is Handoff.PLAIN
+        if plain_prefill:
+            # Its token is dropped, so neither penalties nor a grammar need to be kept up for it.
+            message.sampling.CopyFrom(pb.Sampling(temperature=0.0, ignore_eos=True))
+        else:
+            message.sampling.CopyFrom(self.request.sampling)
+            if message.sampling.HasField("seed"):
+                message.sampling.seed += self.index
+            message.min_tokens = min(action.max_tokens, max(0, self.request.min_tokens - action.generated_tokens))
+        self._leg_since_s = now
+        self._gateway.submit(self, action, message, self._on_output)
+
+    # --- messages out ---------------------------------------------------------------------------------------
+
+    def _admitted(self, event: Placed) -> pb.GenerateResponse:
+        queue_s = time.monotonic() - self._received_s
+        workers = pb.Workers(prefill=event.prefill_id or "", decode=event.decode_id)
+        self.summary.workers.CopyFrom(workers)
+        if not self.summary.timings.queue_s:
+            self.summary.timings.queue_s = queue_s
+            self._gateway.metrics.queue_s.observe(queue_s)
+        return pb.GenerateResponse(
+            admitted=pb.Admitted(
+                request_id=self.request.request_id,
+                prompt_tokens=len(self.request.prompt_ids),
+                workers=workers,
+                queue_s=queue_s,
+                choice=self.index,
+            )
+        )
+
+    def _tokens(self, token_ids: list[int]) -> list[pb.GenerateResponse]:
+        """Deltas for new tokens."""
+        now = time.monotonic()
+        timings = self.summary.timings
+        messages: list[pb.GenerateResponse] = []
+        count = len(token_ids)
+        if not timings.first_token_s:
+            timings.first_token_s = now - self._received_s
+            self._gateway.metrics.ttft_s.observe(timings.first_token_s)
+            first = pb.FirstToken(choice=self.index, ttft_s=timings.first_token_s, cached_tokens=self._cached_tokens)
+            messages.append(pb.GenerateResponse(first_token=first))
+            count -= 1
+        if count > 0:
+            # Tokens that came together: one gap as the caller saw it, then none.
+            self._gaps_s.append(now - self._last_token_s)
+            self._gaps_s.extend([0.0] * (count - 1))
+            self._gateway.metrics.itl_s.observe(now - self._last_token_s)
+        self._charge(now)
+        self._last_token_s = now
+        pieces = self._text.push(token_ids)
+        for piece in pieces:
+            if piece.phase is Phase.ANSWER and not timings.first_answer_token_s:
+                timings.first_answer_token_s = now - self._received_s
+                self._gateway.metrics.ttfat_s.observe(timings.first_answer_token_s)
+            messages.append(self._delta(piece))
+        return messages
+
+    def _delta(self, piece: Piece) -> pb.GenerateResponse:
+        delta = pb.Delta(choice=self.index, phase=PHASES[piece.phase], text=piece.text, token_ids=piece.token_ids)
+        if self.request.sampling.HasField("logprobs"):
+            for _ in piece.token_ids:
+                if self._logprobs:
+                    delta.logprobs.append(self._with_text(self._logprobs.popleft()))
+        return pb.GenerateResponse(delta=delta)
+
+    def _with_text(self, entry: pb.TokenLogprobs) -> pb.TokenLogprobs:
+        tokenizer = self._gateway.front.tokenizer
+        for logprob in (entry.chosen, *entry.top):
+            logprob.text = tokenizer.decode([logprob.token_id], skip_special_tokens=False)
+        wanted = self.request.sampling.logprobs
+        if wanted and all(top.token_id != entry.chosen.token_id for top in entry.top) and entry.chosen.rank <= wanted:
+            entry.top.insert(0, entry.chosen)
+        ordered = sorted(entry.top, key=lambda top: top.rank)[:wanted]
+        del entry.top[:]
+        entry.top.extend(ordered)
+        return entry
+
+    def _early_stop(self) -> str | None:
+        if self.life.ended:
+            return None
+        if self._text.stop_matched is not None:
+            return "stop"
+        budget = self.request.thinking_budget_tokens
+        reasoning = self._gateway.spec.model.reasoning
+        over = (
+            budget is not None
+            and reasoning is not None
+            and self._text.phase is Phase.REASONING
+            and self._text.reasoning_tokens > budget + reasoning.hard_stop_slack_tokens
+        )
+        return "thinking_budget" if over else None
+
+    def _finish(self, reason: str) -> list[pb.GenerateResponse]:
+        pieces = self._text.finish()
+        messages = [self._delta(piece) for piece in pieces]
+        if not messages or not messages[-1].HasField("delta"):
+            messages.append(pb.GenerateResponse(delta=pb.Delta(choice=self.index, phase=PHASES[self._text.phase])))
+        if self._text.stop_matched is not None:
+            reason = "stop"
+        last = messages[-1].delta
+        last.finish_reason = FINISH_REASONS.get(reason, pb.FINISH_REASON_STOP)
+        last.stop_matched = self._text.stop_matched or self._stop_reason
+        self._summarise(last.finish_reason)
+        return messages
+
+    # --- figures --------------------------------------------------------------------------------------------
+
+    def _summarise(self, reason: pb.FinishReason) -> None:
+        summary, metrics = self.summary, self._gateway.metrics
+        summary.finish_reason = reason
+        summary.retries = self.life.retries
+        summary.usage.CopyFrom(
+            pb.Usage(
+                prompt_tokens=len(self.request.prompt_ids),
+                cached_tokens=self._cached_tokens,
+                reasoning_tokens=self._text.reasoning_tokens,
+                answer_tokens=self._text.answer_tokens,
+            )
+        )
+        summary.handoff.plain = self.life.handoff is Handoff.PLAIN and bool(summary.workers.prefill)
+        timings = summary.timings
+        timings.last_token_s = self._last_token_s - self._received_s if self._last_token_s else 0.0
+        if self._gaps_s:
+            p50, p99 = np.percentile(self._gaps_s, [50, 99])
+            timings.itl_p50_s, timings.itl_p99_s = float(p50), float(p99)
+        metrics.e2e_s.observe(timings.last_token_s)
+        metrics.tokens.labels("prompt").inc(len(self.request.prompt_ids))
+        metrics.tokens.labels("cached").inc(self._cached_tokens)
+        metrics.tokens.labels("reasoning").inc(self._text.reasoning_tokens)
+        metrics.tokens.labels("answer").inc(self._text.answer_tokens)
+
+    def _note_transfer(self, transfer: worker_pb2.Transfer) -> None:
+        handoff, timings = self.summary.handoff, self.summary.timings
+        handoff.bytes += transfer.bytes
+        handoff.transfer_s += transfer.duration_s
+        start = transfer.start_unix_s - self._received_unix_s
+        timings.transfer_start_s = timings.transfer_start_s or start
+        timings.transfer_end_s = start + transfer.duration_s
+        self._gateway.metrics.transfer_s.observe(transfer.duration_s)
+        self._gateway.metrics.handoff_bytes.observe(transfer.bytes)
+
+    def _note_handoff(self, action: StartLeg, now: float) -> None:
+        handoff, timings = self.summary.handoff, self.summary.timings
+        handoff.handoff_s += now - self._handoff_begun_s
+        self._handoff_begun_s = 0.0
+        timings.decode_first_token_s = timings.decode_first_token_s or now - self._received_s
+        assert action.ticket is not None
+        handoff.tokens = action.ticket.num_tokens
+        handoff.transport = self._gateway.transport(action.ticket.source_id, action.worker_id)
+        self._gateway.metrics.handoff_s.observe(handoff.handoff_s)
+        self._gateway.count_handoff(action.ticket.source_id, action.worker_id, handoff)
+
+    def _charge(self, now: float) -> None:
+        """Add this request's share of its worker's price since the last tokens."""
+        worker_id = self.life.decode_id if self.life.state is not State.PREFILLING else self.life.prefill_id
+        if self._leg_since_s and worker_id:
+            self._cost_usd += (now - self._leg_since_s) * self._gateway.usd_per_request_s(worker_id)
+        self._leg_since_s = now
+
+    @property
+    def cost_usd(self) -> float:
+        """Share of the workers' price."""
+        return self._cost_usd

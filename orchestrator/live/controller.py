@@ -1,0 +1,273 @@
+"""The controller: starts the workers that the spec asks for, watches them, replaces those that die.
+
+It decides nothing about requests and sees none of them. Gateways learn the membership from its registry.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from baton.internal.v1 import registry_pb2, registry_pb2_grpc
+from cluster import model_path
+from cluster.config import ClusterSpec, PoolSettings, Role
+from cluster.errors import EngineFailed, ServingError, TransferError, WorkerDied
+from cluster.placement import WorkerPlan, assign, worker_plans
+from cluster.ray_runtime import RayRuntime, WorkerHandle, engine_env
+from decode_workers.worker import ColocatedWorker, DecodeWorker
+from kv_transfer.transport import Endpoint, choose, ucx_tls
+from orchestrator.live.registry import RegistryService
+from orchestrator.live.warm_up import WarmUp
+from prefill_workers.worker import PrefillWorker
+
+log = logging.getLogger("baton.controller")
+
+HEALTH_INTERVAL_S = 2.0
+HEALTH_TIMEOUT_S = 20.0
+RESTART_BACKOFF_S = (1.0, 5.0, 15.0, 60.0)
+
+Progress = Callable[[str, str, str], None]
+"""Called with a subject (``ray``, a worker id, a pair), a stage and a detail."""
+
+
+@dataclass(slots=True)
+class ManagedWorker:
+    """One worker of the plan, through all its incarnations."""
+
+    plan: WorkerPlan
+    pool: PoolSettings
+    handle: WorkerHandle | None = None
+    member: registry_pb2.Member = field(default_factory=registry_pb2.Member)
+    restarts: int = 0
+
+
+class Controller:
+    """Runs the workers of one spec on Ray."""
+
+    def __init__(self, spec: ClusterSpec, runtime: RayRuntime, *, on_progress: Progress, log_folder: Path) -> None:
+        self._spec = spec
+        self._runtime = runtime
+        self._say = on_progress
+        self._log_folder = log_folder
+        self._workers: dict[str, ManagedWorker] = {}
+        self._pairs: dict[tuple[str, str], registry_pb2.Pair] = {}
+        self._registry = RegistryService()
+        self._server: Any = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._watching: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """Processes of all workers, for a clean-up that must not depend on Ray."""
+        return [worker.member.pid for worker in self._workers.values() if worker.member.pid]
+
+    async def serve_registry(self, host: str, port: int = 0) -> str:
+        """Start the registry; returns its address."""
+        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        registry_pb2_grpc.add_RegistryServicer_to_server(self._registry, self._server)
+        bound = self._server.add_insecure_port(f"{host}:{port}")
+        await self._server.start()
+        return f"{host}:{bound}"
+
+    async def start(self) -> None:
+        """Place and start all workers, then warm all pairs.
+
+        Raises:
+            ServingError: a worker cannot be placed or started; the text says why.
+        """
+        model_path.check(self._spec.model.path)
+        pools = dict(self._spec.pools.items())
+        plans = worker_plans(self._spec)
+        assignment = assign(plans, await asyncio.to_thread(self._runtime.nodes), may_wait=True)
+        self._workers = {plan.worker_id: ManagedWorker(plan, pools[plan.role]) for plan in plans}
+        async with asyncio.TaskGroup() as group:
+            for worker in self._workers.values():
+                group.create_task(self._start_worker(worker, assignment.node_of.get(worker.plan.worker_id)))
+        await self._warm(list(self._workers))
+        self._watching = asyncio.create_task(self._watch())
+
+    async def stop(self) -> None:
+        """Stop all workers in parallel, politely first."""
+        self._stopping = True
+        if self._watching is not None:
+            self._watching.cancel()
+        for task in self._tasks:
+            task.cancel()
+
+        async def end(worker: ManagedWorker) -> None:
+            if worker.handle is None:
+                return
+            self._say(worker.plan.worker_id, "stopping", "")
+            try:
+                async with asyncio.timeout(10):
+                    await self._runtime.call(worker.handle, "stop")
+            except (ServingError, TimeoutError) as error:
+                log.warning("worker %s did not stop by itself: %s", worker.plan.worker_id, error)
+
+        await asyncio.gather(*(end(worker) for worker in self._workers.values()))
+        if self._server is not None:
+            await self._server.stop(grace=0.5)
+
+    # --- one worker -----------------------------------------------------------------------------------------
+
+    async def _start_worker(self, worker: ManagedWorker, node_id: str | None = None) -> None:
+        plan, pool, spec = worker.plan, worker.pool, self._spec
+        self._say(plan.worker_id, "placing", "")
+        on_cpu = pool.accelerators_per_worker == 0
+        classes: dict[Role, type] = {
+            Role.PREFILL: PrefillWorker,
+            Role.DECODE: DecodeWorker,
+            Role.COLOCATED: ColocatedWorker,
+        }
+        handle = await asyncio.to_thread(
+            self._runtime.create,
+            plan,
+            classes[plan.role],
+            lambda host: (spec, pool, plan.worker_id, host),
+            env=engine_env(
+                on_cpu=on_cpu,
+                omp_threads=pool.omp_threads,
+                kv_cache_gib=pool.engine.cpu_kv_cache_gib,
+                ucx_tls=ucx_tls(spec.transfer.transports, on_cpu=on_cpu),
+            ),
+            node_id=node_id,
+        )
+        worker.handle = handle
+        self._say(plan.worker_id, "loading", f"on {self._runtime.host_of(handle.node)}")
+        started_s = time.monotonic()
+        try:
+            facts = await self._runtime.call(handle, "start")
+        except ServingError as error:
+            folder = self._keep_logs()
+            raise EngineFailed(f"{plan.worker_id} did not start: {error}; its logs are in {folder}") from error
+        worker.member = registry_pb2.Member(
+            worker_id=plan.worker_id,
+            role=plan.role.value,
+            state="starting",
+            address=facts["address"],
+            metrics_address=facts["metrics_address"],
+            incarnation=facts["engine"]["incarnation"],
+            node=handle.node.node_id[:12],
+            domain=handle.node.nvlink_domain,
+            accelerator="cpu" if on_cpu else (pool.accelerator_type or "gpu"),
+            total_blocks=facts["engine"]["total_blocks"],
+            block_size_tokens=facts["engine"]["block_size_tokens"],
+            pid=facts["pid"],
+            accelerators=pool.accelerators_per_worker,
+            cpus=pool.cpus_per_worker,
+        )
+        self._say(plan.worker_id, "loaded", f"{time.monotonic() - started_s:.0f} s")
+
+    def _keep_logs(self) -> Path:
+        """Copy Ray's logs to where they outlive the session."""
+        if self._runtime.session_folder is not None:
+            source = self._runtime.session_folder / "session_latest" / "logs"
+            shutil.copytree(source, self._log_folder / "ray", dirs_exist_ok=True, ignore_dangling_symlinks=True)
+        return self._log_folder
+
+    # --- pairs ----------------------------------------------------------------------------------------------
+
+    def _endpoint(self, worker: ManagedWorker) -> Endpoint:
+        assert worker.handle is not None
+        node = worker.handle.node
+        return Endpoint(
+            worker.plan.worker_id,
+            node.host,
+            on_cpu=worker.pool.accelerators_per_worker == 0,
+            nvlink_domain=node.nvlink_domain,
+            rdma=node.rdma,
+        )
+
+    async def _warm(self, new: list[str]) -> None:
+        """Warm every pair that has a new worker in it, then call the new workers ready."""
+        started = {key: worker for key, worker in self._workers.items() if worker.member.state in ("starting", "ready")}
+        prefills = [worker for worker in started.values() if worker.plan.role is Role.PREFILL]
+        decodes = [worker for worker in started.values() if worker.plan.role is Role.DECODE]
+        warm_up = WarmUp({key: worker.member for key, worker in started.items()})
+        try:
+            for worker_id in new:
+                if started[worker_id].plan.role is Role.COLOCATED:
+                    await warm_up.alone(worker_id)
+            for prefill, decode in itertools.product(prefills, decodes):
+                if {prefill.plan.worker_id, decode.plan.worker_id} & set(new):
+                    await self._warm_pair(warm_up, prefill, decode)
+        finally:
+            await warm_up.close()
+        for worker_id in new:
+            started[worker_id].member.state = "ready"
+            self._say(worker_id, "ready", started[worker_id].member.address)
+        await self._publish()
+
+    async def _warm_pair(self, warm_up: WarmUp, prefill: ManagedWorker, decode: ManagedWorker) -> None:
+        names = (prefill.plan.worker_id, decode.plan.worker_id)
+        transport = choose(self._endpoint(prefill), self._endpoint(decode), self._spec.transfer.transports)
+        if transport is None:
+            raise TransferError(
+                f"{names[0]} and {names[1]} share no allowed transport; add one to transfer.transports "
+                "or place them nearer"
+            )
+        handshake_s = await warm_up.pair(*names)
+        self._pairs[names] = registry_pb2.Pair(
+            prefill=names[0], decode=names[1], transport=transport.value, handshake_s=handshake_s
+        )
+        log.info("pair %s -> %s: %s, handshake %.3f s", *names, transport.value, handshake_s)
+        self._say(f"{names[0]} → {names[1]}", "paired", f"{transport.value}, handshake {handshake_s * 1000:.0f} ms")
+
+    async def _publish(self) -> None:
+        members = [worker.member for worker in self._workers.values() if worker.member.incarnation]
+        await self._registry.publish(members, list(self._pairs.values()))
+
+    # --- health ---------------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(HEALTH_INTERVAL_S)
+            ready = [worker for worker in self._workers.values() if worker.member.state == "ready"]
+            results = await asyncio.gather(*(self._is_healthy(worker) for worker in ready))
+            for worker, healthy in zip(ready, results, strict=True):
+                if not healthy and not self._stopping:
+                    await self._replace(worker)
+
+    async def _is_healthy(self, worker: ManagedWorker) -> bool:
+        assert worker.handle is not None
+        try:
+            async with asyncio.timeout(HEALTH_TIMEOUT_S):
+                await self._runtime.call(worker.handle, "check_health")
+        except (ServingError, TimeoutError) as error:
+            log.error("worker %s is lost: %s", worker.plan.worker_id, error or "it does not answer")
+            return False
+        return True
+
+    async def _replace(self, worker: ManagedWorker) -> None:
+        worker.member.state = "lost"
+        await self._publish()
+        self._say(worker.plan.worker_id, "lost", "a new one starts")
+        task = asyncio.create_task(self._restart(worker))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _restart(self, worker: ManagedWorker) -> None:
+        while not self._stopping:
+            if worker.handle is not None:
+                handle, worker.handle = worker.handle, None
+                await asyncio.to_thread(self._runtime.remove, handle)
+            backoff = RESTART_BACKOFF_S[min(worker.restarts, len(RESTART_BACKOFF_S) - 1)]
+            worker.restarts += 1
+            await asyncio.sleep(backoff)
+            try:
+                await self._start_worker(worker)
+                await self._warm([worker.plan.worker_id])
+            except (ServingError, WorkerDied) as error:
+                log.error("worker %s could not be replaced, next try follows: %s", worker.plan.worker_id, error)
+                continue
+            return

@@ -1,0 +1,117 @@
+"""The workers as one gateway sees them: members from the registry, a link and the load of each, KV promised."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from baton.internal.v1 import registry_pb2, worker_pb2
+from cluster.config import Role
+from kv_transfer.ticket import TicketBook
+from orchestrator.live.worker_link import WorkerLink
+from orchestrator.policy.prefix_index import PrefixIndex
+from orchestrator.policy.router import WorkerView
+
+log = logging.getLogger("baton.gateway")
+
+PREFILL_RATE_PRIOR_TOKENS_PER_S = 10_000.0
+
+
+@dataclass(slots=True)
+class FleetWorker:
+    """One worker incarnation and what this gateway has on it."""
+
+    member: registry_pb2.Member
+    link: WorkerLink
+    load: worker_pb2.WorkerLoad = field(default_factory=worker_pb2.WorkerLoad)
+    reserved: dict[str, int] = field(default_factory=dict)
+    """Blocks promised, by request."""
+    queued_tokens: dict[str, int] = field(default_factory=dict)
+    """Uncached prompt tokens of legs not yet prefilled."""
+    legs: set[str] = field(default_factory=set)
+
+    @property
+    def role(self) -> Role:
+        """Role of the worker."""
+        return Role(self.member.role)
+
+    def view(self) -> WorkerView:
+        """What the router is told. A running request's blocks are in the promise already, so the larger counts."""
+        taken = max(self.load.used_blocks, sum(self.reserved.values()))
+        return WorkerView(
+            worker_id=self.member.worker_id,
+            role=self.role,
+            total_blocks=self.member.total_blocks,
+            free_blocks=self.member.total_blocks - taken,
+            running_requests=len(self.legs),
+            queued_tokens=sum(self.queued_tokens.values()),
+            prefill_tokens_per_s=self.load.prefill_tokens_per_s or PREFILL_RATE_PRIOR_TOKENS_PER_S,
+            domain=self.member.domain or self.member.node,
+            accepting=self.member.state == "ready" and not self.load.draining,
+        )
+
+
+class Fleet:
+    """All workers. ``on_change`` is called when a request that waits might now be placed."""
+
+    def __init__(self, *, on_change: Callable[[], None], on_lost: Callable[[str], None]) -> None:
+        self.workers: dict[str, FleetWorker] = {}
+        self.tickets = TicketBook()
+        self.prefixes: PrefixIndex | None = None
+        self.pairs: dict[tuple[str, str], registry_pb2.Pair] = {}
+        self._on_change = on_change
+        self._on_lost = on_lost
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def update(self, members: Iterable[registry_pb2.Member], pairs: Iterable[registry_pb2.Pair]) -> None:
+        """Take a new membership: connect to new incarnations, drop those that are gone."""
+        self.pairs = {(pair.prefill, pair.decode): pair for pair in pairs}
+        wanted = {member.worker_id: member for member in members if member.state in ("ready", "draining")}
+        for worker_id, worker in list(self.workers.items()):
+            member = wanted.get(worker_id)
+            if member is None or member.incarnation != worker.member.incarnation:
+                self.drop(worker_id)
+            else:
+                worker.member = member
+        for worker_id, member in wanted.items():
+            if worker_id not in self.workers:
+                self._add(member)
+        self._on_change()
+
+    def _add(self, member: registry_pb2.Member) -> None:
+        if self.prefixes is None:
+            self.prefixes = PrefixIndex(member.block_size_tokens)
+        self.prefixes.add_worker(member.worker_id, member.total_blocks)
+        self.tickets.worker_up(member.worker_id, member.incarnation)
+        link = WorkerLink(member.worker_id, member.address, on_lost=self.drop, on_load=self._take_load)
+        self.workers[member.worker_id] = FleetWorker(member, link)
+        log.info("worker %s joined as %s", member.worker_id, member.role)
+
+    def drop(self, worker_id: str) -> None:
+        """A worker is gone: its tickets are refused and its requests told."""
+        worker = self.workers.pop(worker_id, None)
+        if worker is None:
+            return
+        self.tickets.worker_down(worker_id)
+        if self.prefixes is not None:
+            self.prefixes.remove_worker(worker_id)
+        task = asyncio.create_task(worker.link.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        self._on_lost(worker_id)
+
+    def _take_load(self, load: worker_pb2.WorkerLoad) -> None:
+        worker = self.workers.get(load.worker_id)
+        if worker is not None and worker.member.incarnation == load.incarnation:
+            freed = load.used_blocks < worker.load.used_blocks
+            worker.load = load
+            if freed:
+                self._on_change()
+
+    async def close(self) -> None:
+        """Close all links."""
+        for worker_id in list(self.workers):
+            self.drop(worker_id)
+        await asyncio.gather(*self._closing, return_exceptions=True)

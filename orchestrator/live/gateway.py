@@ -1,0 +1,389 @@
+"""The gateway: takes requests, places them, and streams back what the workers make. Knows no Ray.
+
+It owns the ledger of every request it serves. Admission, routing and the lifecycle are pure and live elsewhere; this
+file feeds them and does what they say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.metadata
+import itertools
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable
+
+from baton.internal.v1 import registry_pb2, worker_pb2
+from baton.v1 import cluster_pb2
+from baton.v1 import inference_pb2 as pb
+from cluster.config import ClusterSpec, Role
+from cluster.errors import NoReadyWorker, RequestRejected, ServingError, TicketRefused, WorkerDied
+from kv_transfer import ticket as tickets
+from kv_transfer.ticket import HandoffTicket
+from orchestrator.lifecycle import LegFailed, StartLeg, WorkerLost
+from orchestrator.live.choice_run import ChoiceRun
+from orchestrator.live.fleet import Fleet, FleetWorker
+from orchestrator.live.metrics import GatewayMetrics
+from orchestrator.live.worker_link import ticket_message
+from orchestrator.policy.admission import AdmissionQueue
+from orchestrator.policy.length import RecentLengths
+from orchestrator.policy.router import Placement, RequestView, place
+from orchestrator.request import ModelFront, PreparedRequest, prepare
+
+log = logging.getLogger("baton.gateway")
+
+OFF_LOOP_CHARS = 20_000
+"""Prompts longer than this are tokenised in a thread: at some 1 MB/s they would hold up every other stream."""
+FORECAST_QUANTILE = 0.9
+
+OutputCallback = Callable[[StartLeg, worker_pb2.LegOutput], None]
+
+
+class Gateway:
+    """Serves requests over the workers of one cluster; implements `orchestrator.api.backend.Backend`."""
+
+    def __init__(self, spec: ClusterSpec, front: ModelFront) -> None:
+        self.spec = spec
+        self.front = front
+        self.metrics = GatewayMetrics()
+        self.fleet = Fleet(on_change=self._place_waiting, on_lost=self._worker_lost)
+        self.block_size_tokens = next(pool.engine.block_size_tokens for _, pool in spec.pools.items())
+        self._queue: AdmissionQueue[ChoiceRun] = AdmissionQueue(spec.gateway.max_queued_requests)
+        self._avoid: dict[int, frozenset[str]] = {}
+        self._lengths = RecentLengths(spec.gateway.forecast_osl_tokens)
+        self._runs: dict[int, ChoiceRun] = {}
+        self._suffixes = itertools.count()
+        self._started_s = time.monotonic()
+        self._counts: Counter[str] = Counter()
+        self._pairs: dict[tuple[str, str], cluster_pb2.PairStatus] = {}
+
+    # --- Backend --------------------------------------------------------------------------------------------
+
+    async def generate(self, request: pb.GenerateRequest) -> AsyncGenerator[pb.GenerateResponse]:
+        """Stream one request; closing the iterator cancels it.
+
+        Raises:
+            ServingError: the request is bad, was refused, or failed.
+        """
+        received_s, received_unix_s = time.monotonic(), time.time()
+        try:
+            prepared = await self._prepare(request, received_s)
+            runs = [ChoiceRun(self, prepared, index, received_s, received_unix_s) for index in range(prepared.choices)]
+            stream = runs[0].run() if len(runs) == 1 else self._fan_out(runs)
+            async with contextlib.aclosing(stream):
+                async for message in stream:
+                    yield message
+        except ServingError as error:
+            if isinstance(error, RequestRejected):
+                self._counts["rejected"] += 1
+                self.metrics.rejected.labels("queue_full").inc()
+            else:
+                self._counts["failed"] += 1
+                self.metrics.failed.labels(type(error).__name__).inc()
+            raise
+        self._counts["finished"] += 1
+        self._queue.finished(time.monotonic())
+        yield pb.GenerateResponse(finished=self._finished(prepared, runs))
+
+    def models(self) -> list[pb.Model]:
+        """The one model served."""
+        return [
+            pb.Model(
+                name=self.front.name,
+                max_model_len_tokens=self.front.max_model_len_tokens,
+                reasoning=self.front.markers is not None,
+            )
+        ]
+
+    def status(self) -> cluster_pb2.Status:
+        """Workers, pairs and requests as this gateway sees them."""
+        states = Counter(run.life.state.value for run in self._runs.values())
+        status = cluster_pb2.Status(
+            cluster=self.spec.name,
+            model=self.front.name,
+            version=importlib.metadata.version("baton-inference"),
+            uptime_s=time.monotonic() - self._started_s,
+            requests=cluster_pb2.RequestCounts(
+                queued=states["queued"],
+                prefilling=states["prefilling"],
+                decoding=states["decoding"],
+                finished=self._counts["finished"],
+                failed=self._counts["failed"],
+                rejected=self._counts["rejected"],
+            ),
+        )
+        for worker in sorted(self.fleet.workers.values(), key=lambda w: (w.member.role, w.member.worker_id)):
+            status.workers.append(_worker_status(worker))
+        for (prefill, decode), pair in sorted(self.fleet.pairs.items()):
+            row = status.pairs.add()
+            row.CopyFrom(self._pair_status(prefill, decode))
+            row.transport, row.handshake_s = pair.transport, pair.handshake_s
+        return status
+
+    def refresh_gauges(self) -> None:
+        """Set the gauges to the present."""
+        states = Counter(run.life.state.value for run in self._runs.values())
+        for state in ("queued", "prefilling", "decoding"):
+            self.metrics.in_flight.labels(state).set(states[state])
+        pool_states: Counter[tuple[str, str]] = Counter()
+        for worker in self.fleet.workers.values():
+            labels = (worker.member.role, worker.member.worker_id)
+            self.metrics.kv_used.labels(*labels).set(worker.load.used_blocks / max(1, worker.member.total_blocks))
+            self.metrics.kv_reserved.labels(*labels).set(sum(worker.reserved.values()))
+            pool_states[worker.member.role, worker.member.state] += 1
+        for role in Role:
+            for state in ("ready", "draining"):
+                self.metrics.workers.labels(role.value, state).set(pool_states[role.value, state])
+
+    # --- membership -----------------------------------------------------------------------------------------
+
+    def update_members(self, message: registry_pb2.WatchMembersResponse) -> None:
+        """Take a membership from the registry."""
+        self.fleet.update(message.members, message.pairs)
+
+    def _worker_lost(self, worker_id: str) -> None:
+        for run in list(self._runs.values()):
+            run.post(WorkerLost(worker_id))
+
+    async def close(self) -> None:
+        """End all links; streams still open end with an error."""
+        await self.fleet.close()
+
+    # --- one request ----------------------------------------------------------------------------------------
+
+    async def _prepare(self, request: pb.GenerateRequest, now_s: float) -> PreparedRequest:
+        if request.ByteSize() > OFF_LOOP_CHARS:
+            return await asyncio.to_thread(prepare, request, self.front, self.spec, now_s=now_s)
+        return prepare(request, self.front, self.spec, now_s=now_s)
+
+    async def _fan_out(self, runs: list[ChoiceRun]) -> AsyncGenerator[pb.GenerateResponse]:
+        """Run several choices. The first one prefills; the others then find the prompt in the prefix cache."""
+        outputs: asyncio.Queue[pb.GenerateResponse | BaseException | None] = asyncio.Queue(maxsize=64)
+
+        async def pump(run: ChoiceRun) -> None:
+            try:
+                if run is not runs[0]:
+                    await runs[0].prefilled.wait()
+                async with contextlib.aclosing(run.run()) as stream:
+                    async for message in stream:
+                        await outputs.put(message)
+                await outputs.put(None)
+            except ServingError as error:
+                await outputs.put(error)
+
+        tasks = [asyncio.create_task(pump(run)) for run in runs]
+        try:
+            left = len(tasks)
+            while left:
+                item = await outputs.get()
+                if isinstance(item, BaseException):
+                    raise item
+                if item is None:
+                    left -= 1
+                else:
+                    yield item
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _finished(self, prepared: PreparedRequest, runs: list[ChoiceRun]) -> pb.Finished:
+        usages = [run.summary.usage for run in runs]
+        for usage, run in zip(usages, runs, strict=True):
+            self._lengths.record(usage.reasoning_tokens + usage.answer_tokens)
+            self.metrics.finished.labels(pb.FinishReason.Name(run.summary.finish_reason)).inc()
+            if run.summary.retries:
+                self.metrics.retries.inc(run.summary.retries)
+        return pb.Finished(
+            request_id=prepared.request_id,
+            usage=pb.Usage(
+                prompt_tokens=usages[0].prompt_tokens,
+                cached_tokens=usages[0].cached_tokens,
+                reasoning_tokens=sum(usage.reasoning_tokens for usage in usages),
+                answer_tokens=sum(usage.answer_tokens for usage in usages),
+            ),
+            choices=[run.summary for run in runs],
+            cost_usd=sum(run.cost_usd for run in runs),
+        )
+
+    # --- placement ------------------------------------------------------------------------------------------
+
+    def ask_placement(self, run: ChoiceRun, avoid: frozenset[str]) -> None:
+        """Place a run at once if nobody waits before it, else queue it.
+
+        Raises:
+            RequestRejected: the queue is full.
+            NoReadyWorker: the cluster has no worker at all that could ever take it.
+        """
+        again = id(run) in self._runs
+        if not again and not self.fleet.workers:
+            raise NoReadyWorker("no worker is ready yet; retry in a moment")
+        self._avoid[id(run)] = avoid
+        if len(self._queue) or not self._try_place(run):
+            self._queue.push(run, priority=run.request.priority, again=again)
+        self._runs[id(run)] = run
+
+    def _place_waiting(self) -> None:
+        for run in self._queue.items():
+            if not self._try_place(run):
+                return  # in order: a small request does not overtake a large one for ever
+            self._queue.remove(run)
+
+    def _try_place(self, run: ChoiceRun) -> bool:
+        forecast = min(run.request.max_tokens, self._lengths.quantile(FORECAST_QUANTILE))
+        isl = len(run.request.prompt_ids) + len(run.life.output_ids)
+        prefixes = self.fleet.prefixes
+        cached = prefixes.cached_tokens(run.hashes, isl) if prefixes else {}
+        view = RequestView(isl, forecast, self.block_size_tokens, cached)
+        chosen = place(
+            view,
+            [worker.view() for worker in self.fleet.workers.values()],
+            local_prefill_below_tokens=self.spec.transfer.local_prefill_below_tokens,
+            avoid=self._avoid.get(id(run), frozenset()),
+        )
+        if not isinstance(chosen, Placement):
+            return False
+        self.fleet.workers[chosen.decode_id].reserved[run.life.request_id] = chosen.reserve_blocks
+        if chosen.prefill_id:
+            uncached = isl - cached.get(chosen.prefill_id, 0)
+            self.fleet.workers[chosen.prefill_id].queued_tokens[run.life.request_id] = uncached
+        run.placed(chosen.prefill_id, chosen.decode_id)
+        return True
+
+    def free_reservation(self, run: ChoiceRun, worker_id: str) -> None:
+        """Give back what was promised to a run."""
+        for worker in self.fleet.workers.values():
+            worker.queued_tokens.pop(run.life.request_id, None)
+        if worker_of := self.fleet.workers.get(worker_id):
+            worker_of.reserved.pop(run.life.request_id, None)
+        self._place_waiting()
+
+    def forget(self, run: ChoiceRun) -> None:
+        """A run ended."""
+        self._queue.remove(run)
+        self._runs.pop(id(run), None)
+        self._avoid.pop(id(run), None)
+
+    # --- legs and tickets -----------------------------------------------------------------------------------
+
+    def submit(self, run: ChoiceRun, action: StartLeg, message: worker_pb2.SubmitLeg, callback: OutputCallback) -> None:
+        """Send a leg to its worker; a ticket is redeemed here and goes along."""
+        worker = self.fleet.workers.get(action.worker_id)
+        if worker is None:
+            run.post(LegFailed(action.leg_id, WorkerDied("the worker is gone", worker_id=action.worker_id)))
+            return
+        if action.ticket is not None:
+            now = time.monotonic()
+            try:
+                self.fleet.tickets.redeem(action.ticket, now_s=now)
+            except TicketRefused as error:
+                run.post(LegFailed(action.leg_id, error))
+                return
+            message.ticket.CopyFrom(ticket_message(action.ticket, now))
+        worker.legs.add(action.leg_id)
+        worker.link.submit(message, lambda output: callback(action, output))
+        if self.fleet.prefixes:
+            self.fleet.prefixes.record(action.worker_id, run.hashes)
+
+    def leg_progress(self, action: StartLeg, output: worker_pb2.LegOutput) -> None:
+        """Count a leg's end."""
+        if output.finish_reason:
+            self.leg_ended(action.leg_id, action.worker_id)
+
+    def leg_ended(self, leg_id: str, worker_id: str) -> None:
+        """A leg no longer occupies its worker."""
+        worker = self.fleet.workers.get(worker_id)
+        if worker is not None:
+            worker.legs.discard(leg_id)
+            worker.queued_tokens.pop(leg_id.rsplit("/", 1)[0], None)
+
+    def issue_ticket(self, worker_id: str, params_json: str, now_s: float) -> HandoffTicket:
+        """Check what prefill returned.
+
+        Raises:
+            TicketRefused: it cannot be handed to decode.
+        """
+        worker = self.fleet.workers.get(worker_id)
+        if worker is None:
+            raise TicketRefused("the worker that wrote the ticket is gone", worker_id=worker_id)
+        return tickets.issue(
+            json.loads(params_json) if params_json else None,
+            source_id=worker_id,
+            incarnation=worker.member.incarnation,
+            block_size_tokens=worker.member.block_size_tokens,
+            deadline_s=now_s + self.spec.transfer.ticket_deadline_s,
+        )
+
+    def release_ticket(self, worker_id: str, ticket: HandoffTicket) -> None:
+        """Have the source free the ticket's blocks, through a decode worker."""
+        now = time.monotonic()
+        try:
+            self.fleet.tickets.redeem(ticket, now_s=now)
+        except TicketRefused:
+            return  # gone with its engine, or read already
+        if worker := self.fleet.workers.get(worker_id):
+            worker.link.release(ticket, now)
+
+    # --- figures --------------------------------------------------------------------------------------------
+
+    def transport(self, prefill: str, decode: str) -> str:
+        """Transport of a pair."""
+        pair = self.fleet.pairs.get((prefill, decode))
+        return pair.transport if pair else ""
+
+    def count_handoff(self, prefill: str, decode: str, handoff: pb.HandoffFigures) -> None:
+        """Add a handoff to its pair."""
+        row = self._pair_status(prefill, decode)
+        row.handoffs += 1
+        row.bytes += handoff.bytes
+        row.transfer_s += handoff.transfer_s
+
+    def _pair_status(self, prefill: str, decode: str) -> cluster_pb2.PairStatus:
+        return self._pairs.setdefault((prefill, decode), cluster_pb2.PairStatus(prefill=prefill, decode=decode))
+
+    def usd_per_request_s(self, worker_id: str) -> float:
+        """A worker's price for a second, shared by the legs on it."""
+        worker = self.fleet.workers.get(worker_id)
+        if worker is None:
+            return 0.0
+        cost = self.spec.cost
+        per_hour = (
+            worker.member.accelerators * cost.usd_per_accelerator_hour + worker.member.cpus * cost.usd_per_cpu_hour
+        )
+        return per_hour / 3600 / max(1, len(worker.legs))
+
+    def new_suffix(self) -> str:
+        """Makes engine request ids unique even where callers reuse theirs."""
+        return f"{next(self._suffixes):x}"
+
+    @staticmethod
+    def loop_time(monotonic_s: float) -> float:
+        """A monotonic time on the running loop's clock."""
+        return asyncio.get_running_loop().time() + (monotonic_s - time.monotonic())
+
+
+def _worker_status(worker: FleetWorker) -> cluster_pb2.WorkerStatus:
+    member, load = worker.member, worker.load
+    state = "draining" if load.draining else member.state
+    return cluster_pb2.WorkerStatus(
+        worker_id=member.worker_id,
+        role=f"ROLE_{member.role.upper()}",
+        state=f"WORKER_STATE_{state.upper()}",
+        address=member.address,
+        metrics_address=member.metrics_address,
+        incarnation=member.incarnation,
+        node=member.node,
+        accelerator=member.accelerator,
+        running_requests=load.running_requests,
+        waiting_requests=load.waiting_requests,
+        total_blocks=member.total_blocks,
+        used_blocks=load.used_blocks,
+        reserved_blocks=sum(worker.reserved.values()),
+        block_size_tokens=member.block_size_tokens,
+        prompt_tokens=load.prompt_tokens,
+        output_tokens=load.output_tokens,
+        pid=member.pid,
+    )

@@ -1,0 +1,87 @@
+"""The gateway process: `python -m orchestrator.live.gateway_main --spec F --controller H:P --ports-file F`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ctypes
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import uvloop
+from aiohttp import web
+
+from cluster import model_path
+from cluster.config import ClusterSpec, load
+from orchestrator.api.grpc_server import serve_grpc
+from orchestrator.api.http_server import serve_http
+from orchestrator.live.gateway import Gateway
+from orchestrator.live.registry import watch
+from orchestrator.request import load_model_front
+
+log = logging.getLogger("baton.gateway")
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process when its parent ends, however that ends (Linux)."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+async def _serve_metrics(gateway: Gateway, host: str, port: int) -> tuple[Any, int]:
+    runner = web.AppRunner(gateway.metrics.serve(gateway.refresh_gauges), access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, host, port).start()
+    return runner, runner.addresses[0][1]
+
+
+async def serve(spec: ClusterSpec, controller: str, ports_file: Path | None) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+    gateway = Gateway(spec, load_model_front(spec, model_path.check(spec.model.path)))
+    watcher = asyncio.create_task(watch(controller, gateway.update_members))
+    settings = spec.gateway
+    metrics_runner, metrics_port = await _serve_metrics(gateway, settings.host, settings.metrics_port)
+    grpc_server, grpc_port = await serve_grpc(gateway, settings)
+    http_runner, http_port = await serve_http(gateway, settings)
+    ports = {"grpc_port": grpc_port, "http_port": http_port, "metrics_port": metrics_port, "pid": os.getpid()}
+    log.info("serving: %s", ports)
+    if ports_file is not None:
+        partial = ports_file.with_suffix(".part")
+        partial.write_text(json.dumps(ports))
+        partial.rename(ports_file)
+    await stop.wait()
+    await grpc_server.stop(grace=2)
+    await http_runner.cleanup()
+    await metrics_runner.cleanup()
+    watcher.cancel()
+    await gateway.close()
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="baton-gateway")
+    parser.add_argument("--spec", type=Path, required=True, help="cluster spec")
+    parser.add_argument("--controller", required=True, help="host:port of the controller's registry")
+    parser.add_argument("--ports-file", type=Path, help="where to write the ports taken, as JSON")
+    parser.add_argument("--with-parent", action="store_true", help="end when the parent process ends")
+    arguments = parser.parse_args()
+    if arguments.with_parent:
+        die_with_parent()
+    logging.basicConfig(
+        level=os.environ.get("BATON_LOG_LEVEL", "INFO"),
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    uvloop.run(serve(load(arguments.spec), arguments.controller, arguments.ports_file))
+
+
+if __name__ == "__main__":
+    main()

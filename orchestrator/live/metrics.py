@@ -1,0 +1,56 @@
+"""Prometheus metrics of the gateway. Names are public interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
+_ITL_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 5)
+_BYTES = tuple(float(1 << power) for power in range(12, 38, 2))
+
+
+class GatewayMetrics:
+    """All metrics of one gateway, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        make: dict[str, Any] = {"registry": self.registry}
+        self.ttft_s = Histogram("baton_ttft_seconds", "Received to first token", buckets=_LATENCY_S, **make)
+        self.ttfat_s = Histogram("baton_ttfat_seconds", "Received to first answer token", buckets=_LATENCY_S, **make)
+        self.itl_s = Histogram("baton_itl_seconds", "Gap between tokens", buckets=_ITL_S, **make)
+        self.e2e_s = Histogram("baton_e2e_seconds", "Received to last token", buckets=_LATENCY_S, **make)
+        self.queue_s = Histogram("baton_queue_seconds", "Received to placed", buckets=_LATENCY_S, **make)
+        self.handoff_s = Histogram(
+            "baton_handoff_seconds", "Ticket to decode's first token", buckets=_LATENCY_S, **make
+        )
+        self.transfer_s = Histogram("baton_transfer_seconds", "Movement of KV bytes", buckets=_LATENCY_S, **make)
+        self.handoff_bytes = Histogram("baton_handoff_bytes", "KV bytes of a handoff", buckets=_BYTES, **make)
+        self.tokens = Counter("baton_tokens", "Tokens by phase", ["phase"], **make)
+        self.finished = Counter("baton_requests_finished", "Requests finished by reason", ["reason"], **make)
+        self.failed = Counter("baton_requests_failed", "Requests failed by error", ["error"], **make)
+        self.rejected = Counter("baton_requests_rejected", "Requests refused by reason", ["reason"], **make)
+        self.retries = Counter("baton_retries", "Ledgers prefilled again after a failure", **make)
+        self.in_flight = Gauge("baton_in_flight_requests", "Requests by state", ["state"], **make)
+        self.kv_used = Gauge("baton_kv_used_ratio", "KV blocks in use", ["pool", "worker"], **make)
+        self.kv_reserved = Gauge("baton_kv_reserved_blocks", "KV blocks promised", ["pool", "worker"], **make)
+        self.workers = Gauge("baton_workers", "Workers by pool and state", ["pool", "state"], **make)
+
+    def serve(self, refresh: Callable[[], None]) -> web.Application:
+        """A web application with ``/metrics``; ``refresh`` sets the gauges before each scrape."""
+
+        async def metrics(_: web.Request) -> web.Response:
+            refresh()
+            return web.Response(body=generate_latest(self.registry), content_type="text/plain")
+
+        app = web.Application()
+        app.router.add_get("/metrics", metrics)
+        return app
+
+    def names(self) -> Iterator[str]:
+        """Names of all metrics, for the documentation test."""
+        for metric in self.registry.collect():
+            yield metric.name

@@ -1,0 +1,56 @@
+"""Membership: the controller says which workers there are, gateways listen."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+
+from baton.internal.v1 import registry_pb2, registry_pb2_grpc
+
+log = logging.getLogger("baton.registry")
+
+
+class RegistryService(registry_pb2_grpc.RegistryServicer):
+    """Holds the membership and sends it to whoever watches, at once and after every change."""
+
+    def __init__(self) -> None:
+        self._current = registry_pb2.WatchMembersResponse()
+        self._changed = asyncio.Condition()
+        self._version = 0
+
+    async def publish(self, members: list[registry_pb2.Member], pairs: list[registry_pb2.Pair]) -> None:
+        """Replace the membership."""
+        async with self._changed:
+            self._current = registry_pb2.WatchMembersResponse(members=members, pairs=pairs)
+            self._version += 1
+            self._changed.notify_all()
+
+    async def WatchMembers(  # noqa: N802, D102
+        self, request: registry_pb2.WatchMembersRequest, context: Any
+    ) -> AsyncIterator[registry_pb2.WatchMembersResponse]:
+        seen = -1
+        while True:
+            async with self._changed:
+                await self._changed.wait_for(lambda seen=seen: self._version != seen)  # type: ignore[misc]
+                seen, current = self._version, self._current
+            yield current
+
+
+async def watch(address: str, on_members: Callable[[registry_pb2.WatchMembersResponse], None]) -> None:
+    """Follow the controller at ``address`` for ever, through its restarts.
+
+    While the controller is away the last membership stands: workers that live go on serving.
+    """
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = registry_pb2_grpc.RegistryStub(channel)
+        while True:
+            try:
+                async for message in stub.WatchMembers(registry_pb2.WatchMembersRequest(), wait_for_ready=True):
+                    on_members(message)
+            except grpc.aio.AioRpcError as error:
+                log.warning("controller not reachable (%s); going on with the members known", error.code().name)
+            await asyncio.sleep(0.5)
