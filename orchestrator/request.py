@@ -247,8 +247,8 @@ def _chat_ids(chat: Chat, front: ModelFront) -> Sequence[int]:
 def _json(text: str, name: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
-        raise InvalidRequest(f"{name} is not JSON: {error}", field=name) from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{name} is not JSON, or too deep: {error}", field=name) from error
 
 
 def _check_sampling(sampling: Sampling, front: ModelFront, spec: ClusterSpec) -> None:

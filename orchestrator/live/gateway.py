@@ -171,7 +171,7 @@ class Gateway:
                     async for message in stream:
                         await outputs.put(message)
                 await outputs.put(None)
-            except ServingError as error:
+            except Exception as error:  # handed to the caller's side, which raises it
                 await outputs.put(error)
 
         tasks = [asyncio.create_task(pump(run)) for run in runs]
