@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from types import TracebackType
@@ -16,7 +17,7 @@ from typing import Any, Self, Unpack
 import grpc
 
 from baton.v1 import cluster_pb2, cluster_pb2_grpc, inference_pb2, inference_pb2_grpc
-from cluster.errors import DeadlineExceeded, ServingError
+from cluster.errors import DeadlineExceeded, RequestAborted, ServingError
 from orchestrator.api.client_request import GenerateOptions, build_request
 from orchestrator.api.completion import Completion, Event, event_of
 from orchestrator.api.status import from_rpc
@@ -69,8 +70,6 @@ class Client:
         """
         request = build_request(options)
         with _errors_mapped():
-            if not request.model:
-                request.model = self.list_models()[0].name
             call = self._inference.Generate(request, timeout=deadline_s)
             try:
                 for response in call:
@@ -173,8 +172,6 @@ class AsyncClient:
         self._open()
         request = build_request(options)
         with _errors_mapped():
-            if not request.model:
-                request.model = (await self.list_models())[0].name
             call = self._inference.Generate(request, timeout=deadline_s)
             try:
                 async for response in call:
@@ -251,6 +248,12 @@ def _errors_mapped() -> Generator[None, None, None]:
     except grpc.RpcError as error:
         failure: Any = error
         raise _failure(failure) from error
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        # Nobody cancelled the caller: gRPC says so of its own call, when the client was closed meanwhile.
+        raise RequestAborted("the client was closed") from error
 
 
 def _failure(error: Any) -> ServingError:

@@ -22,7 +22,7 @@ _EFFORTS: dict[str, inference_pb2.Effort] = {
 class GenerateOptions(TypedDict, total=False):
     """Everything `generate` takes by name. Give one of ``prompt``, ``messages`` and ``prompt_token_ids``.
 
-    ``model`` may be left out where the cluster serves one. ``messages`` are OpenAI's: role, content and, for tools,
+    ``model`` may be left out: a cluster serves one. ``messages`` are OpenAI's: role, content and, for tools,
     name, tool_calls and tool_call_id. ``reasoning_budget_tokens`` wins over ``reasoning_effort``. The rest is
     `Sampling` of the proto, by the same names.
     """

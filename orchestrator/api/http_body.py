@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, NoReturn
 
-from aiohttp import ClientError, web
-from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp import web
 
 from cluster.errors import InvalidRequest, RequestTooLarge
 
@@ -20,14 +19,16 @@ async def read_json(request: web.Request, limit_bytes: int) -> Any:
     """
     if request.content_type != "application/json":
         raise InvalidRequest("send the body as JSON, with Content-Type: application/json")
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise InvalidRequest("send the body uncompressed, without Content-Encoding")
     if (request.content_length or 0) > limit_bytes:
         raise too_large(limit_bytes)
     try:
         data = await request.read()
     except web.HTTPRequestEntityTooLarge as error:
         raise too_large(limit_bytes) from error
-    except (ClientError, HttpProcessingError, ValueError) as error:
-        raise InvalidRequest("the body could not be read: its transfer or content encoding is broken") from error
+    except web.RequestPayloadError as error:
+        raise InvalidRequest("the body could not be read: its transfer encoding is broken") from error
     return parse_json(data)
 
 

@@ -66,8 +66,7 @@ class Chunks:
         if self._call.chat:
             body = _chat_body(delta, first)
         else:
-            echo = self._call.echo[prompt] if first and self._call.echo else ""
-            body = f'"text":{quote(echo + delta.text)}'
+            body = _completion_body(delta, self._call.echo[prompt] if first and self._call.echo else "")
         if self._plain and not delta.finish_reason:
             chunk = f'{self._head}{{"index":{index},{body},"logprobs":null,"finish_reason":null}}{self._tail}'
         else:
@@ -116,6 +115,13 @@ def _chat_body(delta: inference_pb2.Delta, first: bool) -> str:
     text = quote(delta.text)
     role = '"role":"assistant",' if first else ""
     if delta.phase == _REASONING:
-        # Two names for one thing: DeepSeek's, which most clients know, and the one vLLM 0.32 writes.
+        # Two names for one thing, as in a whole reply.
         return f'"delta":{{{role}"reasoning_content":{text},"reasoning":{text}}}'
     return f'"delta":{{{role}"content":{text}}}'
+
+
+def _completion_body(delta: inference_pb2.Delta, echo: str) -> str:
+    text = quote(delta.text)
+    if delta.phase == _REASONING:
+        return f'"text":{quote(echo)},"reasoning_content":{text},"reasoning":{text}'
+    return f'"text":{quote(echo + delta.text) if echo else text}'

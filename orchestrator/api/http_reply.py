@@ -47,7 +47,6 @@ class _Choice:
     prompt: int
     reasoning: list[str] = field(default_factory=list)
     answer: list[str] = field(default_factory=list)
-    text: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[inference_pb2.TokenLogprobs] = field(default_factory=list)
     finish_reason: str | None = None
@@ -55,7 +54,11 @@ class _Choice:
 
 
 class Reply:
-    """Collects the deltas of a call and writes its reply. A completion's text holds reasoning and answer alike."""
+    """Collects the deltas of a call and writes its reply.
+
+    A completion's text is the answer alone, too: the markers between reasoning and answer are no text by now, so
+    nobody could tell the two apart in one string.
+    """
 
     def __init__(self, call: HttpCall, created_unix_s: int) -> None:
         self._call = call
@@ -85,7 +88,6 @@ class Reply:
 
     def _add_delta(self, prompt: int, delta: inference_pb2.Delta) -> None:
         choice = self._choices[prompt * self._call.choices + delta.choice]
-        choice.text.append(delta.text)
         (choice.reasoning if delta.phase == inference_pb2.PHASE_REASONING else choice.answer).append(delta.text)
         if self._call.return_token_ids:
             choice.token_ids.extend(delta.token_ids)
@@ -101,7 +103,8 @@ class Reply:
         if call.chat:
             item["message"] = _message(choice)
         else:
-            item["text"] = (call.echo[choice.prompt] if call.echo else "") + "".join(choice.text)
+            item["text"] = (call.echo[choice.prompt] if call.echo else "") + "".join(choice.answer)
+            item |= _thoughts("".join(choice.reasoning))
         item["logprobs"] = self._logprobs(choice)
         item["finish_reason"] = choice.finish_reason
         item["stop_reason"] = choice.stop_reason
@@ -123,9 +126,12 @@ def prompt_token_ids(request: inference_pb2.GenerateRequest) -> list[int] | None
 
 
 def _message(choice: _Choice) -> dict[str, Any]:
+    reasoning, answer = "".join(choice.reasoning), "".join(choice.answer)
     # Thought and then cut off: null tells apart "no answer yet" from an empty one, as vLLM does.
-    content = "".join(choice.answer) if choice.answer or not choice.reasoning else None
-    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
-    if choice.reasoning:
-        message["reasoning_content"] = message["reasoning"] = "".join(choice.reasoning)
-    return message
+    content = answer if answer or not reasoning else None
+    return {"role": "assistant", "content": content, "refusal": None, **_thoughts(reasoning)}
+
+
+def _thoughts(reasoning: str) -> dict[str, str]:
+    """Two names for one thing: DeepSeek's, which most clients know, and the one vLLM 0.32 writes."""
+    return {"reasoning_content": reasoning, "reasoning": reasoning} if reasoning else {}

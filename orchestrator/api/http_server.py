@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from cluster.config import GatewaySettings
 from cluster.errors import ConfigError, InvalidRequest, ModelNotFound
@@ -28,6 +30,15 @@ SHUTDOWN_S = 5.0
 """Seconds that running replies have to end by themselves when the server stops."""
 
 Read = Callable[[Any, str], HttpCall]
+
+
+def _is_our_matter(record: logging.LogRecord) -> bool:
+    """Broken HTTP is its sender's matter; aiohttp would log a stack and the bytes, which may be a prompt's."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+server_log = logging.getLogger("baton.api.http")
+server_log.addFilter(_is_our_matter)
 
 
 class HttpServer:
@@ -107,6 +118,9 @@ async def serve_http(backend: Backend, settings: GatewaySettings) -> tuple[web.A
         HttpServer(backend, settings).app(),
         access_log=None,
         handler_cancellation=True,
+        # A compressed body could unpack to a thousand times its size; nobody sends one here.
+        auto_decompress=False,
+        logger=server_log,
         lingering_time=LINGER_S,
         shutdown_timeout=SHUTDOWN_S,
     )

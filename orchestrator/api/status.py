@@ -116,9 +116,9 @@ def http_headers(error: ServingError) -> dict[str, str]:
 
 
 def openai_error(error: ServingError) -> dict[str, Any]:
-    """The error as OpenAI writes it: the value of a body's ``error`` key, plus nothing else."""
+    """The body that tells of an error as OpenAI writes it. Sampling fields stand at the top there, not in a message."""
     status = status_of(error)
-    param = (error.field or None) if isinstance(error, InvalidRequest) else None
+    param = (error.field.removeprefix("sampling.") or None) if isinstance(error, InvalidRequest) else None
     return {"error": {"message": error.message, "type": status.type, "param": param, "code": status.code}}
 
 

@@ -187,7 +187,12 @@ class ChoiceRun:
             self.prefilled.set()
             self._gateway.forget(self)
             for action in [*todo, *self.life.handle(Cancelled())]:
-                if not isinstance(action, StartLeg | AskPlacement):
+                if isinstance(action, StartLeg):
+                    # The window after prefill: decode has not heard of the ticket, so the blocks would wait for
+                    # the lease to end.
+                    if action.ticket is not None:
+                        self._gateway.release_ticket(action.worker_id, action.ticket)
+                elif not isinstance(action, AskPlacement):
                     self._do(action)
             for event in self._inbox:
                 for action in self.life.handle(event):

@@ -73,6 +73,7 @@ async def run(
         state.save()
         on_progress("ray", "ready", "")
         registry = await controller.serve_registry(spec.gateway.host if address else "127.0.0.1")
+        state.registry = registry
         gateway = await _start_gateway(spec_path, registry, folder)
         await _until(stop, controller.start())
         ports = await _until(stop, _gateway_ports(gateway, folder))

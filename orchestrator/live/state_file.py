@@ -55,6 +55,7 @@ class ClusterState:
     grpc_port: int = 0
     http_port: int = 0
     metrics_port: int = 0
+    registry: str = ""
     ray_folder: str = ""
     processes: list[ProcessMark] = field(default_factory=list)
     error: str = ""

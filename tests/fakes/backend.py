@@ -24,17 +24,21 @@ Script = Callable[[inference_pb2.GenerateRequest], Sequence[Step]]
 class FakeBackend:
     """Plays ``script(request)`` for each request and remembers what happened.
 
-    ``cancelled`` is set when a stream was closed before its script's end.
+    ``cancelled`` is set when a stream was closed before its script's end, ``idle`` when the last one ended.
     """
 
     script: Script = field(default_factory=lambda: reply())
     requests: list[inference_pb2.GenerateRequest] = field(default_factory=list)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    started: asyncio.Event = field(default_factory=asyncio.Event)
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
     running: int = 0
 
     async def generate(self, request: inference_pb2.GenerateRequest) -> AsyncIterator[Event]:
         self.requests.append(request)
         self.running += 1
+        self.started.set()
+        self.idle.clear()
         done = False
         try:
             for step in self.script(request):
@@ -50,6 +54,8 @@ class FakeBackend:
             done = True
         finally:
             self.running -= 1
+            if not self.running:
+                self.idle.set()
             if not done:
                 self.cancelled.set()
 

@@ -1,0 +1,159 @@
+"""Greedy tokens through prefill, handoff and decode equal those of one colocated engine, token for token."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from baton.v1 import inference_pb2 as pb
+from orchestrator.live.gateway import Gateway
+from tests.support.live_cluster import LiveCluster
+
+pytestmark = pytest.mark.engine
+
+LENGTHS = (1, 31, 32, 33, 63, 64, 65, 500, 1984)
+"""Around the block size of 32, and up to the model's 2,048 less the output."""
+OUTPUT_TOKENS = 64
+
+
+def request(isl_tokens: int, draw_seed: int, **sampling: object) -> pb.GenerateRequest:
+    draw = random.Random(f"{isl_tokens}-{draw_seed}")
+    ids = [draw.randrange(5, 60) for _ in range(isl_tokens)]
+    options = {"temperature": 0.0, "max_tokens": OUTPUT_TOKENS, "ignore_eos": True} | sampling
+    return pb.GenerateRequest(prompt_token_ids=pb.TokenIds(ids=ids), sampling=pb.Sampling(**options))  # type: ignore[arg-type]
+
+
+async def tokens(gateway: Gateway, message: pb.GenerateRequest) -> tuple[list[int], pb.Finished]:
+    ids: list[int] = []
+    async for event in gateway.generate(message):
+        if event.HasField("delta"):
+            ids += event.delta.token_ids
+        if event.HasField("finished"):
+            finished = event.finished
+    return ids, finished
+
+
+async def test_every_length_alone_and_sixteen_at_once(cluster: LiveCluster) -> None:
+    messages = {isl: request(isl, 0) for isl in LENGTHS}
+    crowd = [request(isl, seed) for seed in range(1, 3) for isl in LENGTHS][:16]
+    async with cluster.gateway("colocated") as colocated:
+        expected = {isl: (await tokens(colocated, message))[0] for isl, message in messages.items()}
+        expected_crowd = [(await tokens(colocated, message))[0] for message in crowd]
+    async with cluster.gateway("prefill", "decode") as gateway:
+        for isl, message in messages.items():
+            got, finished = await tokens(gateway, message)
+            assert got == expected[isl], f"ISL {isl} alone"
+            assert len(got) == OUTPUT_TOKENS
+            choice = finished.choices[0]
+            assert choice.workers.prefill == "prefill-0"
+            assert choice.workers.decode == "decode-0"
+            assert choice.retries == 0
+        together = await asyncio.gather(*(tokens(gateway, message) for message in crowd))
+        for message, (got, _), wanted in zip(crowd, together, expected_crowd, strict=True):
+            assert got == wanted, f"ISL {len(message.prompt_token_ids.ids)} among sixteen"
+
+
+async def test_first_token_is_sent_before_the_transfer_begins(cluster: LiveCluster) -> None:
+    async with cluster.gateway("prefill", "decode") as gateway:
+        for isl in (33, 700, 1500):
+            _, finished = await tokens(gateway, request(isl, 77))
+            timings, handoff = finished.choices[0].timings, finished.choices[0].handoff
+            assert 0 < timings.first_token_s < timings.handoff_start_s < timings.transfer_start_s
+            assert timings.transfer_start_s < timings.transfer_end_s <= timings.decode_first_token_s
+            assert handoff.transport == "shared_memory"
+            assert handoff.tokens == isl
+            # Whole blocks travel; those that decode has cached from an earlier run of the tests do not.
+            block_bytes = kv_bytes_per_token_float32(cluster) * 32
+            assert handoff.bytes % block_bytes == 0
+            assert 0 < handoff.bytes <= -(-isl // 32) * block_bytes
+
+
+def kv_bytes_per_token_float32(cluster: LiveCluster) -> int:
+    config = json.loads((Path(cluster.spec.model.path) / "config.json").read_text())
+    return 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * config["head_dim"] * 4
+
+
+async def test_plain_handoff_keeps_what_the_engine_counts(cluster: LiveCluster) -> None:
+    cases = {
+        "penalties": {"presence_penalty": 1.5, "frequency_penalty": 1.0},
+        "repetition": {"repetition_penalty": 1.3},
+        "seed": {"temperature": 0.9, "seed": 7},
+        "bias": {"logit_bias": {20: 5.0, 30: -100.0}},
+        "allowed": {"allowed_token_ids": [10, 11, 12, 13, 14]},
+        "minimum": {"ignore_eos": False, "min_tokens": 20, "max_tokens": 30},
+        "grammar": {"structured_output": pb.StructuredOutput(regex="(ab|cd){8}"), "ignore_eos": False},
+        "choices": {
+            "structured_output": pb.StructuredOutput(choices=pb.StructuredOutput.Choices(values=["yes", "no"])),
+            "ignore_eos": False,
+        },
+    }
+    async with cluster.gateway("colocated") as colocated, cluster.gateway("prefill", "decode") as gateway:
+        for name, sampling in cases.items():
+            for isl in (32, 45):
+                message = request(isl, 5, **sampling)
+                expected, _ = await tokens(colocated, message)
+                got, finished = await tokens(gateway, message)
+                assert got == expected, f"{name}, ISL {isl}"
+                plain = name in ("penalties", "seed", "grammar", "choices")
+                assert finished.choices[0].handoff.plain is plain, name
+
+
+async def test_logprobs_come_from_both_legs(cluster: LiveCluster) -> None:
+    message = request(40, 3, logprobs=2, max_tokens=8)
+    async with cluster.gateway("colocated") as colocated, cluster.gateway("prefill", "decode") as gateway:
+        rows = []
+        for served_by in (colocated, gateway):
+            entries = [
+                entry
+                async for event in served_by.generate(message)
+                if event.HasField("delta")
+                for entry in event.delta.logprobs
+            ]
+            rows.append([(entry.chosen.token_id, round(entry.chosen.logprob, 3), len(entry.top)) for entry in entries])
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 8
+    assert all(top == 2 for _, _, top in rows[0])
+
+
+async def test_thinking_budget_holds_across_the_handoff(cluster: LiveCluster) -> None:
+    for budget in (1, 12):
+        message = request(40, 9, max_tokens=60)
+        message.prompt_token_ids.ids.append(3)  # <think>
+        message.reasoning.budget_tokens = budget
+        async with cluster.gateway("colocated") as colocated, cluster.gateway("prefill", "decode") as gateway:
+            expected, _ = await tokens(colocated, message)
+            got, finished = await tokens(gateway, message)
+        assert got == expected
+        assert finished.usage.reasoning_tokens <= budget + 2
+        assert finished.usage.answer_tokens > 0
+
+
+async def test_choices_fan_out_over_one_prefill(cluster: LiveCluster) -> None:
+    message = request(200, 21, n=4, temperature=0.8, max_tokens=24)
+    async with cluster.gateway("prefill", "decode") as gateway:
+        async for event in gateway.generate(message):
+            if event.HasField("finished"):
+                finished = event.finished
+    assert [choice.choice for choice in finished.choices] == [0, 1, 2, 3]
+    # The first one computes the prompt; the others find its full blocks in the cache.
+    assert all(choice.usage.cached_tokens == 192 for choice in finished.choices[1:])
+    assert finished.usage.answer_tokens + finished.usage.reasoning_tokens == 4 * 24
+
+
+async def test_blocks_come_back_after_cancels(cluster: LiveCluster) -> None:
+    async with cluster.gateway("prefill", "decode") as gateway:
+        for stop_after in (0, 1, 2, 5):
+            stream = gateway.generate(request(300, 100 + stop_after, max_tokens=200))
+            seen = 0
+            async for event in stream:
+                seen += event.HasField("delta")
+                if seen >= stop_after:
+                    break
+            await stream.aclose()
+        async with asyncio.timeout(45):  # the lease is 30 s
+            while any(worker.load.used_blocks for worker in gateway.fleet.workers.values()):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)

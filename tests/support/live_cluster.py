@@ -1,0 +1,161 @@
+"""A real cluster for tests: `baton up --detach` in a cache folder of its own, and gateways inside the test."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from baton.internal.v1 import registry_pb2
+from cluster.config import ClusterSpec, load
+from orchestrator.live.gateway import Gateway
+from orchestrator.live.registry import watch
+from orchestrator.live.state_file import ClusterState
+from orchestrator.request import load_model_front
+
+START_TIMEOUT_S = 420
+"""Two cores take 80 s for three engines; this much under load before a test is called failed."""
+
+
+@dataclass
+class LiveCluster:
+    """A running cluster."""
+
+    folder: Path
+    spec_path: Path
+    state: ClusterState
+
+    @property
+    def spec(self) -> ClusterSpec:
+        return load(self.spec_path)
+
+    @property
+    def grpc(self) -> str:
+        return self.state.grpc_address
+
+    @property
+    def http(self) -> str:
+        return self.state.http_url
+
+    @property
+    def env(self) -> dict[str, str]:
+        return os.environ | {"BATON_CACHE": str(self.folder)}
+
+    def baton(self, *arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+        """Run a `baton` command against this cluster."""
+        return run_baton(self.folder, *arguments, timeout_s=timeout_s)
+
+    @contextlib.asynccontextmanager
+    async def gateway(self, *roles: str) -> AsyncIterator[Gateway]:
+        """A gateway inside the test that sees only the workers of these roles."""
+        spec = self.spec
+        gateway = Gateway(spec, load_model_front(spec, Path(spec.model.path)))
+        known = asyncio.Event()
+
+        def take(message: registry_pb2.WatchMembersResponse) -> None:
+            members = [member for member in message.members if member.role in roles]
+            gateway.update_members(registry_pb2.WatchMembersResponse(members=members, pairs=message.pairs))
+            if members:
+                known.set()
+
+        watcher = asyncio.create_task(watch(self.state.registry, take))
+        try:
+            await asyncio.wait_for(known.wait(), 30)
+            yield gateway
+        finally:
+            watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watcher
+            await gateway.close()
+
+    def stop(self) -> None:
+        """`baton down`, and nothing may be left."""
+        result = self.baton("down", "--json")
+        assert result.returncode == 0, result.stderr
+        assert not marked_processes(self.folder), marked_processes(self.folder)
+
+
+def run_baton(folder: Path, *arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run a `baton` command with its own cache folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "orchestrator.cli", *arguments],
+        env=os.environ | {"BATON_CACHE": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+
+
+def start_cluster(folder: Path, spec_text: str, *arguments: str) -> LiveCluster:
+    """Start a cluster and wait until it is ready."""
+    spec_path = folder / "spec.yaml"
+    spec_path.write_text(spec_text)
+    result = run_baton(folder, "up", "-f", str(spec_path), "--detach", "--json", *arguments, timeout_s=START_TIMEOUT_S)
+    if result.returncode != 0:
+        logs = "\n".join(path.read_text()[-3000:] for path in folder.glob("clusters/*/*.log"))
+        raise AssertionError(f"the cluster did not start:\n{result.stdout}\n{result.stderr}\n{logs}")
+    ready = json.loads(result.stdout.strip().splitlines()[-1])
+    return LiveCluster(folder, spec_path, read_state(folder, ready["cluster"]))
+
+
+def kept_cluster(folder: Path, spec_text: str) -> LiveCluster:
+    """The cluster that runs in the folder, or a new one that goes on running."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        state = read_state(folder, "shared-test")
+    except AssertionError:
+        return start_cluster(folder, spec_text)
+    return LiveCluster(folder, folder / "spec.yaml", state)
+
+
+def read_state(folder: Path, name: str) -> ClusterState:
+    """State file of a cluster under another cache folder."""
+    from orchestrator.live import state_file
+
+    old = os.environ.get("BATON_CACHE")
+    os.environ["BATON_CACHE"] = str(folder)
+    try:
+        state = state_file.read_state(name)
+    finally:
+        if old is None:
+            del os.environ["BATON_CACHE"]
+        else:
+            os.environ["BATON_CACHE"] = old
+    assert state is not None
+    return state
+
+
+def marked_processes(folder: Path, *, wait_s: float = 10) -> list[str]:
+    """Processes that were started for the cache folder: they inherit its environment variable."""
+    deadline_s = time.monotonic() + wait_s
+    while True:
+        found: list[str] = []
+        for process in psutil.process_iter(["name", "cmdline"]):
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("BATON_CACHE") == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(f"{process.pid} {process.info['name']}")
+        if not found or time.monotonic() > deadline_s:
+            return found
+        time.sleep(0.2)
+
+
+def shared_memory_segments() -> set[str]:
+    """Names in /dev/shm."""
+    return {path.name for path in Path("/dev/shm").iterdir()}
+
+
+def used_blocks(status: Any) -> dict[str, int]:
+    """Blocks in use by worker, of a `Status`."""
+    return {worker.worker_id: worker.used_blocks for worker in status.workers}
