@@ -10,10 +10,12 @@ docs/benchmarks.md. Exits with 1 when prefill and decode behind the gateway miss
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -63,7 +65,7 @@ def main() -> int:
         "osl": chosen.osl,
         "repetitions": chosen.repetitions,
         "load_before": loads,
-        "command": " ".join(["python", "benchmarks/compare.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "benchmarks/compare.py", *sys.argv[1:]]),
     }
     table = markdown(rows, found, facts)
     print(f"\n{table}")
@@ -117,7 +119,7 @@ def _measure(name: str, model: Path, repetition: int, chosen: argparse.Namespace
         manager = baton(model, max_model_len=length, pools=OURS[name])
     with manager as server:
         print(f"  ready after {server.start_s:.0f} s, {len(server.pids)} processes", flush=True)
-        idle = _idle_cores(server)
+        idle, idle_by_process = _idle_cores(server)
         for clients in chosen.clients:
             # The doors of one server take turns as the servers do: this one first in every other repetition.
             doors = list(server.doors.items())
@@ -128,6 +130,7 @@ def _measure(name: str, model: Path, repetition: int, chosen: argparse.Namespace
                     "clients": clients,
                     "repetition": repetition,
                     "idle_cores": idle,
+                    "idle_by_process": idle_by_process,
                     "start_s": server.start_s,
                     **row,
                 }
@@ -174,7 +177,12 @@ def _bare(model: Path, repetition: int, chosen: argparse.Namespace, length: int)
         command += ["--seed", str(SEED + 1000 * repetition), "--max-model-len", str(length)]
         with log.open("wb") as output:
             code = subprocess.run(
-                command, stdout=output, stderr=subprocess.STDOUT, env=environment("bare"), timeout=600, check=False
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment("bare", engine=True),
+                timeout=600,
+                check=False,
             ).returncode
         if code:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
@@ -196,13 +204,20 @@ def _bare(model: Path, repetition: int, chosen: argparse.Namespace, length: int)
     }
 
 
-def _idle_cores(server: Server) -> float:
-    time.sleep(3)  # what start-up left to do
+def _idle_cores(server: Server) -> tuple[float, dict[str, float]]:
+    """CPU the server uses without a request, in cores: in all, and of each process that uses over 0.1 %."""
+    time.sleep(5)  # what start-up left to do
     meter = CpuMeter(server.pids)
     meter.start()
     time.sleep(IDLE_S)
     used, _ = meter.stop()
-    return (used or 0.0) / IDLE_S
+    names: dict[str, float] = {}
+    for pid, seconds in meter.by_process().items():
+        if seconds / IDLE_S > 0.001:
+            with contextlib.suppress(psutil.Error):
+                line = " ".join(psutil.Process(pid).cmdline())
+                names[f"{pid} {line[:80]}"] = seconds / IDLE_S
+    return (used or 0.0) / IDLE_S, names
 
 
 def _settle(wait_s: float) -> float:

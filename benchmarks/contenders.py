@@ -18,22 +18,13 @@ from pathlib import Path
 
 import psutil
 
+from cluster.ray_runtime import engine_env
 from orchestrator.bench.cpu import marked
 
 MARK = "BATON_BENCHMARK"
 START_TIMEOUT_S = 400.0
 STOP_TIMEOUT_S = 90.0
 MODEL_NAME = "tiny"
-
-ENGINE_ENVIRONMENT = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "OMP_NUM_THREADS": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
-    "VLLM_NO_USAGE_STATS": "1",
-    "HF_HUB_OFFLINE": "1",
-}
-"""The same for every engine: one OpenMP thread, 1 GiB of KV."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +47,11 @@ def free_port() -> int:
         return port
 
 
-def environment(mark: str) -> dict[str, str]:
-    return {**os.environ, **ENGINE_ENVIRONMENT, MARK: mark}
+def environment(mark: str, *, engine: bool) -> dict[str, str]:
+    """Environment of a contender. An engine that is started here gets what Baton gives to its own: one OpenMP thread,
+    1 GiB of KV, and the faster allocator and OpenMP runtime where they are installed."""
+    own = engine_env(on_cpu=True, omp_threads=1, kv_cache_gib=1, ucx_tls="all") if engine else {}
+    return {**os.environ, **own, MARK: mark}
 
 
 @contextlib.contextmanager
@@ -74,7 +68,7 @@ def vllm_server(model: Path, *, max_model_len: int, executor: str = "") -> Itera
         log = Path(folder) / "log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, env=environment(mark), cwd=folder
+                command, stdout=output, stderr=subprocess.STDOUT, env=environment(mark, engine=True), cwd=folder
             )
         try:
             while not _answers(f"http://127.0.0.1:{port}/health"):
@@ -127,7 +121,7 @@ def _baton(arguments: list[str], mark: str, log: Path, timeout_s: float) -> None
                 [sys.executable, "-m", "orchestrator.cli", *arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=environment(mark),
+                env=environment(mark, engine=False),
                 timeout=timeout_s,
                 check=False,
             ).returncode

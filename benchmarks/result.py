@@ -91,7 +91,7 @@ def markdown(rows: Sequence[Row], found: Sequence[Ratio], facts: dict[str, Any])
         f"{facts['cores']} cores ({facts['cpu']}), {facts['memory_gib']:.0f} GiB, Python {facts['python']}, vLLM "
         f"{facts['vllm']}, {facts['date']}; a random Llama of {facts['parameters_m']:.1f} M parameters, "
         f"ISL {facts['isl']}, OSL {facts['osl']}, closed loop, medians of {facts['repetitions']} repetitions in turn; "
-        f"load average before each: {', '.join(f'{load:.1f}' for load in facts['load_before'])}.",
+        f"cores in use by others before each: {', '.join(f'{load:.1f}' for load in facts['load_before'])}.",
         "",
         f"`{facts['command']}`",
         "",
@@ -116,9 +116,12 @@ def markdown(rows: Sequence[Row], found: Sequence[Ratio], facts: dict[str, Any])
             f"| {bar.title}, against {bar.against} | {each.contender} | {each.median:.2f} | {values} "
             f"| {sign} {bar.limit:g} | {mark} |"
         )
-    idle = {row["contender"]: row["idle_cores"] for row in rows if row.get("idle_cores") is not None}
+    idle: dict[str, list[float]] = {}
+    for row in rows:
+        if row.get("idle_cores") is not None:
+            idle.setdefault(row["contender"].partition(",")[0], []).append(row["idle_cores"])
     if idle:
-        shares = ", ".join(f"{contender} {share:.1%}" for contender, share in idle.items())
+        shares = ", ".join(f"{server} {statistics.median(values):.1%}" for server, values in idle.items())
         lines += ["", f"Idle, of one core: {shares}."]
     return "\n".join(lines) + "\n"
 
