@@ -215,6 +215,12 @@ def engine_env(*, on_cpu: bool, omp_threads: int, kv_cache_gib: int, ucx_tls: st
             "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(omp_threads),
+            # Else vLLM overrules the single-process executor on CPU: one more process per engine, which polls
+            # shared memory and costs half a core when idle. AsyncLLM keeps its engine core process all the same.
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            # As in kv_transfer/connector.py. GPU engines keep NIXL's spinning thread: they have cores to spare, and
+            # cuda_ipc gives UCX no event to wait for.
+            "BATON_NIXL_PROGRESS_DELAY_US": "1000",
         }
         if preload := _preload():
             env["LD_PRELOAD"] = preload

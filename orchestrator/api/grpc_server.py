@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
@@ -60,6 +61,8 @@ class InferenceService:
 
     async def generate(self, request: inference_pb2.GenerateRequest, context: Any) -> None:
         """Stream one generation."""
+        # Made up here and not behind, so that the log of a failure and the caller name the same id.
+        request.request_id = request.request_id or uuid.uuid4().hex
         fold_deadline(request, context.time_remaining())
         async with closing(self._backend.generate(request)) as events:
             async for event in events:
@@ -174,11 +177,13 @@ def _guarded(handler: Handler) -> Handler:
             # Writing to a caller who left fails too; that is no failure of the request, and nobody reads a status.
             if context.cancelled():
                 raise asyncio.CancelledError from error
-            await _abort(context, report(error, getattr(request, "request_id", "")))
+            request_id = getattr(request, "request_id", "")
+            await _abort(context, report(error, request_id), request_id)
 
     return guarded
 
 
-async def _abort(context: Any, error: ServingError) -> NoReturn:
-    await context.abort(status_of(error).grpc, error.message[:MAX_MESSAGE_CHARS], trailing_metadata(error))
+async def _abort(context: Any, error: ServingError, request_id: str) -> NoReturn:
+    metadata = trailing_metadata(error, request_id=request_id)
+    await context.abort(status_of(error).grpc, error.message[:MAX_MESSAGE_CHARS], metadata)
     raise AssertionError("abort raises")

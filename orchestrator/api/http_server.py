@@ -22,7 +22,7 @@ from orchestrator.api.http_reply import Reply
 from orchestrator.api.http_request import HttpCall, read_chat_call, read_completion_call
 from orchestrator.api.http_status import model_object, to_json
 from orchestrator.api.merge import Event, run_all
-from orchestrator.api.status import http_headers, openai_error, status_of
+from orchestrator.api.status import REQUEST_ID_KEY, http_headers, openai_error, status_of
 
 LINGER_S = 1.0
 """Seconds that the rest of a refused body is thrown away, so that its sender gets to read the reply."""
@@ -92,7 +92,7 @@ class HttpServer:
 
     async def _run(self, request: web.Request, read: Read) -> web.StreamResponse:
         tree = await read_json(request, self._limit_bytes)
-        call = read(tree, request.headers.get("X-Request-Id", ""))
+        call = read(tree, request.headers.get(REQUEST_ID_KEY, ""))
         try:
             for item in call.requests:
                 fold_deadline(item, None)
@@ -105,7 +105,7 @@ class HttpServer:
                     reply.add(prompt, event)
                 return _json(reply.object(), headers=_id_header(call))
         except Exception as error:
-            return _failed(error, call.request_id)
+            return _failed(error, call.request_id, _id_header(call))
 
 
 async def serve_http(backend: Backend, settings: GatewaySettings) -> tuple[web.AppRunner, int]:
@@ -180,13 +180,14 @@ async def _errors_as_json(request: web.Request, handler: Any) -> web.StreamRespo
     except web.HTTPException as error:
         return _http_error(error)
     except Exception as error:
-        return _failed(error, request.headers.get("X-Request-Id", ""))
+        return _failed(error, request.headers.get(REQUEST_ID_KEY, ""))
     return response
 
 
-def _failed(error: Exception, request_id: str) -> web.Response:
+def _failed(error: Exception, request_id: str, headers: dict[str, str] | None = None) -> web.Response:
     failure = report(error, request_id)
-    return _json(openai_error(failure), status=status_of(failure).http, headers=http_headers(failure))
+    headers = {**(headers or {}), **http_headers(failure)}
+    return _json(openai_error(failure), status=status_of(failure).http, headers=headers)
 
 
 def _http_error(error: web.HTTPException) -> web.Response:
@@ -205,7 +206,7 @@ def _http_error(error: web.HTTPException) -> web.Response:
 
 
 def _id_header(call: HttpCall) -> dict[str, str]:
-    return {"X-Request-Id": call.request_id}
+    return {REQUEST_ID_KEY: call.request_id}
 
 
 def _json(tree: object, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:

@@ -20,6 +20,8 @@ ERROR_FIELD_KEY = "baton-error-field"
 """Trailing metadata: the offending field of an `InvalidRequest`."""
 RETRY_AFTER_KEY = "retry-after-s"
 """Trailing metadata: seconds to wait before a retry."""
+REQUEST_ID_KEY = "x-request-id"
+"""Trailing metadata, and a header of every HTTP reply: the id under which the gateway's log tells of the request."""
 MAX_MESSAGE_CHARS = 1000
 """gRPC carries the message in a header, and peers refuse headers over 8 KiB."""
 
@@ -90,14 +92,16 @@ def status_of(error: ServingError) -> WireStatus:
     return next(ROWS[base] for base in type(error).__mro__ if base in ROWS)
 
 
-def trailing_metadata(error: ServingError) -> tuple[tuple[str, str], ...]:
+def trailing_metadata(error: ServingError, *, request_id: str = "") -> tuple[tuple[str, str], ...]:
     """What goes with the gRPC status of ``error``."""
     pairs = [(ERROR_KIND_KEY, next(base.__name__ for base in type(error).__mro__ if base in ROWS))]
     if isinstance(error, RequestRejected):
         pairs.append((RETRY_AFTER_KEY, f"{error.retry_after_s:.3f}"))
-    if isinstance(error, InvalidRequest) and error.field and error.field.isascii() and error.field.isprintable():
+    if isinstance(error, InvalidRequest):
         pairs.append((ERROR_FIELD_KEY, error.field[:200]))
-    return tuple(pairs)
+    pairs.append((REQUEST_ID_KEY, request_id[:200]))
+    # gRPC refuses other characters in metadata, and with them the whole status.
+    return tuple((key, value) for key, value in pairs if value and value.isascii() and value.isprintable())
 
 
 def http_headers(error: ServingError) -> dict[str, str]:
@@ -132,11 +136,12 @@ def from_rpc(code: grpc.StatusCode, details: str | None, metadata: Iterable[tupl
     pairs = {key: str(value) for key, value in metadata or ()}
     message = details or code.name.lower().replace("_", " ")
     kind = _BY_NAME.get(pairs.get(ERROR_KIND_KEY, "")) or _BY_CODE.get(code, ServingError)
+    ids = {"request_id": pairs[REQUEST_ID_KEY]} if REQUEST_ID_KEY in pairs else {}
     if kind is RequestRejected or (kind is errors.RequestTooLarge and RETRY_AFTER_KEY in pairs):
-        return RequestRejected(message, retry_after_s=_seconds(pairs.get(RETRY_AFTER_KEY)))
+        return RequestRejected(message, retry_after_s=_seconds(pairs.get(RETRY_AFTER_KEY)), **ids)
     if issubclass(kind, InvalidRequest):
-        return kind(message, field=pairs.get(ERROR_FIELD_KEY, ""))
-    return kind(message)
+        return kind(message, field=pairs.get(ERROR_FIELD_KEY, ""), **ids)
+    return kind(message, **ids)
 
 
 def _seconds(text: str | None) -> float:

@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from baton.v1 import cluster_pb2, inference_pb2
 from cluster.config import GatewaySettings
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, WorkerDied
 from orchestrator.api.grpc_server import serve_grpc
 from tests.fakes.backend import FakeBackend, Stall, admitted, delta, finished, reply, script
 from tests.orchestrator.api.conftest import LIMIT_BYTES, Edge
@@ -44,7 +44,7 @@ async def failure(call: Any) -> Any:
 async def test_streams_the_backends_events_unchanged(edge: Edge, channel: Any) -> None:
     events = [admitted(), delta("Hel"), delta("lo", finish="STOP"), finished()]
     edge.backend.script = script(*events)
-    request = inference_pb2.GenerateRequest(model="m", prompt="Hi", deadline_s=5, tenant="who")
+    request = inference_pb2.GenerateRequest(model="m", prompt="Hi", deadline_s=5, tenant="who", request_id="r")
     assert [event async for event in generate(channel, request, timeout_s=None)] == events
     assert edge.backend.requests == [request]
 
@@ -142,6 +142,20 @@ async def test_unforeseen_errors_are_logged_once_and_tell_nothing(
     assert "id-7?forged line" in text
     assert "KeyError" in text
     assert "secret" not in text
+
+
+@pytest.mark.parametrize("request_id", ["", "mine", "not\nprintable ☃"])
+async def test_a_failure_names_the_requests_id(
+    edge: Edge, channel: Any, caplog: pytest.LogCaptureFixture, request_id: str
+) -> None:
+    edge.backend.script = script(WorkerDied("gone"))
+    error = await failure(generate(channel, inference_pb2.GenerateRequest(prompt="Hi", request_id=request_id)))
+    told = dict(error.trailing_metadata()).get("x-request-id", "")
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    used = edge.backend.requests[0].request_id
+    assert used == (request_id or used)
+    assert told == (used if request_id != "not\nprintable ☃" else "")
+    assert told in caplog.text
 
 
 async def test_lists_models_and_tells_status(edge: Edge, channel: Any) -> None:

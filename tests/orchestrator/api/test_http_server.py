@@ -213,9 +213,12 @@ async def test_refusals_are_logged_once_without_the_prompt(edge: Edge, caplog: p
 
 async def test_an_unforeseen_error_tells_nothing(edge: Edge, caplog: pytest.LogCaptureFixture) -> None:
     edge.backend.script = script(KeyError("the secret prompt"))
-    status, answer = await edge.complete(request_id="id-7")
-    assert (status, answer["error"]["code"]) == (500, "internal_error")
-    assert "secret" not in answer["error"]["message"]
+    body = {"model": MODEL, "prompt": "Hi", "request_id": "id-7"}
+    async with edge.session.post(f"{edge.url}/v1/completions", json=body) as answer:
+        error = (await answer.json())["error"]
+        assert (answer.status, answer.headers["X-Request-Id"]) == (500, "id-7")
+    assert error["code"] == "internal_error"
+    assert "secret" not in error["message"]
     [record] = [record for record in caplog.records if record.name == "baton.api"]
     assert "id-7" in record.getMessage()
     assert "secret" not in record.getMessage()

@@ -57,8 +57,9 @@ def test_a_class_without_a_row_takes_its_nearest_base() -> None:
 @pytest.mark.parametrize("kind", CLASSES)
 def test_a_status_maps_back_to_the_class_it_came_from(kind: type[ServingError]) -> None:
     error = make(kind)
-    back = from_rpc(status_of(error).grpc, error.message, trailing_metadata(error))
+    back = from_rpc(status_of(error).grpc, error.message, trailing_metadata(error, request_id="mine"))
     assert type(back) is kind
+    assert back.ids == {"request_id": "mine"}
     assert back.message == "it failed"
     assert getattr(back, "retry_after_s", None) == getattr(error, "retry_after_s", None)
     assert getattr(back, "field", None) == getattr(error, "field", None)
