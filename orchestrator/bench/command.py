@@ -116,8 +116,12 @@ def bench(
         pids=tuple(pid or ()),
     )
     errors = Console(stderr=True)
-    with errors.status(f"sending to {endpoint}") as status:
-        found, records = measure_sync(setting, lambda ended: status.update(f"{ended} requests ended"))
+    if errors.is_terminal:
+        # Once a second: a spinner's usual twelve frames would cost more CPU than the load.
+        with errors.status(f"sending to {endpoint}", refresh_per_second=1) as status:
+            found, records = measure_sync(setting, lambda ended: status.update(f"{ended} requests ended"))
+    else:
+        found, records = measure_sync(setting)
     loop = f"closed loop, {closed} clients" if closed else "open loop" + (f", {rate:g} per second" if rate else "")
     found = {"loop": loop, "seed": seed, "api": api, **found}
     if out is not None:

@@ -29,6 +29,7 @@ class CpuMeter:
     def __init__(self, pids: Sequence[int]) -> None:
         self._pids = pids
         self._before: dict[tuple[int, float], float] = {}
+        self._used: dict[int, float] = {}
         self._own_s = 0.0
 
     def start(self) -> None:
@@ -41,7 +42,12 @@ class CpuMeter:
         own_s = time.process_time() - self._own_s
         if not self._pids:
             return None, own_s
-        return sum(max(0.0, used - self._before.get(key, 0.0)) for key, used in self._read()), own_s
+        self._used = {key[0]: max(0.0, used - self._before.get(key, 0.0)) for key, used in self._read()}
+        return sum(self._used.values()), own_s
+
+    def by_process(self) -> dict[int, float]:
+        """CPU seconds of each process id between `start` and `stop`."""
+        return dict(self._used)
 
     def _read(self) -> Iterator[tuple[tuple[int, float], float]]:
         seen: set[int] = set()
