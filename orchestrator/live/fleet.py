@@ -39,12 +39,13 @@ class FleetWorker:
 
     def view(self) -> WorkerView:
         """What the router is told. A running request's blocks are in the promise already, so the larger counts."""
-        taken = max(self.load.used_blocks, sum(self.reserved.values()))
+        used = min(self.load.used_blocks, self.member.total_blocks)
         return WorkerView(
             worker_id=self.member.worker_id,
             role=self.role,
             total_blocks=self.member.total_blocks,
-            free_blocks=self.member.total_blocks - taken,
+            free_blocks=self.member.total_blocks - used,
+            reserved_blocks=max(0, sum(self.reserved.values()) - used),
             running_requests=len(self.legs),
             queued_tokens=sum(self.queued_tokens.values()),
             prefill_tokens_per_s=self.load.prefill_tokens_per_s or PREFILL_RATE_PRIOR_TOKENS_PER_S,
@@ -94,6 +95,7 @@ class Fleet:
         worker = self.workers.pop(worker_id, None)
         if worker is None:
             return
+        worker.link.silence()
         self.tickets.worker_down(worker_id)
         if self.prefixes is not None:
             self.prefixes.remove_worker(worker_id)

@@ -91,13 +91,13 @@ def place(
         Placement(prefill_id='p0', decode_id='d0', reserve_blocks=4)
     """
     usable = [worker for worker in workers if worker.accepting]
-    usable = [worker for worker in usable if worker.worker_id not in avoid] or usable
-    prefills = [worker for worker in usable if worker.role is Role.PREFILL]
+    prefills = _unless_last([worker for worker in usable if worker.role is Role.PREFILL], avoid)
     holders = [
         worker
         for worker in usable
         if worker.role is Role.COLOCATED or (worker.role is Role.DECODE and (prefills or local_prefill_below_tokens))
     ]
+    holders = _unless_last(holders, avoid)
     if not holders:
         return Wait("no_worker")
     need = request.reserve_blocks
@@ -114,6 +114,11 @@ def place(
         return Wait("no_worker")
     best = min(prefills, key=lambda worker: _prefill_rank(worker, request, holder.domain))
     return Placement(best.worker_id, holder.worker_id, need)
+
+
+def _unless_last(workers: list[WorkerView], avoid: frozenset[str]) -> list[WorkerView]:
+    """Without those to avoid, but for each part of the work apart: the only decode worker is better than none."""
+    return [worker for worker in workers if worker.worker_id not in avoid] or workers
 
 
 def expected_ttft_s(worker: WorkerView, request: RequestView) -> float:
