@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from cluster.errors import ConfigError, ServingError
+from orchestrator.bench.command import bench
+from orchestrator.doctor_command import doctor
 
 app = typer.Typer(
     name="baton",
@@ -100,6 +102,10 @@ def chat(
     from orchestrator.commands import generate_command
 
     generate_command.chat(name, endpoint, reasoning=_present(effort=effort))
+
+
+app.command()(doctor)
+app.command()(bench)
 
 
 @app.command()
