@@ -198,12 +198,13 @@ def test_a_chat_goes_through_the_template() -> None:
     assert bytes(made.prompt_ids) == b"user:hi;"
 
 
+FLOATS = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
 numbers = st.floats(width=32) | st.sampled_from([0.0, 1.0, -1.0])
 ids = st.lists(st.integers(0, 300), max_size=3)
 samplings = st.fixed_dictionaries(
     {},
     optional={
-        **dict.fromkeys(("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"), numbers),
+        **dict.fromkeys(FLOATS, numbers),
         "top_k": st.integers(-(1 << 31), (1 << 31) - 1),
         "seed": st.integers(-(1 << 63), (1 << 63) - 1),
         **{name: st.integers(0, (1 << 32) - 1) for name in ("max_tokens", "min_tokens", "logprobs", "n")},
