@@ -213,8 +213,7 @@ class Simulation:
             self.kernel.at(deadline_s, self._deadline, flight)
         self._enqueue(flight)
         if not gateway.max_queued_requests and flight.lifecycle.state is lc.State.QUEUED:
-            self.queue.clear()
-            self.queued_prompt_tokens = 0
+            self._unqueue(flight)
             del self.live[index]
             self._reject(index)
 
@@ -233,6 +232,13 @@ class Simulation:
         if self.queue[0][3] is flight:
             self._pump(None)
 
+    def _unqueue(self, flight: Flight) -> None:
+        kept = [entry for entry in self.queue if entry[3] is not flight]
+        if len(kept) < len(self.queue):
+            self.queue = kept
+            heapq.heapify(kept)
+            self.queued_prompt_tokens -= flight.isl_tokens
+
     def pump(self) -> None:
         """Something was freed: look at the queue once this instant is over."""
         if self.queue and not self._pump_due:
@@ -243,16 +249,12 @@ class Simulation:
         self._pump_due = False
         while self.queue:
             flight = self.queue[0][3]
-            if flight.lifecycle.state is lc.State.QUEUED:
-                placement = self.place_flight(flight)
-                if isinstance(placement, Wait):
-                    return
-                heapq.heappop(self.queue)
-                self.queued_prompt_tokens -= flight.isl_tokens
-                self._placed(flight, placement)
-            else:
-                heapq.heappop(self.queue)
-                self.queued_prompt_tokens -= flight.isl_tokens
+            placement = self.place_flight(flight)
+            if isinstance(placement, Wait):
+                return
+            heapq.heappop(self.queue)
+            self.queued_prompt_tokens -= flight.isl_tokens
+            self._placed(flight, placement)
 
     def place_flight(self, flight: Flight, views: list[WorkerView] | None = None) -> Placement | Wait:
         """Ask the router for this request as it stands."""
@@ -523,7 +525,8 @@ class Simulation:
             self.kernel.stop()
 
     def _deadline(self, flight: Flight) -> None:
-        if not flight.lifecycle.ended:
+        if flight.index in self.live:
+            self._unqueue(flight)
             self.tell_progress(flight)
             self.handle(flight, lc.DeadlinePassed())
 
