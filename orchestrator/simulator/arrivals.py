@@ -129,8 +129,9 @@ def _renewals(draw: Callable[[int], Floats], length: float, gaps: Gaps, rng: np.
         part = draw(int((length + warm_up - total) * 1.1) + 100)
         parts.append(part)
         total += float(part.sum())
-    times = np.cumsum(np.concatenate(parts)) - warm_up
-    return np.asarray(times[(times >= 0) & (times < length)])
+    times: Floats = np.cumsum(np.concatenate(parts)) - warm_up
+    inside: Floats = times[(times >= 0) & (times < length)]
+    return inside
 
 
 def bridge(gaps: Gaps, count: int, start_s: float, length_s: float, rng: np.random.Generator) -> Floats:
