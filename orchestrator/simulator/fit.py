@@ -96,7 +96,8 @@ def fit_gaps(arrival_s: Floats) -> tuple[Gaps, dict[Kind, float]]:
     The rate is taken out first: each gap is measured in mean gaps of its neighbourhood of some hundred.
     """
     gaps = np.diff(arrival_s)
-    if len(gaps) < 20:
+    if len(gaps) < 20 or (gaps <= 0).mean() > 0.05:
+        # Stamps rounded to ticks say nothing of the gaps within one.
         return Gaps(), {"poisson": 0.0}
     width = min(len(gaps), 101)
     local = np.convolve(gaps, np.ones(width), "same") / np.convolve(np.ones(len(gaps)), np.ones(width), "same")
@@ -162,7 +163,10 @@ def _fit_phase(
         rates = counts / (edges[1] - edges[0])
         middles = (edges[1:] + edges[:-1]) / 2
         arrivals["rate_per_s"] = 1.0
-        arrivals |= {"times_s": [round(float(each), 3) for each in middles], "rates": [round(each, 5) for each in rates]}
+        arrivals |= {
+            "times_s": [round(float(each), 3) for each in middles],
+            "rates": [round(each, 5) for each in rates],
+        }
         arrivals["rates"] = [float(each) for each in arrivals["rates"]]
     block: dict[str, Any] = {"duration_s": round(duration_s, 3), "arrivals": arrivals}
     report: list[Goodness] = []
@@ -174,8 +178,12 @@ def _fit_phase(
         report.append(goodness)
     if "reasoning_tokens" in block:
         block["correlation"] = correlation(part.reasoning_tokens, part.answer_tokens)
-    if part.cached_tokens.any():
-        block["cached_share"] = round(float(part.cached_tokens.sum() / part.isl_tokens.sum()), 4)
+    cached = int(part.cached_tokens.sum())
+    if len(part.units):
+        # What a cache that never evicts would hold: units that came before, an upper bound for any real one.
+        cached = (len(part.units) - len(np.unique(part.units))) * part.unit_tokens
+    if cached:
+        block["cached_share"] = round(float(cached / part.isl_tokens.sum()), 4)
     return block, report
 
 
