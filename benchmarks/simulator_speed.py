@@ -20,7 +20,7 @@ from cluster.config import Role
 from orchestrator.simulator.cost import AffineCost, AffineTransfer
 from orchestrator.simulator.engine import EngineProfile
 from orchestrator.simulator.fleet import FleetSpec, PoolSpec
-from orchestrator.simulator.forecast import RecentForecast
+from orchestrator.simulator.forecast import FixedForecast
 from orchestrator.simulator.simulation import GatewaySpec, Simulation
 from orchestrator.simulator.theory import mm1_wait_s
 from orchestrator.simulator.traces import read_sample
@@ -38,7 +38,7 @@ def fleet(prefill: int, decode: int) -> FleetSpec:
 
 def hour(data: Path) -> Simulation:
     workload = read_sample(data / "servegen_r1_shift_1h.csv")
-    return Simulation(fleet(6, 24), workload, GatewaySpec(max_queued_requests=10_000), forecast=RecentForecast(0.9))
+    return Simulation(fleet(6, 24), workload, GatewaySpec(max_queued_requests=10_000), forecast=FixedForecast(2000))
 
 
 def million() -> Simulation:
