@@ -49,8 +49,8 @@ def fail_worker(simulation: Simulation, worker_id: str) -> None:
         if worker_id in (flight.lifecycle.prefill_id, flight.lifecycle.decode_id)
     ]
     for flight in hit:
-        if flight.worker is worker:
-            simulation.tell_progress(flight)
+        # All of them: that a request has made tokens is how its lifecycle knows that the KV was read.
+        simulation.tell_progress(flight)
     simulation.book.worker_down(worker_id)
     simulation.fleet.fail(worker)
     for flight in hit:
