@@ -243,16 +243,17 @@ class Gateway:
         view = RequestView(isl, forecast, self.block_size_tokens, cached)
         chosen = place(
             view,
-            [worker.view() for worker in self.fleet.workers.values()],
+            self.fleet.views(),
             local_prefill_below_tokens=self.spec.transfer.local_prefill_below_tokens,
+            local_prefill_after_s=self.spec.transfer.local_prefill_after_s,
             avoid=self._avoid.get(id(run), frozenset()),
         )
         if not isinstance(chosen, Placement):
             return False
         self.fleet.workers[chosen.decode_id].reserved[run.life.request_id] = chosen.reserve_blocks
-        if chosen.prefill_id:
-            uncached = isl - cached.get(chosen.prefill_id, 0)
-            self.fleet.workers[chosen.prefill_id].queued_tokens[run.life.request_id] = uncached
+        prefilled_by = chosen.prefill_id or chosen.decode_id
+        uncached = isl - cached.get(prefilled_by, 0)
+        self.fleet.workers[prefilled_by].queued_tokens[run.life.request_id] = uncached
         run.placed(chosen.prefill_id, chosen.decode_id)
         return True
 
@@ -294,9 +295,11 @@ class Gateway:
             self.fleet.prefixes.record(action.worker_id, run.hashes)
 
     def leg_progress(self, action: StartLeg, output: worker_pb2.LegOutput) -> None:
-        """Count a leg's end."""
+        """Take note of a leg's first token, and of its end."""
         if output.finish_reason:
             self.leg_ended(action.leg_id, action.worker_id)
+        elif worker := self.fleet.workers.get(action.worker_id):
+            worker.queued_tokens.pop(action.leg_id.rsplit("/", 1)[0], None)
 
     def leg_ended(self, leg_id: str, worker_id: str) -> None:
         """A leg no longer occupies its worker."""

@@ -109,3 +109,21 @@ def test_a_placement_never_overcommits_and_names_willing_workers(
         assert holder.role is Role.DECODE
         assert by_id[chosen.prefill_id].role is Role.PREFILL
         assert by_id[chosen.prefill_id].accepting
+
+
+def test_a_crowded_prefill_pool_gets_help_from_decode() -> None:
+    request = RequestView(isl_tokens=500, forecast_osl_tokens=100, block_size_tokens=32, cached_tokens={})
+
+    def chosen(prefill_queue: int, decode_queue: int, after_s: float | None) -> str | None:
+        workers = [
+            WorkerView("p", Role.PREFILL, 1000, 1000, queued_tokens=prefill_queue, prefill_tokens_per_s=1000.0),
+            WorkerView("d", Role.DECODE, 1000, 1000, queued_tokens=decode_queue, prefill_tokens_per_s=1000.0),
+        ]
+        placement = place(request, workers, local_prefill_after_s=after_s)
+        assert isinstance(placement, Placement)
+        return placement.prefill_id
+
+    assert chosen(0, 0, 1.0) == "p", "half a second: the pool is not crowded"
+    assert chosen(2000, 0, 1.0) is None, "2.5 s there, 0.5 s here"
+    assert chosen(2000, 900, 1.0) == "p", "1.4 s here is more than half of it"
+    assert chosen(9000, 0, None) == "p", "never"
