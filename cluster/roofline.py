@@ -96,7 +96,8 @@ class StepCost:
         reduces = 2 * model.layers if tp > 1 else 0
         self._all_reduce_latency_s = reduces * engine.all_reduce_s * math.log2(tp) if tp > 1 else 0.0
         self._all_reduce_token_s = reduces * model.hidden * 2.0 * 2.0 * (tp - 1) / tp / link
-        self._fixed_s = model.layers * engine.layer_s + engine.step_s + self._all_reduce_latency_s
+        layers_s = model.layers * engine.layer_s + moe * engine.moe_layer_s
+        self._fixed_s = layers_s + engine.step_s + self._all_reduce_latency_s
         self._token_s = model.layers * engine.token_layer_s + self._all_reduce_token_s
         self._sequence_s = engine.sequence_s
 
