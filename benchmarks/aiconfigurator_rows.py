@@ -36,7 +36,7 @@ def _question(row: Measured) -> dict[str, Any]:
     asked: dict[str, Any] = {
         "model_path": PATHS[row.model_name],
         "system_name": row.row["system"],
-        "backend_name": row.engine,
+        "backend_name": row.row["backend"],
         "isl": row.isl_tokens,
         "osl": row.osl_tokens,
         "batch_size": row.clients,

@@ -82,7 +82,7 @@ def main() -> None:
         ("dense TPOT", 0, lambda row: row.model_name in DENSE),
         ("dense TPOT vllm", 0, lambda row: row.model_name in DENSE and row.engine == "vllm"),
         ("dense TPOT sglang", 0, lambda row: row.model_name in DENSE and row.engine == "sglang"),
-        ("dense TPOT trtllm", 0, lambda row: row.model_name in DENSE and row.engine == "trtllm"),
+        ("dense TPOT trtllm", 0, lambda row: row.model_name in DENSE and row.engine.startswith("trtllm")),
         (
             "DeepSeek-R1 8xH200 sglang TPOT",
             0,

@@ -2,7 +2,7 @@
 
     python benchmarks/planner_fit.py ../shared/data/silicon_h100_h200_calibration.csv
 
-Minimises log error of TPOT, and of TTFT where at most four clients ran (half weight), robustly, with a prior on
+Minimises log error of TPOT, and of TTFT where at most four clients ran (same weight), robustly, with a prior on
 every constant: kernels from single operations measured on H100 and H200 (GEMM 0.79 of bf16 peak and 0.80 of
 bandwidth, fp8 0.70, prefill attention 0.61, decode attention 0.88, all-reduce 0.68 of the link and 4 µs), reduced
 for clocks under sustained load. Load generators are shared by all engines. ``--folds 5`` prints the error on
@@ -29,7 +29,7 @@ from orchestrator.capacity.least_squares import Vector, fit
 
 # name, prior, lower, upper, width of the prior in log units
 CONSTANTS = (
-    ("gemm_share", 0.68, 0.45, 0.8, 0.15),
+    ("gemm_share", 0.68, 0.5, 0.8, 0.15),
     ("gemm_fp8_share", 0.58, 0.3, 0.75, 0.2),
     ("moe_share", 0.3, 0.08, 0.75, 0.5),
     ("memory_share", 0.82, 0.7, 0.95, 0.08),
@@ -45,8 +45,8 @@ CONSTANTS = (
     ("all_reduce_s", 5e-6, 1.5e-6, 2e-5, 0.4),
     ("all_reduce_share", 0.55, 0.2, 0.8, 0.3),
     ("first_token_s", 0.015, 0.001, 0.3, 1.0),
-    ("first_token_layer_s", 2e-4, 1e-6, 3e-3, 1.0),
-    ("first_token_moe_layer_s", 3e-4, 1e-6, 3e-3, 1.0),
+    ("prefill_layer_s", 2e-4, 1e-6, 3e-3, 1.0),
+    ("prefill_moe_layer_s", 3e-4, 1e-6, 3e-3, 1.0),
 )
 GENERATORS = (
     ("lockstep stall share", 0.6, 0.4, 1.0, 0.15),
@@ -54,9 +54,9 @@ GENERATORS = (
     ("spread stall share", 0.95, 0.4, 1.0, 0.15),
     ("spread collision share", 0.1, 0.01, 1.0, 0.7),
 )
-ENGINES = ("vllm", "sglang", "trtllm")
+ENGINES = ("vllm", "sglang", "trtllm", "trtllm-1.0")
 PRIOR_WEIGHT = 0.3
-TTFT_WEIGHT = 0.5
+TTFT_WEIGHT = 1.0
 TTFT_CLIENTS = 4
 
 

@@ -31,14 +31,15 @@ class EngineConstants:
         softness: Exponent of the norm that blends compute and memory limits; high means the larger one alone.
         layer_s: Time per layer that neither limit explains: launches, norms, rotary, cache writes.
         moe_layer_s: Added per layer with routed experts: gating, permutation, grouped launches.
-        token_layer_s: Same, per token and layer: element-wise work that grows with the batch.
+        prefill_layer_s: Added per layer to a step with a prefill piece in it: such a step runs without captured
+            graphs, so its launches show.
+        prefill_moe_layer_s: Same, per layer with routed experts.
+        token_layer_s: As ``layer_s``, per token and layer: element-wise work that grows with the batch.
         step_s: Time per engine step outside the model: scheduling, sampling, output.
         sequence_s: Same, per running sequence.
         all_reduce_s: Latency of one all-reduce between two GPUs; each doubling of GPUs adds as much again.
         all_reduce_share: Share of the scale-up link's bandwidth that an all-reduce reaches.
         first_token_s: From the request's arrival to the engine's queue, and from the sampled token to the client.
-        first_token_layer_s: Same, per layer: a prefill runs without captured graphs, so its launches show.
-        first_token_moe_layer_s: Same, per layer with routed experts.
         memory_utilisation: Default share of GPU memory that the engine may use.
         reserved_bytes: Kept back beside weights and KV on each GPU: context, graphs, activations' fixed part.
         reserved_tp_bytes: Kept back in addition when tensor parallel (communication buffers).
@@ -58,14 +59,14 @@ class EngineConstants:
     softness: float
     layer_s: float
     moe_layer_s: float
+    prefill_layer_s: float
+    prefill_moe_layer_s: float
     token_layer_s: float
     step_s: float
     sequence_s: float
     all_reduce_s: float
     all_reduce_share: float
     first_token_s: float
-    first_token_layer_s: float
-    first_token_moe_layer_s: float
     memory_utilisation: float
     reserved_bytes: float
     reserved_tp_bytes: float

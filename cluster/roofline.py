@@ -41,6 +41,7 @@ class StepCost:
         "_attention_pair_s",
         "_attention_window_pair_s",
         "_dense",
+        "_eager_s",
         "_fixed_s",
         "_gemm_cache",
         "_head",
@@ -97,6 +98,7 @@ class StepCost:
         self._all_reduce_latency_s = reduces * engine.all_reduce_s * math.log2(tp) if tp > 1 else 0.0
         self._all_reduce_token_s = reduces * model.hidden * 2.0 * 2.0 * (tp - 1) / tp / link
         layers_s = model.layers * engine.layer_s + moe * engine.moe_layer_s
+        self._eager_s = model.layers * engine.prefill_layer_s + moe * engine.prefill_moe_layer_s
         self._fixed_s = layers_s + engine.step_s + self._all_reduce_latency_s
         self._token_s = model.layers * engine.token_layer_s + self._all_reduce_token_s
         self._sequence_s = engine.sequence_s
@@ -203,7 +205,7 @@ class StepCost:
             self.gemm_s(tokens)
             + self.head_s(sequences)
             + attention
-            + self._fixed_s
+            + (self._fixed_s + self._eager_s if chunks else self._fixed_s)
             + tokens * self._token_s
             + sequences * self._sequence_s
         )
@@ -219,6 +221,7 @@ class StepCost:
             "prefill attention": sum(self.prefill_attention_s(new, before) for new, before in chunks),
             "all-reduce": self._all_reduce_latency_s + tokens * self._all_reduce_token_s,
             "overhead": self._fixed_s
+            + (self._eager_s if chunks else 0.0)
             - self._all_reduce_latency_s
             + tokens * (self._token_s - self._all_reduce_token_s)
             + sequences * self._sequence_s,

@@ -53,16 +53,6 @@ class ClosedLoopEstimate:
     batch_size: int
 
 
-def first_token_overhead_s(cost: DecodeCost) -> float:
-    """Seconds around a first token outside the engine's steps: HTTP, tokenising, and eager launches per layer."""
-    model, engine = cost.roofline.model, cost.roofline.engine
-    return (
-        engine.first_token_s
-        + model.layers * engine.first_token_layer_s
-        + model.moe_layers * engine.first_token_moe_layer_s
-    )
-
-
 def prefill_added_s(
     cost: DecodeCost, isl_tokens: int, batch_size: int, context_tokens: int, chunk_tokens: int = CHUNK_TOKENS
 ) -> float:
@@ -104,5 +94,7 @@ def closed_loop(
     alone_s = prefill_added_s(cost, isl_tokens, others, int(others * mean_context))
     wait_s = 0.5 * step_s if others else 0.0
     step_now_s = cost.step_s(others, int(others * mean_context)) if others else 0.0
-    ttft_s = first_token_overhead_s(cost) + wait_s + step_now_s + alone_s * (1.0 + generator.collision_share * others)
+    ttft_s = (
+        cost.roofline.engine.first_token_s + wait_s + step_now_s + alone_s * (1.0 + generator.collision_share * others)
+    )
     return ClosedLoopEstimate(tpot_s=tpot_s, ttft_s=ttft_s, decode_step_s=step_s, batch_size=batch)
