@@ -5,6 +5,7 @@
     QUEUED ──placed──> PREFILLING ──ticket──> DECODING ──last token──> FINISHED
       │                   │  │                   │
       │                   │  └──last token───────┼─────────────────> FINISHED
+      │                   │  ^────────moved──────┤
       │                   └─────────failure──────┤
       └─ <──── prefill the ledger again ─────────┘      cancel, deadline, no retries left ──> ENDED
 
@@ -97,7 +98,14 @@ class DeadlinePassed:
     """The request's deadline is over."""
 
 
-Event = Placed | LegOutput | LegFailed | WorkerLost | StopMatched | Cancelled | DeadlinePassed
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """The decoding request is to go on at ``decode_id``, where KV is reserved; its present worker hands the KV over."""
+
+    decode_id: str
+
+
+Event = Placed | Moved | LegOutput | LegFailed | WorkerLost | StopMatched | Cancelled | DeadlinePassed
 
 # --- actions ----------------------------------------------------------------------------------------------------
 
@@ -220,6 +228,8 @@ class Lifecycle:
         match event:
             case Placed():
                 return self._placed(event)
+            case Moved():
+                return self._moved(event)
             case LegOutput():
                 return self._output(event)
             case LegFailed():
@@ -260,9 +270,16 @@ class Lifecycle:
         self.prefill_id, self.decode_id, self._reserved_on = event.prefill_id, event.decode_id, event.decode_id
         if event.prefill_id is None:
             return [self._start_decode(None)]
-        self.state = State.PREFILLING
-        only_one = self._remaining == 1 and self.handoff is Handoff.FIRST_TOKEN
-        return [self._start(event.prefill_id, max_tokens=1, export=not only_one)]
+        return [self._start_prefill(event.prefill_id)]
+
+    def _moved(self, event: Moved) -> list[Action]:
+        """Stop where it decodes, export there from the engine's own cache, and go on at the target."""
+        source_id = self.decode_id
+        if self.state is not State.DECODING or source_id is None or source_id == event.decode_id:
+            return [FreeReservation(event.decode_id)] if self._reserved_on != event.decode_id else []
+        actions = [*self._give_up_leg(), *self._free()]
+        self.prefill_id, self.decode_id, self._reserved_on = source_id, event.decode_id, event.decode_id
+        return [*actions, self._start_prefill(source_id)]
 
     def _output(self, event: LegOutput) -> list[Action]:
         if not self._is_current(event.leg_id):
@@ -347,6 +364,11 @@ class Lifecycle:
             ticket=ticket,
         )
         return self._leg
+
+    def _start_prefill(self, worker_id: str) -> StartLeg:
+        self.state = State.PREFILLING
+        only_one = self._remaining == 1 and self.handoff is Handoff.FIRST_TOKEN
+        return self._start(worker_id, max_tokens=1, export=not only_one)
 
     def _start_decode(self, ticket: HandoffTicket | None) -> StartLeg:
         assert self.decode_id is not None

@@ -81,7 +81,7 @@ def place(
         request: Lengths, and what each worker has of the prompt.
         workers: All workers; those not accepting are passed over.
         local_prefill_below_tokens: Uncached tokens up to which the decode worker prefills by itself.
-        avoid: Workers that failed this request before; used only if no other is left.
+        avoid: Workers that failed this request before; used only if no other of the role is left.
 
     Example:
         >>> from cluster.config import Role
@@ -91,13 +91,13 @@ def place(
         Placement(prefill_id='p0', decode_id='d0', reserve_blocks=4)
     """
     usable = [worker for worker in workers if worker.accepting]
-    usable = [worker for worker in usable if worker.worker_id not in avoid] or usable
-    prefills = [worker for worker in usable if worker.role is Role.PREFILL]
+    prefills = _rather([worker for worker in usable if worker.role is Role.PREFILL], avoid)
     holders = [
         worker
         for worker in usable
         if worker.role is Role.COLOCATED or (worker.role is Role.DECODE and (prefills or local_prefill_below_tokens))
     ]
+    holders = _rather(holders, avoid)
     if not holders:
         return Wait("no_worker")
     need = request.reserve_blocks
@@ -114,6 +114,13 @@ def place(
         return Wait("no_worker")
     best = min(prefills, key=lambda worker: _prefill_rank(worker, request, holder.domain))
     return Placement(best.worker_id, holder.worker_id, need)
+
+
+def _rather(workers: list[WorkerView], avoid: frozenset[str]) -> list[WorkerView]:
+    """The workers not to be avoided; all, where no other of the kind is left."""
+    if not avoid:
+        return workers
+    return [worker for worker in workers if worker.worker_id not in avoid] or workers
 
 
 def expected_ttft_s(worker: WorkerView, request: RequestView) -> float:
