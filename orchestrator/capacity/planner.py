@@ -243,11 +243,12 @@ def plan_for(problem: Problem) -> Plan:
                 )
     if not found:
         raise _most_telling(list(rejected.values()))
-    found.sort(key=_objective(problem.spec))
+    found.sort(key=objective_of(problem.spec))
     return Plan(problem, tuple(found), {name: error.message for name, error in rejected.items()})
 
 
-def _objective(spec: PlanSpec) -> Callable[[Candidate], tuple[float, ...]]:
+def objective_of(spec: PlanSpec) -> Callable[[Candidate], tuple[float, ...]]:
+    """What ranks plans, smaller being better."""
     if spec.objective == "latency":
         return lambda each: (each.e2e.p95_s, each.cost.usd_month, each.gpus)
     return lambda each: (each.cost.usd_month, each.gpus, each.e2e.p95_s)
