@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from orchestrator.capacity.pools import Sized, infeasible
 from orchestrator.capacity.resolve import Problem
 from orchestrator.simulator.engine import EngineProfile
 from orchestrator.simulator.fleet import FleetSpec, PoolSpec
-from orchestrator.simulator.forecast import RecentForecast
+from orchestrator.simulator.forecast import FixedForecast
 from orchestrator.simulator.simulation import GatewaySpec, Hooks, Simulation
 from orchestrator.simulator.workload import Workload
 from prefill_workers.cost import PrefillCost
@@ -37,6 +37,7 @@ class Checked:
         itl: Gap between tokens, over all tokens.
         e2e: Whole request.
         requests: Requests counted, after the warm-up.
+        decode_full: The decoding pool's KV was full at some time, so requests waited for it.
         broken: Objectives missed, by name; empty when all are kept.
         added_workers: Workers added to what was sized, to get there.
     """
@@ -47,6 +48,7 @@ class Checked:
     itl: Latency
     e2e: Latency
     requests: int
+    decode_full: bool
     broken: tuple[str, ...]
     added_workers: int = 0
 
@@ -126,7 +128,8 @@ def _simulation(
             max_queued_requests=1_000_000,
             slow_gap_s=problem.spec.slo.itl_s or 1.0,
         ),
-        forecast=RecentForecast(start_tokens=max(1, round(problem.lengths.osl.quantile(0.9)))),
+        # As the emitted cluster spec says, so that what is simulated is what is deployed.
+        forecast=FixedForecast(max(1, round(problem.lengths.osl.mean))),
         hooks=Hooks(progress=progress),
         seed=problem.spec.simulate.seed,
     )
@@ -173,14 +176,20 @@ def simulate(problem: Problem, candidate: Candidate, progress: Callable[[float],
         itl=itl,
         e2e=latency("end_s", counted),
         requests=int(counted.sum()),
+        decode_full=_full(result.timeline, candidate.pools[-1].role.value),
         broken=tuple(broken),
     )
 
 
+def _full(timeline: Mapping[str, Floats], role: str) -> bool:
+    used, total = timeline[f"{role}_used_blocks"], timeline[f"{role}_total_blocks"]
+    return bool((used >= 0.95 * total)[total > 0].any())
+
+
 def grown(problem: Problem, checked: Checked) -> Candidate:
-    """The fleet with one more worker where the objective missed lies: prefill for TTFT, else decode."""
+    """The fleet with one more worker where the miss lies: prefill for TTFT with room in decode, else decode."""
     candidate = checked.candidate
-    at = 0 if checked.broken == ("ttft",) else len(candidate.pools) - 1
+    at = 0 if checked.broken == ("ttft",) and not checked.decode_full else len(candidate.pools) - 1
     pools = tuple(
         replace(pool, workers=pool.workers + 1) if i == at else pool for i, pool in enumerate(candidate.pools)
     )
