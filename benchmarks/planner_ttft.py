@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--aiconfigurator", type=Path)
     parser.add_argument("--every", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--stagger", type=float, default=1.0)
+    parser.add_argument("--stagger", type=float, default=0.25)
     parser.add_argument("--most-clients", type=int, default=256)
     parser.add_argument("--tuning", action="store_true")
     options = parser.parse_args()
