@@ -116,7 +116,8 @@ def arrivals(gaps: Gaps, profile: Profile, duration_s: float, rng: np.random.Gen
     rates = np.interp(grid, profile.times_s, profile.rates_per_s)
     passed = np.concatenate(([0.0], np.cumsum(np.diff(grid) * (rates[1:] + rates[:-1]) / 2)))
     own = _renewals(lambda size: gaps.draw(size, rng), float(passed[-1]), gaps, rng)
-    return np.interp(own, passed, grid)
+    times: Floats = np.interp(own, passed, grid)
+    return times
 
 
 def _renewals(draw: Callable[[int], Floats], length: float, gaps: Gaps, rng: np.random.Generator) -> Floats:

@@ -144,9 +144,7 @@ class PhaseBlock(Settings):
         if self.reasoning_tokens is None:
             answer, reasoning = dist.sample(answer_of, count, rng), np.zeros(count, np.int64)
         else:
-            reasoning, answer = dist.sample_pair(
-                self.reasoning_tokens.build(), answer_of, self.correlation, count, rng
-            )
+            reasoning, answer = dist.sample_pair(self.reasoning_tokens.build(), answer_of, self.correlation, count, rng)
         return Workload(
             arrival_s,
             isl,

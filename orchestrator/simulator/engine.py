@@ -8,80 +8,16 @@ The same engine is a prefill, a decode or a colocated worker: its legs make the 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
-from typing import Protocol
 
-from cluster.errors import ConfigError, OutOfBlocks, ServingError
+from cluster.errors import ConfigError, OutOfBlocks
 from orchestrator.simulator.batch import DecodeBatch
 from orchestrator.simulator.blocks import BlockPool
-from orchestrator.simulator.cost import DecodeCost, MixedCost, PrefillCost, SeparateCost, StepTable
+from orchestrator.simulator.cost import MixedCost, SeparateCost, StepTable
 from orchestrator.simulator.kernel import LATE, Kernel
 from orchestrator.simulator.leg import Leg, LegState
+from orchestrator.simulator.profile import EngineOwner, EngineProfile
 
-
-@dataclass(frozen=True)
-class EngineProfile:
-    """What one kind of worker is: its costs and limits.
-
-    Args:
-        decode: Cost of decode steps.
-        prefill: Cost of prefill steps.
-        total_blocks: KV blocks of the engine.
-        block_size_tokens: Tokens per block.
-        mixed: Cost of steps that do both; left out, the sum of both.
-        max_num_seqs: Most requests in a step.
-        max_num_batched_tokens: Most tokens in a step.
-        kv_bytes_per_token: For transfers.
-        overhead_s: Seconds outside any step that each prefill adds before its first token is out.
-        gpus: For GPU-hours.
-        name: Kind, for reports.
-    """
-
-    decode: DecodeCost
-    prefill: PrefillCost
-    total_blocks: int
-    block_size_tokens: int = 16
-    mixed: MixedCost | None = None
-    max_num_seqs: int = 256
-    max_num_batched_tokens: int = 8192
-    kv_bytes_per_token: float = 131072.0
-    overhead_s: float = 0.0
-    gpus: int = 1
-    name: str = "worker"
-
-    def __post_init__(self) -> None:
-        for key in ("total_blocks", "block_size_tokens", "max_num_seqs", "max_num_batched_tokens"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"{self.name}.{key}={getattr(self, key)}: expected >= 1")
-        if self.max_num_batched_tokens < self.max_num_seqs:
-            # Decode alone could use up the step, and no prompt would ever be read.
-            raise ConfigError(f"{self.name}.max_num_batched_tokens: expected at least max_num_seqs")
-
-    @property
-    def prefill_tokens_per_s(self) -> float:
-        """Prompt tokens a second in full steps, for the router's estimate of a queue."""
-        seconds = self.prefill.chunk_s([(self.max_num_batched_tokens, 0)])
-        return self.max_num_batched_tokens / seconds if seconds > 0 else 1e12
-
-
-class EngineOwner(Protocol):
-    """Who hears what happens in an engine."""
-
-    def leg_prefilled(self, engine: Engine, leg: Leg) -> None:
-        """The first token of a locally prefilled leg is out."""
-        ...
-
-    def leg_over(self, engine: Engine, leg: Leg) -> None:
-        """The leg's last token is out; its blocks are freed, or kept if it exports."""
-        ...
-
-    def leg_failed(self, engine: Engine, leg: Leg, error: ServingError) -> None:
-        """The engine cannot serve the leg; its blocks are freed."""
-        ...
-
-    def pull(self, engine: Engine, leg: Leg, tokens: int) -> None:
-        """Blocks are ready: bring the KV of so many tokens here, then call `Engine.loaded`."""
-        ...
+__all__ = ["Engine", "EngineOwner", "EngineProfile"]
 
 
 class Engine:
@@ -298,10 +234,7 @@ class Engine:
         now_s = self._kernel.now_s
         del self.prefilling[leg]
         context = leg.known_tokens
-        if self._unit_tokens:
-            fresh = self.pool.publish(leg.hashes[len(leg.pinned) :])
-            leg.pinned.extend(fresh)
-            leg.private_blocks -= len(fresh) * self.pool.unit_blocks
+        self._publish(leg)
         if leg.last_token_s >= 0:
             gap_s = now_s - leg.last_token_s
             self.batch.gaps.add(gap_s, 1)
@@ -382,6 +315,7 @@ class Engine:
             if len(self.batch.legs) + len(self.prefilling) >= self.profile.max_num_seqs:
                 return
             del self._loaded[leg]
+            self._publish(leg)
             self._pledged_blocks -= max(0, leg.reserve_blocks - self._held(leg))
             self.batch.join(leg, leg.computed_tokens)
 
@@ -444,6 +378,15 @@ class Engine:
         leg.pinned, leg.private_blocks, leg.computed_tokens, leg.hit_tokens = pinned, private, found, found
         self.found_tokens += found
         return True
+
+    def _publish(self, leg: Leg) -> None:
+        """Let others use the prompt units whose KV is there."""
+        if not leg.hashes:
+            return
+        there = min(len(leg.hashes), leg.computed_tokens // self._unit_tokens)
+        fresh = self.pool.publish(leg.hashes[len(leg.pinned) : there])
+        leg.pinned.extend(fresh)
+        leg.private_blocks -= len(fresh) * self.pool.unit_blocks
 
     def _held(self, leg: Leg) -> int:
         return leg.private_blocks + len(leg.pinned) * self.pool.unit_blocks

@@ -149,18 +149,14 @@ class Scenario(Settings):
         limits = self.gateway.model_dump(exclude={"forecast_osl_tokens", "forecast_quantile"})
         forecast: LengthForecast = FixedForecast(self.gateway.forecast_osl_tokens)
         if self.gateway.forecast_quantile is not None:
-            forecast = RecentForecast(
-                self.gateway.forecast_quantile, start_tokens=self.gateway.forecast_osl_tokens
-            )
+            forecast = RecentForecast(self.gateway.forecast_quantile, start_tokens=self.gateway.forecast_osl_tokens)
         return Simulation(
             self.fleet.build(),
             self.workload.build(folder),
             GatewaySpec(**limits, slow_gap_s=self.slo.itl_p95_s),
             ClosedLoop(**self.closed_loop.model_dump()) if self.closed_loop is not None else None,
             forecast,
-            failures=FailurePlan(
-                tuple(self.failures.at), self.failures.mtbf_s, self.failures.transfer_share
-            ),
+            failures=FailurePlan(tuple(self.failures.at), self.failures.mtbf_s, self.failures.transfer_share),
             sample_s=self.sample_s,
             seed=self.seed,
         )

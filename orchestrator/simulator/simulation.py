@@ -7,21 +7,21 @@ What is decided is decided by the code the live gateway runs: `orchestrator.poli
 from __future__ import annotations
 
 import functools
-import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from cluster.errors import ConfigError, ServingError, TransferBroken, WorkerDied
+from cluster.errors import ServingError, TransferBroken, WorkerDied
 from kv_transfer.ticket import HandoffTicket, TicketBook
 from orchestrator import lifecycle as lc
 from orchestrator.policy.router import Placement, RequestView, Wait, WorkerView, place
 from orchestrator.simulator.engine import Engine
-from orchestrator.simulator.failures import FailurePlan
+from orchestrator.simulator.failures import FailurePlan, fail_worker
 from orchestrator.simulator.fleet import Fleet, FleetSpec, Worker
 from orchestrator.simulator.flight import Export, Flight
 from orchestrator.simulator.forecast import FixedForecast, LengthForecast
+from orchestrator.simulator.gateway import ClosedLoop, GatewayQueue, GatewaySpec, Hooks
 from orchestrator.simulator.kernel import LAST, Kernel
 from orchestrator.simulator.leg import Leg, LegState
 from orchestrator.simulator.links import Links
@@ -31,6 +31,8 @@ from orchestrator.simulator.scaling import FinishedRequest, ScalingPolicy
 from orchestrator.simulator.view import LiveFleetView, apply_scaling
 from orchestrator.simulator.workload import Workload
 
+__all__ = ["ClosedLoop", "GatewaySpec", "Hooks", "Simulation"]
+
 _TOKENS = (0,) * 65536
 _PATIENCE_S = 86400.0
 
@@ -38,56 +40,6 @@ _PATIENCE_S = 86400.0
 def _tokens(count: int) -> tuple[int, ...]:
     """Token ids that stand for text; what they are does not matter here."""
     return _TOKENS[:count] if count <= len(_TOKENS) else (0,) * count
-
-
-@dataclass(frozen=True)
-class GatewaySpec:
-    """Limits of the gateway, as in the cluster spec.
-
-    Args:
-        max_queued_requests: More are rejected.
-        deadline_s: Seconds a request may take; left out, for ever.
-        max_output_tokens: Limit a caller sets. The true length ends the request before it.
-        handoff: How decode takes over.
-        retry_budget: New prefills after a failure.
-        ticket_deadline_s: Seconds within which a handoff must begin.
-        slow_gap_s: Gaps between tokens above this are counted per request (the ITL objective).
-    """
-
-    max_queued_requests: int = 256
-    deadline_s: float | None = None
-    max_output_tokens: int = 1 << 20
-    handoff: lc.Handoff = lc.Handoff.FIRST_TOKEN
-    retry_budget: int = 2
-    ticket_deadline_s: float = 20.0
-    slow_gap_s: float = 0.05
-
-
-@dataclass(frozen=True)
-class ClosedLoop:
-    """Clients that send their next request when the last has ended; arrival times of the workload are not used.
-
-    Args:
-        clients: How many.
-        stagger_s: Client ``i`` begins at ``i * stagger_s / clients``; 0 starts all at once.
-        think_s: Pause between two requests of a client.
-    """
-
-    clients: int
-    stagger_s: float = 0.0
-    think_s: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.clients < 1 or self.stagger_s < 0 or self.think_s < 0:
-            raise ConfigError("closed_loop: expected clients >= 1, stagger_s >= 0 and think_s >= 0")
-
-
-@dataclass
-class Hooks:
-    """Observers of a run. ``action`` sees every event with the actions that followed; ``progress`` the share done."""
-
-    action: Callable[[float, int, lc.Event | None, Sequence[lc.Action]], None] | None = None
-    progress: Callable[[float], None] | None = None
 
 
 @dataclass
@@ -123,16 +75,13 @@ class Simulation:
         self.book = TicketBook()
         self.records = Records(len(self.workload))
         self.live: dict[int, Flight] = {}
-        self.queue: list[tuple[int, float, int, Flight]] = []
-        self.queued_prompt_tokens = 0
+        self.queue = GatewayQueue()
         self.arrived_requests = 0
         self.arrived_tokens = 0
         self.finished: list[FinishedRequest] = []
         self.transfers = 0
         self.transferred_bytes = 0.0
         self._next = 0
-        self._queue_order = 0
-        self._retry_order = 0
         self._timers = 0
         self._active_s = 0.0
         self._pump_due = False
@@ -213,7 +162,7 @@ class Simulation:
             self.kernel.at(deadline_s, self._deadline, flight)
         self._enqueue(flight)
         if not gateway.max_queued_requests and flight.lifecycle.state is lc.State.QUEUED:
-            self._unqueue(flight)
+            self.queue.remove(flight)
             del self.live[index]
             self._reject(index)
 
@@ -223,21 +172,9 @@ class Simulation:
         self._next_of_client()
 
     def _enqueue(self, flight: Flight, *, again: bool = False) -> None:
-        """Queue by priority, then deadline, then arrival; one that was placed before goes ahead of its equals."""
-        self._queue_order += 1
-        self._retry_order -= again
-        order = self._retry_order if again else self._queue_order
-        heapq.heappush(self.queue, (-flight.priority, flight.deadline_s, order, flight))
-        self.queued_prompt_tokens += flight.isl_tokens
-        if self.queue[0][3] is flight:
+        self.queue.push(flight, again=again)
+        if self.queue.head is flight:
             self._pump(None)
-
-    def _unqueue(self, flight: Flight) -> None:
-        kept = [entry for entry in self.queue if entry[3] is not flight]
-        if len(kept) < len(self.queue):
-            self.queue = kept
-            heapq.heapify(kept)
-            self.queued_prompt_tokens -= flight.isl_tokens
 
     def pump(self) -> None:
         """Something was freed: look at the queue once this instant is over."""
@@ -248,12 +185,11 @@ class Simulation:
     def _pump(self, _: object) -> None:
         self._pump_due = False
         while self.queue:
-            flight = self.queue[0][3]
+            flight = self.queue.head
             placement = self.place_flight(flight)
             if isinstance(placement, Wait):
                 return
-            heapq.heappop(self.queue)
-            self.queued_prompt_tokens -= flight.isl_tokens
+            self.queue.pop()
             self._placed(flight, placement)
 
     def place_flight(self, flight: Flight, views: list[WorkerView] | None = None) -> Placement | Wait:
@@ -337,7 +273,7 @@ class Simulation:
 
             def die(_: object) -> None:
                 if worker.incarnation == incarnation:
-                    self.fail_worker(worker.worker_id)
+                    fail_worker(self, worker.worker_id)
 
             self.timer(self.kernel.now_s + life_s, die)
         self.pump()
@@ -347,45 +283,7 @@ class Simulation:
             self.book.worker_down(worker.worker_id)
 
     def _fail_at(self, worker_id: str, _: object) -> None:
-        self.fail_worker(worker_id)
-
-    def fail_worker(self, worker_id: str) -> None:
-        """A worker dies with all that is on it; what it had said by then has been heard.
-
-        Raises:
-            ConfigError: there is no such worker.
-        """
-        worker = self.fleet.workers.get(worker_id)
-        if worker is None:
-            raise ConfigError(f"failures.at: no worker {worker_id!r}; there are {', '.join(self.fleet.workers)}")
-        if worker.engine is None:
-            return
-        hit = [
-            flight
-            for flight in self.live.values()
-            if worker_id in (flight.lifecycle.prefill_id, flight.lifecycle.decode_id)
-        ]
-        for flight in hit:
-            if flight.worker is worker:
-                self.tell_progress(flight)
-        self.book.worker_down(worker_id)
-        self.fleet.fail(worker)
-        for flight in hit:
-            leg = flight.leg
-            if leg is not None and flight.worker is worker:
-                if flight.transfer is not None:
-                    self.links.cancel(flight.transfer)
-                    flight.transfer = None
-                flight.drop_export()
-                self._collect(leg, flight.index)
-                leg.state = LegState.OVER
-            elif leg is not None and flight.export is not None and flight.export.worker is worker:
-                if flight.transfer is not None:
-                    self.links.cancel(flight.transfer)
-                    flight.transfer = None
-                self._broken((flight, leg))
-                continue
-            self.handle(flight, lc.WorkerLost(worker_id))
+        fail_worker(self, worker_id)
 
     # --- events and actions ---------------------------------------------------------------------------------
 
@@ -472,7 +370,7 @@ class Simulation:
         if flight.leg is not None and flight.worker is not None:
             if flight.engine is not None and flight.worker.engine is flight.engine:
                 flight.engine.abort(flight.leg)
-            self._collect(flight.leg, flight.index)
+            self.collect(flight.leg, flight.index)
             self._settle(flight.worker)
         self.pump()
 
@@ -526,7 +424,7 @@ class Simulation:
 
     def _deadline(self, flight: Flight) -> None:
         if flight.index in self.live:
-            self._unqueue(flight)
+            self.queue.remove(flight)
             self.tell_progress(flight)
             self.handle(flight, lc.DeadlinePassed())
 
@@ -544,7 +442,7 @@ class Simulation:
         flight = self.live[leg.request]
         worker = flight.worker
         assert worker is not None
-        self._collect(leg, flight.index)
+        self.collect(leg, flight.index)
         flight.last_token_s = self.kernel.now_s
         if not leg.remote and leg.output_tokens == 1:
             self._hit(leg)
@@ -576,7 +474,7 @@ class Simulation:
         flight = self.live[leg.request]
         export, target = flight.export, flight.worker
         if export is None or target is None:
-            self.kernel.at(self.kernel.now_s, self._broken, (flight, leg))
+            self.kernel.at(self.kernel.now_s, self.broken, (flight, leg))
             return
         kv_bytes = int(tokens * target.pool.profile.kv_bytes_per_token)
         work_s = self.fleet.transfer_work_s(export.worker, target, kv_bytes) if tokens > 0 else 0.0
@@ -591,14 +489,15 @@ class Simulation:
         flight.transfer = None
         source = flight.export.worker if flight.export is not None else None
         if broken:
-            self._broken((flight, leg))
+            self.broken((flight, leg))
         elif flight.engine is not None:
             flight.drop_export()
             flight.engine.loaded(leg)
         if source is not None:
             self._settle(source)
 
-    def _broken(self, argument: tuple[Flight, Leg]) -> None:
+    def broken(self, argument: tuple[Flight, Leg]) -> None:
+        """The KV of a leg will not come."""
         flight, leg = argument
         if flight.leg is not leg or leg.state is LegState.OVER:
             return
@@ -628,7 +527,8 @@ class Simulation:
         if not self.records.columns["retries"][leg.request] and not self.records.columns["moves"][leg.request]:
             self.records.columns["hit_tokens"][leg.request] = leg.hit_tokens
 
-    def _collect(self, leg: Leg, index: int) -> None:
+    def collect(self, leg: Leg, index: int) -> None:
+        """Write what a leg counted into the request's record, once."""
         self.records.columns["slow_gaps"][index] += leg.slow_gaps
         self.records.columns["preemptions"][index] += leg.preemptions
         leg.slow_gaps = leg.preemptions = 0

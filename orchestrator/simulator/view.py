@@ -53,7 +53,7 @@ class LiveFleetView:
     @property
     def queued_prompt_tokens(self) -> int:
         """Prompt tokens of those."""
-        return self._simulation.queued_prompt_tokens
+        return self._simulation.queue.prompt_tokens
 
     def workers(self) -> Sequence[WorkerStatus]:
         """Every worker that is starting, ready or draining."""
