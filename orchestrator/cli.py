@@ -11,7 +11,10 @@ import typer
 
 from cluster.errors import ConfigError, ServingError
 from orchestrator.bench.command import bench
+from orchestrator.capacity.commands import calibrate, plan_app, whatif
 from orchestrator.doctor_command import doctor
+from orchestrator.simulator.commands import simulate
+from orchestrator.simulator.commands import trace as trace_app
 
 app = typer.Typer(
     name="baton",
@@ -106,6 +109,11 @@ def chat(
 
 app.command()(doctor)
 app.command()(bench)
+app.add_typer(plan_app, name="plan")
+app.command()(whatif)
+app.command()(calibrate)
+app.command()(simulate)
+app.add_typer(trace_app, name="trace")
 
 
 @app.command()
