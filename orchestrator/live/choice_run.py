@@ -126,6 +126,11 @@ class ChoiceRun:
         self._gateway.leg_progress(action, output)
         if output.HasField("transfer"):
             self._note_transfer(output.transfer)
+        if output.logprobs:
+            self._arrived_logprobs.setdefault(action.leg_id, deque()).extend(output.logprobs)
+        if output.finish_reason in ("error", "abort") and output.token_ids:
+            # Tokens that were still on their way when the leg ended come in the same message; they are as good.
+            self.post(LegOutput(action.leg_id, tuple(output.token_ids)))
         if output.finish_reason == "error":
             self.post(LegFailed(action.leg_id, leg_error(output, action.worker_id)))
             return
@@ -146,8 +151,6 @@ class ChoiceRun:
             self._stop_reason = output.stop_reason
             if action.ticket is not None and self._handoff_begun_s and output.token_ids:
                 self._note_handoff(action, now)
-        if output.logprobs:
-            self._arrived_logprobs.setdefault(action.leg_id, deque()).extend(output.logprobs)
         self.post(LegOutput(action.leg_id, tuple(output.token_ids), output.finish_reason, ticket))
 
     # --- the loop -------------------------------------------------------------------------------------------
