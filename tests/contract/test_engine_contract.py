@@ -16,6 +16,7 @@ from cluster.engine import Engine, EngineInfo, EngineLeg, EngineOutput
 from cluster.errors import ServingError
 from kv_transfer.ticket import HandoffTicket, issue
 from tests.fakes.engine import FakeEngine, Network
+from tests.support.remote_engine import remote_engines
 
 _names = itertools.count()
 
@@ -33,10 +34,10 @@ class EnginePair:
 @pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.engine)])
 async def engines(request: pytest.FixtureRequest) -> AsyncIterator[EnginePair]:
     if request.param == "real":
-        try:
-            yield request.getfixturevalue("real_engine")
-        except pytest.FixtureLookupError:
-            pytest.skip("no fixture real_engine gives an EnginePair here")
+        cluster = request.getfixturevalue("cluster")
+        async with remote_engines(cluster.state.registry) as real:
+            (prefill, prefill_info), (decode, decode_info) = real["prefill-0"], real["decode-0"]
+            yield EnginePair(prefill, decode, prefill_info, decode_info)
         return
     network = Network()
     prefill, decode = FakeEngine(network), FakeEngine(network)
@@ -47,7 +48,7 @@ async def engines(request: pytest.FixtureRequest) -> AsyncIterator[EnginePair]:
 
 def leg(length: int = 40, max_tokens: int = 8, **changes: Any) -> EngineLeg:
     number = next(_names)
-    ids = [(number * 7 + position * 3) % 200 + 5 for position in range(length)]
+    ids = [(number * 7 + position * 3) % 50 + 5 for position in range(length)]
     fields = {"sampling": Sampling(temperature=0.0, ignore_eos=True), "token_ids": ids, **changes}
     return EngineLeg(leg_id=f"contract-{number}", max_tokens=max_tokens, **fields)
 
