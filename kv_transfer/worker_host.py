@@ -31,6 +31,7 @@ from cluster.errors import EngineFailed, InvalidRequest, ServingError, TicketRef
 log = logging.getLogger("baton.worker")
 
 LOAD_INTERVAL_S = 0.5
+IDLE_LOAD_INTERVAL_S = 1.0
 MAX_MESSAGE_BYTES = 64 << 20
 """Between gateway and worker. A 128k-token prompt is 512 KiB; the rest is room for batches."""
 
@@ -110,10 +111,12 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
     ) -> AsyncIterator[worker_pb2.WorkerEvents]:
         connection = _Connection()
         reader = asyncio.create_task(self._read(connection, request_iterator))
-        loaded_s = 0.0
+        loaded_s = time.monotonic()
         try:
+            # At once: a gateway sends nothing before the worker has reported.
+            yield worker_pb2.WorkerEvents(load=self.load())
             while not reader.done() or connection.tasks:
-                outputs = await connection.take(LOAD_INTERVAL_S)
+                outputs = await connection.take(LOAD_INTERVAL_S if connection.tasks else IDLE_LOAD_INTERVAL_S)
                 events = worker_pb2.WorkerEvents(outputs=outputs)
                 now = time.monotonic()
                 if now - loaded_s >= LOAD_INTERVAL_S or not outputs:

@@ -17,6 +17,8 @@ from orchestrator.policy.router import WorkerView
 log = logging.getLogger("baton.gateway")
 
 PREFILL_RATE_PRIOR_TOKENS_PER_S = 10_000.0
+RECONNECT_S = 1.0
+"""After a broken stream. gRPC itself backs off further while the address does not answer."""
 
 
 @dataclass(slots=True)
@@ -31,6 +33,8 @@ class FleetWorker:
     queued_tokens: dict[str, int] = field(default_factory=dict)
     """Uncached prompt tokens of legs not yet prefilled."""
     legs: set[str] = field(default_factory=set)
+    connected: bool = False
+    """Whether the worker has reported on this link; until then nothing is sent there."""
 
     @property
     def role(self) -> Role:
@@ -53,7 +57,7 @@ class FleetWorker:
             queued_tokens=sum(self.queued_tokens.values()),
             prefill_tokens_per_s=self.load.prefill_tokens_per_s or usual_tokens_per_s,
             domain=self.member.domain or self.member.node,
-            accepting=self.member.state == "ready" and not self.load.draining,
+            accepting=self.connected and self.member.state == "ready" and not self.load.draining,
         )
 
 
@@ -68,6 +72,7 @@ class Fleet:
         self._on_change = on_change
         self._on_lost = on_lost
         self._closing: set[asyncio.Task[None]] = set()
+        self._wanted: dict[str, registry_pb2.Member] = {}
 
     def views(self) -> list[WorkerView]:
         """What the router is told of all workers."""
@@ -80,6 +85,7 @@ class Fleet:
         """Take a new membership: connect to new incarnations, drop those that are gone."""
         self.pairs = {(pair.prefill, pair.decode): pair for pair in pairs}
         wanted = {member.worker_id: member for member in members if member.state in ("ready", "draining")}
+        self._wanted = wanted
         for worker_id, worker in list(self.workers.items()):
             member = wanted.get(worker_id)
             if member is None or member.incarnation != worker.member.incarnation:
@@ -96,9 +102,19 @@ class Fleet:
             self.prefixes = PrefixIndex(member.block_size_tokens)
         self.prefixes.add_worker(member.worker_id, member.total_blocks)
         self.tickets.worker_up(member.worker_id, member.incarnation)
-        link = WorkerLink(member.worker_id, member.address, on_lost=self.drop, on_load=self._take_load)
+        link = WorkerLink(member.worker_id, member.address, on_lost=self._link_lost, on_load=self._take_load)
         self.workers[member.worker_id] = FleetWorker(member, link)
         log.info("worker %s joined as %s", member.worker_id, member.role)
+
+    def _link_lost(self, worker_id: str) -> None:
+        """A stream broke. If the worker is alive all the same (a cut link), it is used again when it answers."""
+        self.drop(worker_id)
+        asyncio.get_running_loop().call_later(RECONNECT_S, self._rejoin, worker_id)
+
+    def _rejoin(self, worker_id: str) -> None:
+        member = self._wanted.get(worker_id)
+        if member is not None and worker_id not in self.workers:
+            self._add(member)
 
     def drop(self, worker_id: str) -> None:
         """A worker is gone: its tickets are refused and its requests told."""
@@ -119,11 +135,13 @@ class Fleet:
         if worker is not None and worker.member.incarnation == load.incarnation:
             freed = load.used_blocks < worker.load.used_blocks
             worker.load = load
-            if freed:
+            if freed or not worker.connected:
+                worker.connected = True
                 self._on_change()
 
     async def close(self) -> None:
         """Close all links."""
+        self._wanted = {}
         for worker_id in list(self.workers):
             self.drop(worker_id)
         await asyncio.gather(*self._closing, return_exceptions=True)

@@ -79,6 +79,11 @@ class Cluster:
         members = [worker.member for worker in self.workers.values()]
         self.gateway.update_members(registry_pb2.WatchMembersResponse(members=members))
 
+    async def connected(self) -> None:
+        """Every worker has reported; before that the gateway sends it nothing."""
+        fleet = self.gateway.fleet
+        await eventually(lambda: all(worker.connected for worker in fleet.workers.values()), "workers report")
+
     async def kill(self, worker_id: str) -> None:
         worker = self.workers.pop(worker_id)
         worker.engine.die()
@@ -112,6 +117,7 @@ async def cluster_of(*worker_ids: str, queue: int = 8, **engine_settings: Any) -
         for worker_id in worker_ids:
             await cluster.add(worker_id, **engine_settings)
         cluster.publish()
+        await cluster.connected()
         yield cluster
     finally:
         await cluster.close()
