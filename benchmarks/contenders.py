@@ -49,8 +49,10 @@ def free_port() -> int:
 
 def environment(mark: str, *, engine: bool) -> dict[str, str]:
     """Environment of a contender. An engine that is started here gets what Baton gives to its own: one OpenMP thread,
-    1 GiB of KV, and the faster allocator and OpenMP runtime where they are installed."""
+    1 GiB of KV, and the faster allocator and OpenMP runtime where they are installed. How vLLM lays out its processes
+    is left to vLLM."""
     own = engine_env(on_cpu=True, omp_threads=1, kv_cache_gib=1, ucx_tls="all") if engine else {}
+    own.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     return {**os.environ, **own, MARK: mark}
 
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from cluster.errors import ServingError, TransferBroken, TransferTimeout
 from kv_transfer import link_channel
+from kv_transfer.nixl_progress import let_progress_thread_sleep
 
 PATTERN_PERIOD = 251
 """A prime, so that a read from a wrong offset shows in the bytes."""
@@ -85,6 +86,7 @@ class Buffer:
 def _agent(name: str, buffer: Buffer) -> tuple[Any, Any]:
     from nixl._api import nixl_agent, nixl_agent_config
 
+    let_progress_thread_sleep()
     # As vLLM's connector makes its agent: four worker threads, so that lanes and progress are the same.
     try:
         agent = nixl_agent(name, nixl_agent_config(num_threads=4, backends=["UCX"]))
