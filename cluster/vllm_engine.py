@@ -49,6 +49,10 @@ class VllmSettings:
     speculative_lookup_max_tokens: int = 4
 
 
+RATE_TOKENS = 64
+"""Uncached prompt tokens below which a prefill's time is mostly overhead and tells no rate."""
+
+
 class LoadBook:
     """Running totals, fed by vLLM's statistics after every engine step."""
 
@@ -57,11 +61,9 @@ class LoadBook:
         self.kv_usage = 0.0
         self.transfers: dict[str, TransferFigures] = {}
         self.prefill_tokens_per_s = 0.0
-        self._last_step_s = 0.0
 
     def record(self, scheduler: Any, iteration: Any) -> None:
         """Take one step's statistics."""
-        now = time.monotonic()
         if scheduler is not None:
             self.running = scheduler.num_running_reqs
             self.waiting = scheduler.num_waiting_reqs + scheduler.num_skipped_waiting_reqs
@@ -70,17 +72,19 @@ class LoadBook:
             for row in (scheduler.kv_connector_stats or {}).get(HANDOFFS, ()):
                 self._record_transfer(*row)
         if iteration is not None:
-            new = iteration.num_prompt_tokens
-            self.prompt_tokens += new
+            self.prompt_tokens += iteration.num_prompt_tokens
             self.output_tokens += iteration.num_generation_tokens
-            since = now - self._last_step_s
-            if new >= 64 and 0 < since < 60:
-                # Only steps that follow one another tell the rate; a pause would be counted as slowness.
-                rate = new / since
-                self.prefill_tokens_per_s = (
-                    rate if not self.prefill_tokens_per_s else (0.8 * self.prefill_tokens_per_s + 0.2 * rate)
-                )
-        self._last_step_s = now
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request was in the engine after its last step."""
+        return self.running + self.waiting == 0
+
+    def record_prefill(self, tokens: int, duration_s: float) -> None:
+        """A prompt was computed by an engine that had nothing else to do: the rate a queue will move at."""
+        if tokens >= RATE_TOKENS and duration_s > 0:
+            rate, known = tokens / duration_s, self.prefill_tokens_per_s
+            self.prefill_tokens_per_s = 0.8 * known + 0.2 * rate if known else rate
 
     def _record_transfer(self, engine_id: str, kv_bytes: int, duration_s: float, start: float, descs: int) -> None:
         leg_id = engine_id.rsplit("-", 1)[0]  # vLLM appends a random part to the id it was given
@@ -196,6 +200,7 @@ class VllmEngine:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         first = True
+        alone, started_s = self._book.idle, time.monotonic()
         try:
             sampling = _sampling_params(leg)
             # AsyncLLM's own context applies the model's eos; prompt ids need no tokeniser.
@@ -218,6 +223,9 @@ class VllmEngine:
                 if first:
                     output.cached_tokens = out.num_cached_tokens or 0
                     first = False
+                    if alone and not (leg.transfer_params or {}).get("do_remote_prefill"):
+                        uncached = len(leg.token_ids) - output.cached_tokens
+                        self._book.record_prefill(uncached, time.monotonic() - started_s)
                 output.transfer = self._book.transfers.pop(leg.leg_id, None)
                 if done.logprobs is not None:
                     output.logprobs = [

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,11 @@ class HandoffWorker(NixlPullConnectorWorker):
 
     def __init__(self, vllm_config: VllmConfig, engine_id: str, kv_cache_config: KVCacheConfig) -> None:
         let_progress_thread_sleep()
+        allowed_cpus = os.sched_getaffinity(0)
         super().__init__(vllm_config, engine_id, kv_cache_config)
+        # On CPU the stock worker pins the calling thread, which runs the model too, to the last core of its NUMA
+        # node: two engines on one machine then share one core while the others idle.
+        os.sched_setaffinity(0, allowed_cpus)
         self.xfer_stats = HandoffStats()
         self._started_unix_s: dict[str, float] = {}
 

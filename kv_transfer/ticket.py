@@ -57,7 +57,7 @@ class HandoffTicket:
 
 
 def issue(
-    params: dict[str, Any] | None,
+    params: Any,
     *,
     source_id: str,
     incarnation: str,
@@ -71,6 +71,8 @@ def issue(
     """
     if not params:
         raise TicketRefused("prefill returned no transfer parameters; its blocks were not kept", worker_id=source_id)
+    if not isinstance(params, dict):
+        raise TicketRefused(f"transfer parameters have type {type(params).__name__}", worker_id=source_id)
     for key, kind in _REQUIRED.items():
         if key not in params:
             raise TicketRefused(f"prefill's transfer parameters lack {key}", worker_id=source_id)
@@ -83,6 +85,8 @@ def issue(
         raise TicketRefused("the parameters are of another engine incarnation", worker_id=source_id)
     if not params["do_remote_prefill"]:
         raise TicketRefused("the parameters do not offer a remote prefill", worker_id=source_id)
+    if not all(isinstance(group, list | tuple) for group in params["remote_block_ids"]):
+        raise TicketRefused("remote_block_ids must be a list of lists", worker_id=source_id)
     groups = [list(group) for group in params["remote_block_ids"]]
     blocks = max((len(group) for group in groups), default=0)
     num_tokens = params["remote_num_tokens"]
@@ -92,9 +96,12 @@ def issue(
         raise TicketRefused("block ids must be integers >= 0", worker_id=source_id)
     if not 0 < params["remote_port"] < 65536 or params["tp_size"] < 1:
         raise TicketRefused("port or tensor-parallel size out of range", worker_id=source_id)
+    name = params["remote_request_id"]
+    if not (name and params["remote_host"] and f"{name}{params['remote_host']}".isprintable()):
+        raise TicketRefused("request id or host is empty or not printable", worker_id=source_id)
     clean = dict(params, remote_block_ids=groups)
     return HandoffTicket(
-        ticket_id=f"{incarnation}/{params['remote_request_id']}",
+        ticket_id=f"{incarnation}/{name}",
         source_id=source_id,
         incarnation=incarnation,
         num_tokens=num_tokens,
@@ -128,7 +135,7 @@ class TicketBook:
         self._forget(now_s)
         if ticket.ticket_id in self._used:
             raise TicketRefused("the ticket was used before", ticket_id=ticket.ticket_id)
-        if now_s >= ticket.deadline_s:
+        if not now_s < ticket.deadline_s:
             raise TicketRefused("the ticket is past its deadline", ticket_id=ticket.ticket_id)
         if self._alive.get(ticket.source_id) != ticket.incarnation:
             raise TicketRefused("the engine that wrote the ticket is gone", ticket_id=ticket.ticket_id)

@@ -26,7 +26,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from baton.internal.v1 import worker_pb2, worker_pb2_grpc
 from baton.v1 import inference_pb2
 from cluster.engine import Engine, EngineInfo, EngineLeg, EngineOutput
-from cluster.errors import EngineFailed, ServingError, TicketRefused, WorkerDraining
+from cluster.errors import EngineFailed, InvalidRequest, ServingError, TicketRefused, WorkerDraining
 
 log = logging.getLogger("baton.worker")
 
@@ -122,6 +122,8 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
                 yield events
         finally:
             reader.cancel()
+            # Legs that the engine has not heard of are stopped by this mark, the others by the abort.
+            connection.aborted.update(connection.tasks)
             for leg_id in list(connection.tasks):
                 await self._engine.abort(leg_id)
 
@@ -142,6 +144,8 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
                         await self._engine.release(self._redeem(command.release.ticket))
                     except ServingError as error:
                         log.info("ticket not released: %s", error)
+                    except Exception:  # one bad ticket must not end the gateway's stream
+                        log.exception("ticket %s not released", command.release.ticket.ticket_id)
 
     def _redeem(self, ticket: worker_pb2.Ticket) -> dict[str, Any]:
         """Use a ticket up. The gateway checks it too; this stands against a replay from another one."""
@@ -156,10 +160,12 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         return params
 
     async def _run_leg(self, connection: _Connection, submit: worker_pb2.SubmitLeg) -> None:
+        unread: dict[str, Any] | None = None
         try:
+            params = self._redeem(submit.ticket) if submit.HasField("ticket") else None
+            unread = params
             if self.draining:
                 raise WorkerDraining("the worker takes no new work", worker_id=self.worker_id)
-            params = self._redeem(submit.ticket) if submit.HasField("ticket") else None
             if submit.export:
                 params = {"do_remote_prefill": False, **(params or {}), "do_remote_decode": True}
             leg = EngineLeg(
@@ -175,8 +181,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
                 priority=submit.priority,
             )
             if leg.leg_id in connection.aborted:  # before the engine heard of it
-                if submit.HasField("ticket") and params is not None:
-                    await self._engine.release(params)
+                await self._release_unread(unread)
                 connection.put(worker_pb2.LegOutput(leg_id=leg.leg_id, finish_reason="abort"))
                 return
             async for output in self._engine.generate(leg):
@@ -185,10 +190,21 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
                     # The first abort came while the engine was taking the leg in, and found nothing.
                     await self._engine.abort(leg.leg_id)
         except ServingError as error:
+            if isinstance(error, InvalidRequest | WorkerDraining):  # refused before any KV was read
+                await self._release_unread(unread)
             self._report(connection, submit.leg_id, error)
         except Exception as error:
             log.exception("leg %s failed", submit.leg_id)
             self._report(connection, submit.leg_id, EngineFailed(f"{type(error).__name__}: {error}"))
+
+    async def _release_unread(self, params: dict[str, Any] | None) -> None:
+        """The source keeps the blocks of a redeemed ticket until its lease ends, unless it is told."""
+        if params is None:
+            return
+        try:
+            await self._engine.release(params)
+        except Exception:
+            log.exception("ticket not released")
 
     def _report(self, connection: _Connection, leg_id: str, error: ServingError) -> None:
         connection.put(

@@ -10,6 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from cluster.errors import ConfigError, ServingError
+from orchestrator.bench.command import bench
+from orchestrator.capacity.commands import calibrate, plan_app, whatif
+from orchestrator.doctor_command import doctor
+from orchestrator.simulator.commands import simulate
+from orchestrator.simulator.commands import trace as trace_app
 
 app = typer.Typer(
     name="baton",
@@ -100,6 +105,15 @@ def chat(
     from orchestrator.commands import generate_command
 
     generate_command.chat(name, endpoint, reasoning=_present(effort=effort))
+
+
+app.command()(doctor)
+app.command()(bench)
+app.add_typer(plan_app, name="plan")
+app.command()(whatif)
+app.command()(calibrate)
+app.command()(simulate)
+app.add_typer(trace_app, name="trace")
 
 
 @app.command()

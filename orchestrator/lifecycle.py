@@ -5,6 +5,7 @@
     QUEUED ──placed──> PREFILLING ──ticket──> DECODING ──last token──> FINISHED
       │                   │  │                   │
       │                   │  └──last token───────┼─────────────────> FINISHED
+      │                   │  ^────────moved──────┤
       │                   └─────────failure──────┤
       └─ <──── prefill the ledger again ─────────┘      cancel, deadline, no retries left ──> ENDED
 
@@ -18,7 +19,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from cluster.errors import DeadlineExceeded, InvalidRequest, RequestAborted, ServingError, TransferError, WorkerError
+from cluster.errors import (
+    CapacityError,
+    DeadlineExceeded,
+    RequestAborted,
+    ServingError,
+    TicketRefused,
+    TransferError,
+    WorkerError,
+)
 from kv_transfer.ticket import HandoffTicket
 
 
@@ -97,7 +106,14 @@ class DeadlinePassed:
     """The request's deadline is over."""
 
 
-Event = Placed | LegOutput | LegFailed | WorkerLost | StopMatched | Cancelled | DeadlinePassed
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """The decoding request is to go on at ``decode_id``, where KV is reserved; its present worker hands the KV over."""
+
+    decode_id: str
+
+
+Event = Placed | Moved | LegOutput | LegFailed | WorkerLost | StopMatched | Cancelled | DeadlinePassed
 
 # --- actions ----------------------------------------------------------------------------------------------------
 
@@ -129,7 +145,10 @@ class AbortLeg:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseTicket:
-    """Tell the source, through ``worker_id``, that nobody will read these blocks."""
+    """Tell the source, through ``worker_id``, that nobody will read these blocks.
+
+    ``worker_id`` is the decode worker that was to read them; where it is gone, any other one will do.
+    """
 
     worker_id: str
     ticket: HandoffTicket
@@ -203,7 +222,8 @@ class Lifecycle:
     _legs_started: int = 0
     _avoid: frozenset[str] = frozenset()
     _reserved_on: str | None = None
-    _given_up: set[str] = field(default_factory=set)
+    _given_up: dict[str, str | None] = field(default_factory=dict)
+    """Legs given up whose end is still to be heard of, with the decode worker their ticket was for."""
 
     @property
     def ended(self) -> bool:
@@ -220,10 +240,15 @@ class Lifecycle:
         match event:
             case Placed():
                 return self._placed(event)
+            case Moved():
+                return self._moved(event)
             case LegOutput():
                 return self._output(event)
             case LegFailed():
-                return self._failed(event.error) if self._is_current(event.leg_id) else []
+                if self._is_current(event.leg_id):
+                    return self._failed(event.error)
+                self._given_up.pop(event.leg_id, None)
+                return []
             case WorkerLost():
                 return self._worker_lost(event.worker_id)
             case StopMatched():
@@ -246,9 +271,10 @@ class Lifecycle:
         assert len(self.output_ids) <= self.max_tokens
         assert (self._leg is None) == (self.state in (State.QUEUED, State.FINISHED, State.ENDED))
         assert (self._reserved_on is None) == (self.state in (State.QUEUED, State.FINISHED, State.ENDED))
-        assert self.retries <= self.retry_budget + 1
+        assert self.retries <= self.retry_budget
         if self._leg is not None:
             assert self._leg.leg_id not in self._given_up
+            assert self._leg.max_tokens >= 1
             assert self._leg.worker_id == (self.prefill_id if self.state is State.PREFILLING else self.decode_id)
 
     # --- transitions ----------------------------------------------------------------------------------------
@@ -260,52 +286,71 @@ class Lifecycle:
         self.prefill_id, self.decode_id, self._reserved_on = event.prefill_id, event.decode_id, event.decode_id
         if event.prefill_id is None:
             return [self._start_decode(None)]
-        self.state = State.PREFILLING
-        only_one = self._remaining == 1 and self.handoff is Handoff.FIRST_TOKEN
-        return [self._start(event.prefill_id, max_tokens=1, export=not only_one)]
+        return [self._start_prefill(event.prefill_id)]
+
+    def _moved(self, event: Moved) -> list[Action]:
+        """Stop where it decodes, export there from the engine's own cache, and go on at the target."""
+        source_id = self.decode_id
+        if self.state is not State.DECODING or source_id is None or source_id == event.decode_id:
+            return [FreeReservation(event.decode_id)] if self._reserved_on != event.decode_id else []
+        actions = [*self._give_up_leg(), *self._free()]
+        self.prefill_id, self.decode_id, self._reserved_on = source_id, event.decode_id, event.decode_id
+        return [*actions, self._start_prefill(source_id)]
 
     def _output(self, event: LegOutput) -> list[Action]:
         if not self._is_current(event.leg_id):
-            return self._release(event.ticket)
+            return self._late(event)
         if self.state is State.PREFILLING:
             return self._prefilled(event)
-        actions: list[Action] = []
-        if event.token_ids:
-            self.output_ids.extend(event.token_ids)
-            actions.append(SendTokens(event.token_ids))
+        actions = self._take(event.token_ids)
         if event.finish_reason:
             self._leg = None
-            actions += self._finish(event.finish_reason)
+            return [*actions, *self._finish(event.finish_reason)]
+        if self._remaining == 0:
+            # Not left to the engine: were it lost before it says so, there would be nothing to prefill for.
+            return [*actions, *self._give_up_leg(), *self._finish("length")]
         return actions
 
-    def _prefilled(self, event: LegOutput) -> list[Action]:
-        if not event.finish_reason:
+    def _late(self, event: LegOutput) -> list[Action]:
+        """An output of a leg that does not run: of one given up, the ticket must go back. Others are not ours."""
+        if not event.finish_reason or event.leg_id not in self._given_up:
             return []
+        through = self._given_up.pop(event.leg_id)
+        return self._release(event.ticket, through)
+
+    def _prefilled(self, event: LegOutput) -> list[Action]:
         assert self._leg is not None
-        self._leg = None
+        leg = self._leg
         actions: list[Action] = []
         if self.handoff is Handoff.FIRST_TOKEN:
-            self.output_ids.extend(event.token_ids)
-            actions.append(SendTokens(event.token_ids))
-            last = event.finish_reason != "length" or self._remaining == 0
-            if last:
-                return [*actions, *self._release(event.ticket), *self._finish(event.finish_reason)]
-        if event.ticket is None:
-            error = TransferError("prefill kept no KV blocks", request_id=self.request_id)
-            return [*actions, *self._failed(error)]
-        return [*actions, self._start_decode(event.ticket)]
+            taken = len(self.output_ids) - leg.generated_tokens
+            actions += self._take(event.token_ids[: 1 - taken])
+        if not event.finish_reason:
+            return actions
+        if self.handoff is Handoff.FIRST_TOKEN and (event.finish_reason != "length" or self._remaining == 0):
+            self._leg = None
+            return [*actions, *self._release(event.ticket, self.decode_id), *self._finish(event.finish_reason)]
+        if event.ticket is not None and event.ticket.num_tokens <= len(leg.token_ids):
+            self._leg = None
+            return [*actions, self._start_decode(event.ticket)]
+        error: TransferError = TransferError("prefill kept no KV blocks", request_id=self.request_id)
+        if event.ticket is not None:
+            error = TicketRefused("the ticket is of a longer prompt", request_id=self.request_id)
+        actions += [*self._release(event.ticket, self.decode_id), *self._failed(error)]
+        self._given_up.pop(leg.leg_id, None)  # its end was heard: a duplicate of it is nothing new
+        return actions
 
     def _failed(self, error: ServingError) -> list[Action]:
         """A leg failed: prefill the ledger again elsewhere, or end where that cannot help."""
         failed_on = self._leg.worker_id if self._leg else None
         if self._leg is not None:
-            self._given_up.add(self._leg.leg_id)
+            self._given_up[self._leg.leg_id] = self.decode_id
             self._leg = None
         if failed_on and not isinstance(error, TransferError):
             self._avoid |= {failed_on}
         elif failed_on and self.prefill_id:
             self._avoid |= {self.prefill_id}
-        hopeless = not isinstance(error, TransferError | WorkerError) or isinstance(error, InvalidRequest)
+        hopeless = not isinstance(error, TransferError | WorkerError | CapacityError)
         if hopeless or self.retries >= self.retry_budget or (self.output_ids and not self.resumable):
             return self._end(error)
         self.retries += 1
@@ -314,15 +359,20 @@ class Lifecycle:
         return [*actions, AskPlacement(self._avoid)]
 
     def _worker_lost(self, worker_id: str) -> list[Action]:
-        if self.ended or self._leg is None:
+        leg = self._leg
+        if self.ended or leg is None:
             return []
-        if self._leg.worker_id == worker_id or (self.state is State.PREFILLING and self.decode_id == worker_id):
-            gone = self._leg.worker_id == worker_id
-            actions: list[Action] = [] if gone else list(self._give_up_leg())
-            if not gone:
-                self._avoid |= {worker_id}
-            return [*actions, *self._failed(WorkerError("the worker is gone", worker_id=worker_id))]
-        return []
+        lost = WorkerError("the worker is gone", worker_id=worker_id)
+        if leg.worker_id == worker_id:
+            return self._failed(lost)
+        unread = leg.ticket is not None and len(self.output_ids) == leg.generated_tokens
+        target_gone = self.state is State.PREFILLING and self.decode_id == worker_id
+        source_gone = self.state is State.DECODING and self.prefill_id == worker_id and unread
+        if not (target_gone or source_gone):
+            return []
+        # With the source gone, the read may hang as well as fail; before the first token it counts as not done.
+        self._avoid |= {worker_id}
+        return [*self._give_up_leg(), *self._failed(lost)]
 
     # --- pieces ---------------------------------------------------------------------------------------------
 
@@ -348,16 +398,29 @@ class Lifecycle:
         )
         return self._leg
 
+    def _start_prefill(self, worker_id: str) -> StartLeg:
+        self.state = State.PREFILLING
+        only_one = self._remaining == 1 and self.handoff is Handoff.FIRST_TOKEN
+        return self._start(worker_id, max_tokens=1, export=not only_one)
+
     def _start_decode(self, ticket: HandoffTicket | None) -> StartLeg:
         assert self.decode_id is not None
         self.state = State.DECODING
         return self._start(self.decode_id, max_tokens=self._remaining, ticket=ticket)
 
+    def _take(self, token_ids: tuple[int, ...]) -> list[Action]:
+        """Put tokens into the ledger and send them, never more than were asked for."""
+        token_ids = token_ids[: self._remaining]
+        if not token_ids:
+            return []
+        self.output_ids.extend(token_ids)
+        return [SendTokens(token_ids)]
+
     def _give_up_leg(self) -> list[Action]:
         if self._leg is None:
             return []
         leg, self._leg = self._leg, None
-        self._given_up.add(leg.leg_id)
+        self._given_up[leg.leg_id] = self.decode_id
         return [AbortLeg(leg.leg_id, leg.worker_id)]
 
     def _free(self) -> list[Action]:
@@ -366,10 +429,9 @@ class Lifecycle:
         worker_id, self._reserved_on = self._reserved_on, None
         return [FreeReservation(worker_id)]
 
-    def _release(self, ticket: HandoffTicket | None) -> list[Action]:
-        if ticket is None or self.decode_id is None:
-            return []
-        return [ReleaseTicket(self.decode_id, ticket)]
+    @staticmethod
+    def _release(ticket: HandoffTicket | None, through: str | None) -> list[Action]:
+        return [ReleaseTicket(through, ticket)] if ticket is not None and through is not None else []
 
     def _finish(self, reason: str) -> list[Action]:
         actions = self._free()

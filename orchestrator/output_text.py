@@ -184,6 +184,8 @@ class OutputText:
     def push(self, token_ids: Sequence[int]) -> list[Piece]:
         """Take new tokens; returns pieces in order, merged by phase. After a stop string nothing more is taken."""
         pieces: list[Piece] = []
+        if self.stop_matched is not None:
+            return pieces
         for token_id in token_ids:
             for decided in self._splitter.push(token_id):
                 self._add(pieces, *decided)

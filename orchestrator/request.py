@@ -247,8 +247,8 @@ def _chat_ids(chat: Chat, front: ModelFront) -> Sequence[int]:
 def _json(text: str, name: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
-        raise InvalidRequest(f"{name} is not JSON: {error}", field=name) from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{name} is not JSON that can be read: {error}", field=name) from error
 
 
 def _check_sampling(sampling: Sampling, front: ModelFront, spec: ClusterSpec) -> None:
@@ -285,10 +285,13 @@ def _check_sampling(sampling: Sampling, front: ModelFront, spec: ClusterSpec) ->
         raise InvalidRequest("bad_words: expected words that are not empty", field="sampling.bad_words")
     if sampling.HasField("structured_output"):
         kind = sampling.structured_output.WhichOneof("kind")
-        if kind is None:
+        value = getattr(sampling.structured_output, kind) if kind else None
+        if not value or (kind == "choices" and not (value.values and all(value.values))):
             raise InvalidRequest("structured_output is empty", field="sampling.structured_output")
         if kind == "json_schema":
-            _json(sampling.structured_output.json_schema, "sampling.structured_output.json_schema")
+            name = "sampling.structured_output.json_schema"
+            if not isinstance(_json(value, name), dict | bool):
+                raise InvalidRequest(f"{name}: expected an object", field=name)
 
 
 def _budget(request: GenerateRequest, front: ModelFront, spec: ClusterSpec) -> int | None:

@@ -25,7 +25,7 @@ pools:
   prefill: {{replicas: 1}}
   decode: {{replicas: 1}}
   colocated: {{replicas: 1}}
-transfer: {{transports: [shared_memory, tcp]}}
+transfer: {{transports: [shared_memory, tcp], local_prefill_after_s: null}}
 gateway: {{grpc_port: 0, http_port: 0, metrics_port: 0, max_request_bytes: 1048576}}
 cost: {{usd_per_cpu_hour: 0.04}}
 """

@@ -13,7 +13,7 @@ import numpy as np
 
 from baton.internal.v1 import worker_pb2
 from baton.v1 import inference_pb2 as pb
-from cluster.errors import TicketRefused
+from cluster.errors import TicketRefused, WorkerError
 from orchestrator.lifecycle import (
     AbortLeg,
     Action,
@@ -95,6 +95,7 @@ class ChoiceRun:
         self._inbox: deque[Event] = deque()
         self._wake = asyncio.Event()
         self._logprobs: deque[pb.TokenLogprobs] = deque()
+        self._arrived_logprobs: dict[str, deque[pb.TokenLogprobs]] = {}
         self._gaps_s: list[float] = []
         self._last_token_s = 0.0
         self._stop_reason = ""
@@ -126,11 +127,16 @@ class ChoiceRun:
         if output.HasField("transfer"):
             self._note_transfer(output.transfer)
         if output.logprobs:
-            self._logprobs.extend(output.logprobs)
+            self._arrived_logprobs.setdefault(action.leg_id, deque()).extend(output.logprobs)
+        if output.finish_reason in ("error", "abort") and output.token_ids:
+            # Tokens that were still on their way when the leg ended come in the same message; they are as good.
+            self.post(LegOutput(action.leg_id, tuple(output.token_ids)))
         if output.finish_reason == "error":
             self.post(LegFailed(action.leg_id, leg_error(output, action.worker_id)))
             return
         if output.finish_reason == "abort":
+            # Asked for, it is old news; else the engine ended the leg by itself.
+            self.post(LegFailed(action.leg_id, WorkerError("the worker aborted the leg", worker_id=action.worker_id)))
             return
         ticket = None
         if action.export and output.finish_reason:
@@ -179,17 +185,20 @@ class ChoiceRun:
                     await self._wait()
                 while self._inbox:
                     event = self._inbox.popleft()
+                    if isinstance(event, LegOutput):
+                        self._take_logprobs(event)
+                    # Before any yield: a caller that goes away there must not take the event, and the KV
+                    # reserved with it, along.
+                    todo.extend(self.life.handle(event))
                     if isinstance(event, Placed):
                         yield self._admitted(event)
-                    todo.extend(self.life.handle(event))
         finally:
             self._ended = True
             self.prefilled.set()
             self._gateway.forget(self)
             for action in [*todo, *self.life.handle(Cancelled())]:
                 if isinstance(action, StartLeg):
-                    # The window after prefill: decode has not heard of the ticket, so the blocks would wait for
-                    # the lease to end.
+                    # The caller went between prefill's end and decode's start: nobody will read the blocks.
                     if action.ticket is not None:
                         self._gateway.release_ticket(action.worker_id, action.ticket)
                 elif not isinstance(action, AskPlacement):
@@ -197,6 +206,14 @@ class ChoiceRun:
             for event in self._inbox:
                 for action in self.life.handle(event):
                     self._do(action)
+
+    def _take_logprobs(self, event: LegOutput) -> None:
+        """Log-probabilities go with the tokens: those of a leg that was given up are dropped."""
+        arrived = self._arrived_logprobs.get(event.leg_id)
+        if arrived and self.life.leg_id == event.leg_id:
+            self._logprobs.extend(arrived.popleft() for _ in event.token_ids if arrived)
+        elif arrived:
+            del self._arrived_logprobs[event.leg_id]
 
     async def _wait(self) -> None:
         self._wake.clear()
@@ -254,7 +271,8 @@ class ChoiceRun:
         else:
             message.sampling.CopyFrom(self.request.sampling)
             if message.sampling.HasField("seed"):
-                message.sampling.seed += self.index
+                seed = message.sampling.seed + self.index
+                message.sampling.seed = seed if seed < 1 << 63 else seed - (1 << 64)
             message.min_tokens = min(action.max_tokens, max(0, self.request.min_tokens - action.generated_tokens))
         self._leg_since_s = now
         self._gateway.submit(self, action, message, self._on_output)

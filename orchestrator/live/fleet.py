@@ -37,17 +37,21 @@ class FleetWorker:
         """Role of the worker."""
         return Role(self.member.role)
 
-    def view(self) -> WorkerView:
-        """What the router is told. A running request's blocks are in the promise already, so the larger counts."""
-        taken = max(self.load.used_blocks, sum(self.reserved.values()))
+    def view(self, usual_tokens_per_s: float = PREFILL_RATE_PRIOR_TOKENS_PER_S) -> WorkerView:
+        """What the router is told. A running request's blocks are in the promise already, so the larger counts.
+
+        ``usual_tokens_per_s`` stands in for a prefill rate that the worker has not shown yet.
+        """
+        used = min(self.load.used_blocks, self.member.total_blocks)
         return WorkerView(
             worker_id=self.member.worker_id,
             role=self.role,
             total_blocks=self.member.total_blocks,
-            free_blocks=self.member.total_blocks - taken,
+            free_blocks=self.member.total_blocks - used,
+            reserved_blocks=max(0, sum(self.reserved.values()) - used),
             running_requests=len(self.legs),
             queued_tokens=sum(self.queued_tokens.values()),
-            prefill_tokens_per_s=self.load.prefill_tokens_per_s or PREFILL_RATE_PRIOR_TOKENS_PER_S,
+            prefill_tokens_per_s=self.load.prefill_tokens_per_s or usual_tokens_per_s,
             domain=self.member.domain or self.member.node,
             accepting=self.member.state == "ready" and not self.load.draining,
         )
@@ -64,6 +68,13 @@ class Fleet:
         self._on_change = on_change
         self._on_lost = on_lost
         self._closing: set[asyncio.Task[None]] = set()
+
+    def views(self) -> list[WorkerView]:
+        """What the router is told of all workers."""
+        known = [worker.load.prefill_tokens_per_s for worker in self.workers.values()]
+        known = [rate for rate in known if rate]
+        usual = sum(known) / len(known) if known else PREFILL_RATE_PRIOR_TOKENS_PER_S
+        return [worker.view(usual) for worker in self.workers.values()]
 
     def update(self, members: Iterable[registry_pb2.Member], pairs: Iterable[registry_pb2.Pair]) -> None:
         """Take a new membership: connect to new incarnations, drop those that are gone."""
@@ -94,6 +105,7 @@ class Fleet:
         worker = self.workers.pop(worker_id, None)
         if worker is None:
             return
+        worker.link.silence()
         self.tickets.worker_down(worker_id)
         if self.prefixes is not None:
             self.prefixes.remove_worker(worker_id)

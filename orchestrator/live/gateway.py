@@ -171,7 +171,7 @@ class Gateway:
                     async for message in stream:
                         await outputs.put(message)
                 await outputs.put(None)
-            except ServingError as error:
+            except Exception as error:  # of any kind, or the reader below would wait for ever
                 await outputs.put(error)
 
         tasks = [asyncio.create_task(pump(run)) for run in runs]
@@ -218,13 +218,16 @@ class Gateway:
             RequestRejected: the queue is full.
             NoReadyWorker: the cluster has no worker at all that could ever take it.
         """
-        again = id(run) in self._runs
+        # A further choice of a request that is streaming already is not turned away.
+        again = id(run) in self._runs or run.index > 0
         if not again and not self.fleet.workers:
             raise NoReadyWorker("no worker is ready yet; retry in a moment")
         self._avoid[id(run)] = avoid
         if len(self._queue) or not self._try_place(run):
             self._queue.push(run, priority=run.request.priority, again=again)
         self._runs[id(run)] = run
+        if again:
+            self._place_waiting()  # it went to the head, and nothing else may happen that would try it
 
     def _place_waiting(self) -> None:
         for run in self._queue.items():
@@ -240,16 +243,17 @@ class Gateway:
         view = RequestView(isl, forecast, self.block_size_tokens, cached)
         chosen = place(
             view,
-            [worker.view() for worker in self.fleet.workers.values()],
+            self.fleet.views(),
             local_prefill_below_tokens=self.spec.transfer.local_prefill_below_tokens,
+            local_prefill_after_s=self.spec.transfer.local_prefill_after_s,
             avoid=self._avoid.get(id(run), frozenset()),
         )
         if not isinstance(chosen, Placement):
             return False
         self.fleet.workers[chosen.decode_id].reserved[run.life.request_id] = chosen.reserve_blocks
-        if chosen.prefill_id:
-            uncached = isl - cached.get(chosen.prefill_id, 0)
-            self.fleet.workers[chosen.prefill_id].queued_tokens[run.life.request_id] = uncached
+        prefilled_by = chosen.prefill_id or chosen.decode_id
+        uncached = isl - cached.get(prefilled_by, 0)
+        self.fleet.workers[prefilled_by].queued_tokens[run.life.request_id] = uncached
         run.placed(chosen.prefill_id, chosen.decode_id)
         return True
 
@@ -273,6 +277,8 @@ class Gateway:
         """Send a leg to its worker; a ticket is redeemed here and goes along."""
         worker = self.fleet.workers.get(action.worker_id)
         if worker is None:
+            if action.ticket is not None:
+                self.release_ticket(action.worker_id, action.ticket)
             run.post(LegFailed(action.leg_id, WorkerDied("the worker is gone", worker_id=action.worker_id)))
             return
         if action.ticket is not None:
@@ -289,9 +295,11 @@ class Gateway:
             self.fleet.prefixes.record(action.worker_id, run.hashes)
 
     def leg_progress(self, action: StartLeg, output: worker_pb2.LegOutput) -> None:
-        """Count a leg's end."""
+        """Take note of a leg's first token, and of its end."""
         if output.finish_reason:
             self.leg_ended(action.leg_id, action.worker_id)
+        elif worker := self.fleet.workers.get(action.worker_id):
+            worker.queued_tokens.pop(action.leg_id.rsplit("/", 1)[0], None)
 
     def leg_ended(self, leg_id: str, worker_id: str) -> None:
         """A leg no longer occupies its worker."""
@@ -309,8 +317,12 @@ class Gateway:
         worker = self.fleet.workers.get(worker_id)
         if worker is None:
             raise TicketRefused("the worker that wrote the ticket is gone", worker_id=worker_id)
+        try:
+            params = json.loads(params_json) if params_json else None
+        except (ValueError, RecursionError) as error:
+            raise TicketRefused("transfer parameters are not JSON", worker_id=worker_id) from error
         return tickets.issue(
-            json.loads(params_json) if params_json else None,
+            params,
             source_id=worker_id,
             incarnation=worker.member.incarnation,
             block_size_tokens=worker.member.block_size_tokens,
@@ -318,13 +330,14 @@ class Gateway:
         )
 
     def release_ticket(self, worker_id: str, ticket: HandoffTicket) -> None:
-        """Have the source free the ticket's blocks, through a decode worker."""
+        """Have the source free the ticket's blocks, through this decode worker or, if it is gone, any other."""
         now = time.monotonic()
         try:
             self.fleet.tickets.redeem(ticket, now_s=now)
         except TicketRefused:
             return  # gone with its engine, or read already
-        if worker := self.fleet.workers.get(worker_id):
+        others = (worker for worker in self.fleet.workers.values() if worker.role is Role.DECODE)
+        if worker := self.fleet.workers.get(worker_id) or next(others, None):
             worker.link.release(ticket, now)
 
     # --- figures --------------------------------------------------------------------------------------------

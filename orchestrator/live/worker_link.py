@@ -94,9 +94,13 @@ class WorkerLink:
         message = worker_pb2.ReleaseTicket(ticket=ticket_message(ticket, now_s))
         self._commands.put_nowait(worker_pb2.WorkerCommand(release=message))
 
+    def silence(self) -> None:
+        """Report the stream's end no more; at once, since a successor of the same name may be there."""
+        self._on_lost = lambda _: None
+
     async def close(self) -> None:
         """End the stream; legs on it are aborted by the worker."""
-        self._on_lost = lambda _: None
+        self.silence()
         self._commands.put_nowait(None)
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -120,7 +124,7 @@ class WorkerLink:
                     if handler is not None:
                         if output.finish_reason:
                             del handlers[output.leg_id]
-                        handler(output)
+                        self._tell(handler, output)
                 if events.HasField("load"):
                     self._on_load(events.load)
         except grpc.aio.AioRpcError as error:
@@ -129,9 +133,14 @@ class WorkerLink:
         lost = WorkerDied(reason, worker_id=self.worker_id)
         handlers, self._handlers = self._handlers, {}
         for leg_id, handler in handlers.items():
-            handler(
-                worker_pb2.LegOutput(
-                    leg_id=leg_id, finish_reason="error", error=lost.message, error_kind=type(lost).__name__
-                )
+            failed = worker_pb2.LegOutput(
+                leg_id=leg_id, finish_reason="error", error=lost.message, error_kind=type(lost).__name__
             )
+            self._tell(handler, failed)
         self._on_lost(self.worker_id)
+
+    def _tell(self, handler: OutputHandler, output: worker_pb2.LegOutput) -> None:
+        try:
+            handler(output)
+        except Exception:  # one request's fault must not end the stream of all
+            log.exception("output of leg %s was lost", output.leg_id)

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 from cluster.config import Role
 
+LOCAL_PREFILL_SHARE = 0.5
+"""A decode worker helps out with a prefill when it takes less than this share of the prefill pool's time."""
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerView:
@@ -73,6 +76,7 @@ def place(
     workers: Sequence[WorkerView],
     *,
     local_prefill_below_tokens: int = 0,
+    local_prefill_after_s: float | None = None,
     avoid: frozenset[str] = frozenset(),
 ) -> Placement | Wait:
     """Choose the workers for one request.
@@ -81,6 +85,8 @@ def place(
         request: Lengths, and what each worker has of the prompt.
         workers: All workers; those not accepting are passed over.
         local_prefill_below_tokens: Uncached tokens up to which the decode worker prefills by itself.
+        local_prefill_after_s: Expected seconds in the prefill pool past which the decode worker prefills by itself,
+            if it would be done in less than half of them (its other requests pay for it); None: never.
         avoid: Workers that failed this request before; used only if no other is left.
 
     Example:
@@ -91,13 +97,13 @@ def place(
         Placement(prefill_id='p0', decode_id='d0', reserve_blocks=4)
     """
     usable = [worker for worker in workers if worker.accepting]
-    usable = [worker for worker in usable if worker.worker_id not in avoid] or usable
-    prefills = [worker for worker in usable if worker.role is Role.PREFILL]
+    prefills = _unless_last([worker for worker in usable if worker.role is Role.PREFILL], avoid)
     holders = [
         worker
         for worker in usable
         if worker.role is Role.COLOCATED or (worker.role is Role.DECODE and (prefills or local_prefill_below_tokens))
     ]
+    holders = _unless_last(holders, avoid)
     if not holders:
         return Wait("no_worker")
     need = request.reserve_blocks
@@ -113,7 +119,16 @@ def place(
     if not prefills:
         return Wait("no_worker")
     best = min(prefills, key=lambda worker: _prefill_rank(worker, request, holder.domain))
+    remote_s = expected_ttft_s(best, request)
+    crowded = local_prefill_after_s is not None and remote_s > local_prefill_after_s
+    if crowded and expected_ttft_s(holder, request) < LOCAL_PREFILL_SHARE * remote_s:
+        return Placement(None, holder.worker_id, need)
     return Placement(best.worker_id, holder.worker_id, need)
+
+
+def _unless_last(workers: list[WorkerView], avoid: frozenset[str]) -> list[WorkerView]:
+    """Without those to avoid, but for each part of the work apart: the only decode worker is better than none."""
+    return [worker for worker in workers if worker.worker_id not in avoid] or workers
 
 
 def expected_ttft_s(worker: WorkerView, request: RequestView) -> float:

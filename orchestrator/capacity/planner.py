@@ -1,0 +1,417 @@
+"""Find the fleets that keep the objectives and rank them by cost or latency.
+
+Every GPU kind and tensor-parallel size is sized alone as prefill, decode and colocated pool, first in parts of a
+worker, then in whole ones; a disaggregated plan joins the cheapest prefill pool of one kind with the cheapest
+decode pool of the same kind, or of another in the mode ``mixed_gpus``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+from cluster.errors import ConfigError, PlacementInfeasible
+from cluster.hardware import GpuSpec
+from orchestrator.capacity.lengths import LengthDistribution
+from orchestrator.capacity.pools import (
+    Load,
+    Sized,
+    WorkerModel,
+    infeasible,
+    size_colocated,
+    size_decode,
+    size_prefill,
+)
+from orchestrator.capacity.resolve import Problem, resolve
+from orchestrator.capacity.spec import HOURS_PER_MONTH, SECONDS_PER_MONTH, Mode, PlanSpec
+from orchestrator.capacity.trust import Trust, trust_of
+
+PERCENTILES = (50.0, 95.0, 99.0)
+LINK_SHARE = 0.7
+"""Most of a link's time that handoffs may take before waiting for it shows."""
+_LATER = ("max_gpus", "link", "e2e", "ttfat", "ttft", "itl", "kv", "memory", "tensor_parallel")
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Quantiles of one measure, seconds, at ``PERCENTILES``."""
+
+    p50_s: float
+    p95_s: float
+    p99_s: float
+
+    @classmethod
+    def of(cls, quantile: Callable[[float], float]) -> Latency:
+        """From a quantile function."""
+        return cls(*(quantile(each / 100.0) for each in PERCENTILES))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a plan costs.
+
+    Args:
+        gpu_usd_month: GPUs, all month.
+        extra_usd_month: The plan's other lines.
+        usd_per_query: All of it over the month's queries.
+        usd_per_million_output_tokens: All of it over the month's output tokens.
+    """
+
+    gpu_usd_month: float
+    extra_usd_month: float
+    usd_per_query: float
+    usd_per_million_output_tokens: float
+
+    @property
+    def usd_month(self) -> float:
+        """Everything, a month."""
+        return self.gpu_usd_month + self.extra_usd_month
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One fleet that keeps every objective.
+
+    Args:
+        mode: How GPUs are shared.
+        pools: Prefill and decode, or colocated.
+        load: A decoding worker at the peak, none lost.
+        ttft: Time to first token.
+        ttfat: Time to first answer token.
+        itl: Gap between tokens.
+        e2e: Whole request.
+        transfer_s: Mean handoff, 0 where there is none.
+        limit: What binds.
+        cost: Dollars.
+        trust: Where the numbers come from and how far to trust them.
+    """
+
+    mode: Mode
+    pools: tuple[Sized, ...]
+    load: Load
+    ttft: Latency
+    ttfat: Latency
+    itl: Latency
+    e2e: Latency
+    transfer_s: float
+    limit: str
+    cost: Cost
+    trust: Trust
+
+    @property
+    def gpus(self) -> int:
+        """GPUs in all."""
+        return sum(pool.gpus for pool in self.pools)
+
+    @property
+    def fractional_gpus(self) -> float:
+        """GPUs, were parts of a worker possible and no worker spare."""
+        return sum(pool.fractional * pool.worker.tp for pool in self.pools)
+
+    @property
+    def rounding_loss(self) -> float:
+        """Share by which whole workers, queueing slack and spares exceed the fractional need."""
+        return self.gpus / self.fractional_gpus - 1.0
+
+    @property
+    def fractional_usd_h(self) -> float:
+        """Dollars an hour of the fractional fleet."""
+        return sum(pool.fractional * pool.worker.tp * pool.worker.gpu.price_usd_h for pool in self.pools)
+
+    @property
+    def label(self) -> str:
+        """The fleet in a few words.
+
+        For instance ``2x(1x H100-SXM) prefill + 5x(2x H100-SXM) decode``.
+        """
+        return " + ".join(
+            f"{pool.workers}x({pool.worker.tp}x {pool.worker.gpu.name}) {pool.role.value}" for pool in self.pools
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The answer.
+
+    Args:
+        problem: What was asked.
+        candidates: Fleets that keep every objective, best first.
+        rejected: Why other candidates do not, by their description.
+    """
+
+    problem: Problem
+    candidates: tuple[Candidate, ...]
+    rejected: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def best(self) -> Candidate:
+        """The plan to deploy."""
+        return self.candidates[0]
+
+    def best_of(self, mode: Mode) -> Candidate | None:
+        """The best plan of one mode."""
+        return next((each for each in self.candidates if each.mode is mode), None)
+
+    @property
+    def pareto(self) -> tuple[Candidate, ...]:
+        """Plans that no other beats in both cost and end-to-end latency, cheapest first."""
+        front: list[Candidate] = []
+        for each in sorted(self.candidates, key=lambda c: (c.cost.usd_month, c.e2e.p95_s)):
+            if not front or each.e2e.p95_s < front[-1].e2e.p95_s * (1 - 1e-9):
+                front.append(each)
+        return tuple(front)
+
+    def headline(self) -> str:
+        """The answer in one line: what to deploy, what it costs, and why P/D does or does not pay."""
+        best = self.best
+        text = (
+            f"Deploy {best.label}: {best.gpus} GPUs, ${best.cost.usd_month:,.0f} a month, "
+            f"${best.cost.usd_per_query:.4f} a query; {self._why()}"
+        )
+        return text + "."
+
+    def _why(self) -> str:
+        same = self.best_of(Mode.COLOCATED)
+        split = min(
+            (each for each in self.candidates if each.mode is not Mode.COLOCATED),
+            key=lambda each: each.cost.usd_month,
+            default=None,
+        )
+        if same is None or split is None:
+            only = "disaggregation was not compared" if split is None else "colocation was not compared"
+            missing = Mode.COLOCATED if same is None else Mode.DISAGGREGATED
+            reason = next((why for name, why in self.rejected.items() if name.startswith(missing.value)), "")
+            if missing in self.problem.spec.modes and reason:
+                return f"{missing.value} keeps no plan: {reason}"
+            return only
+        gain = same.cost.usd_month / split.cost.usd_month - 1.0
+        whole = (
+            f"colocated needs {same.gpus} GPUs and ${same.cost.usd_month:,.0f}, P/D {split.gpus} and "
+            f"${split.cost.usd_month:,.0f}"
+        )
+        same_fraction, split_fraction = same.fractional_usd_h, split.fractional_usd_h
+        part = same_fraction / split_fraction - 1.0 if split_fraction > 0 else 0.0
+        if gain > 0.005:
+            return f"P/D pays: {whole} ({100 * gain:.0f} % more for colocated; {same.limit} binds it)"
+        if part > 0.005:
+            return f"P/D does not pay at this size: {whole}; it would save {100 * part:.0f} % but for whole workers"
+        return f"P/D does not pay: {whole}; both are bound by {split.limit}"
+
+
+def plan(spec: PlanSpec) -> Plan:
+    """Size and rank every fleet that the plan file allows.
+
+    Raises:
+        ConfigError: the plan file is wrong.
+        PlacementInfeasible: no fleet keeps the objectives; ``ids["limit"]`` names what binds.
+    """
+    return plan_for(resolve(spec))
+
+
+def plan_for(problem: Problem) -> Plan:
+    """`plan` for a problem already looked up."""
+    found: list[Candidate] = []
+    rejected: dict[str, PlacementInfeasible] = {}
+
+    def attempt(name: str, make: Callable[[], Candidate]) -> None:
+        try:
+            found.append(make())
+        except PlacementInfeasible as error:
+            rejected[name] = error
+
+    workers = _workers(problem, rejected)
+    modes = problem.spec.modes
+    if Mode.COLOCATED in modes:
+        for worker in workers:
+            name = f"{Mode.COLOCATED.value} {worker.tp}x {worker.gpu.name}"
+            attempt(name, lambda worker=worker: _colocated(problem, worker))  # type: ignore[misc]
+    if Mode.DISAGGREGATED in modes or Mode.MIXED_GPUS in modes:
+        prefills = _best_prefills(problem, workers, rejected)
+        for prefill in prefills:
+            for worker in workers:
+                same = worker.gpu.name == prefill.worker.gpu.name
+                mode = Mode.DISAGGREGATED if same else Mode.MIXED_GPUS
+                if mode not in modes:
+                    continue
+                name = f"{mode.value} {prefill.worker.tp}x {prefill.worker.gpu.name} to {worker.tp}x {worker.gpu.name}"
+                attempt(
+                    name,
+                    lambda prefill=prefill, worker=worker, mode=mode: _split(  # type: ignore[misc]
+                        problem, prefill, worker, mode
+                    ),
+                )
+    if not found:
+        raise _most_telling(list(rejected.values()))
+    found.sort(key=objective_of(problem.spec))
+    return Plan(problem, tuple(found), {name: error.message for name, error in rejected.items()})
+
+
+def objective_of(spec: PlanSpec) -> Callable[[Candidate], tuple[float, ...]]:
+    """What ranks plans, smaller being better."""
+    if spec.objective == "latency":
+        return lambda each: (each.e2e.p95_s, each.cost.usd_month, each.gpus)
+    return lambda each: (each.cost.usd_month, each.gpus, each.e2e.p95_s)
+
+
+def _workers(problem: Problem, rejected: dict[str, PlacementInfeasible]) -> list[WorkerModel]:
+    found = []
+    for gpu in problem.gpus:
+        for tp in sorted(set(problem.spec.hardware.tensor_parallel)):
+            name = f"{tp}x {gpu.name}"
+            try:
+                found.append(WorkerModel(problem, gpu, tp))
+            except ConfigError as error:
+                rejected[name] = infeasible("tensor_parallel", error.message)
+            except PlacementInfeasible as error:
+                rejected[name] = error
+    return found
+
+
+def _best_prefills(
+    problem: Problem, workers: list[WorkerModel], rejected: dict[str, PlacementInfeasible]
+) -> Iterator[Sized]:
+    """The cheapest prefill pool of each kind of GPU."""
+    best: dict[str, Sized] = {}
+    for worker in workers:
+        try:
+            sized = size_prefill(worker, problem.rate_per_s)
+        except PlacementInfeasible as error:
+            rejected[f"prefill {worker.tp}x {worker.gpu.name}"] = error
+            continue
+        held = best.get(worker.gpu.name)
+        if held is None or (sized.usd_h, sized.gpus) < (held.usd_h, held.gpus):
+            best[worker.gpu.name] = sized
+    return iter(best.values())
+
+
+def _tpot_limit_s(problem: Problem, before_s: float) -> float:
+    """Time per token that the whole request and the first answer token leave, after ``before_s``."""
+    slo, lengths, probability = problem.spec.slo, problem.lengths, problem.percentile
+    limit = math.inf
+    if slo.e2e_s is not None:
+        limit = min(limit, (slo.e2e_s - before_s) / max(1.0, lengths.osl.quantile(probability) - 1.0))
+    if slo.ttfat_s is not None:
+        limit = min(limit, (slo.ttfat_s - before_s) / max(1.0, lengths.reasoning.quantile(probability)))
+    return limit
+
+
+def _colocated(problem: Problem, worker: WorkerModel) -> Candidate:
+    alone = worker.first_token(1, 0.0)(0.5)
+    sized = size_colocated(worker, problem.rate_per_s, _tpot_limit_s(problem, alone))
+    # A queue in front adds to what the first guess left for tokens: ask again with what it came to.
+    for _ in range(2):
+        left = sized.workers - problem.spec.survive_failures
+        load = worker.load(problem.rate_per_s / left, True)
+        ttft = worker.first_token(left, problem.rate_per_s, load)
+        limit_s = _tpot_limit_s(problem, ttft(0.5))
+        if load.tpot_s <= limit_s:
+            break
+        sized = size_colocated(worker, problem.rate_per_s, limit_s)
+    return evaluate(problem, Mode.COLOCATED, (sized,))
+
+
+def _split(problem: Problem, prefill: Sized, worker: WorkerModel, mode: Mode) -> Candidate:
+    left = prefill.workers - problem.spec.survive_failures
+    ttft = prefill.worker.first_token(left, problem.rate_per_s)
+    before_s = ttft(0.5) + transfer_s(problem, prefill.worker, worker)
+    decode = size_decode(worker, problem.rate_per_s, _tpot_limit_s(problem, before_s))
+    _check_link(problem, prefill, decode)
+    return evaluate(problem, mode, (prefill, decode))
+
+
+def transfer_s(problem: Problem, source: WorkerModel, target: WorkerModel) -> float:
+    """Mean seconds of a handoff: the slower of the two ends."""
+    kv_bytes = int(problem.lengths.isl.mean * problem.kv_token_bytes)
+    ends = ((source.gpu, source.tp), (target.gpu, target.tp))
+    return max(problem.transfer(gpu, tp).transfer_s(kv_bytes) for gpu, tp in ends)
+
+
+def _check_link(problem: Problem, prefill: Sized, decode: Sized) -> None:
+    seconds = transfer_s(problem, prefill.worker, decode.worker)
+    for pool in (prefill, decode):
+        busy = problem.rate_per_s / max(1, pool.workers - problem.spec.survive_failures) * seconds
+        if busy > LINK_SHARE:
+            raise infeasible(
+                "link",
+                f"handoffs over {problem.spec.hardware.link} take {100 * busy:.0f} % of a {pool.role.value} "
+                f"worker's link ({seconds:.2f} s each)",
+                busy / LINK_SHARE,
+            )
+
+
+def evaluate(problem: Problem, mode: Mode, pools: tuple[Sized, ...], rate_per_s: float | None = None) -> Candidate:
+    """Latency and cost of a fleet at the peak rate with every worker up; no objective is checked but ``max_gpus``.
+
+    Args:
+        problem: The workload and objectives.
+        mode: How GPUs are shared.
+        pools: The fleet.
+        rate_per_s: Another rate.
+    Raises:
+        PlacementInfeasible: more GPUs than the plan allows.
+    """
+    limit_gpus = problem.spec.hardware.max_gpus
+    gpus = sum(pool.gpus for pool in pools)
+    if limit_gpus is not None and gpus > limit_gpus:
+        raise infeasible("max_gpus", f"needs {gpus} GPUs, hardware.max_gpus allows {limit_gpus}", gpus / limit_gpus)
+    rate = problem.spec.workload.peak_rate_per_s if rate_per_s is None else rate_per_s
+    decode, colocated = pools[-1], mode is Mode.COLOCATED
+    load = decode.worker.load(rate / decode.workers, colocated)
+    first = pools[0].worker.first_token(pools[0].workers, rate, load if colocated else None)
+    handoff_s = 0.0 if colocated else transfer_s(problem, pools[0].worker, decode.worker)
+    ttft, lengths = Latency.of(first), problem.lengths
+
+    def after(tokens: LengthDistribution, less: float) -> Latency:
+        return Latency.of(
+            lambda p: (
+                ttft.p50_s + handoff_s + max(0.0, tokens.quantile(p) - less) * load.tpot_s
+                if tokens.mean > 0
+                else first(p)
+            )
+        )
+
+    return Candidate(
+        mode=mode,
+        pools=pools,
+        load=load,
+        ttft=ttft,
+        ttfat=after(lengths.reasoning, 0.0),
+        itl=Latency.of(lambda p: decode.worker.itl_s(load, p, colocated)),
+        e2e=after(lengths.osl, 1.0),
+        transfer_s=handoff_s,
+        limit=decode.limit if decode.limit != "max_num_seqs" else "engine.max_num_seqs",
+        cost=cost_of(problem, pools),
+        trust=trust_of(problem, pools, load),
+    )
+
+
+def cost_of(problem: Problem, pools: tuple[Sized, ...]) -> Cost:
+    """Dollars of a fleet that runs all month for the mean rate of queries."""
+    workload = problem.spec.workload
+    gpu_usd = sum(pool.usd_h for pool in pools) * HOURS_PER_MONTH
+    queries = workload.mean_rate_per_s * SECONDS_PER_MONTH
+    extra = sum(each.usd_per_month + each.usd_per_query * queries for each in problem.spec.extras)
+    total = gpu_usd + extra
+    tokens = queries * problem.lengths.osl.mean
+    return Cost(gpu_usd, extra, total / queries, total / tokens * 1e6)
+
+
+def _most_telling(errors: list[PlacementInfeasible]) -> PlacementInfeasible:
+    """The error of the candidate that came furthest, for it names the limit that binds."""
+    order = {limit: i for i, limit in enumerate(_LATER)}
+
+    def rank(error: PlacementInfeasible) -> tuple[float, float]:
+        return order.get(error.ids.get("limit", ""), len(order)), float(error.ids.get("excess", "inf"))
+
+    best = min(errors, key=rank)
+    return PlacementInfeasible(f"no fleet keeps the objectives: {best.message}", limit=best.ids.get("limit", ""))
+
+
+def with_price(problem: Problem, gpu: str, price_usd_h: float) -> Problem:
+    """The same problem with another price for one kind."""
+
+    def priced(each: GpuSpec) -> GpuSpec:
+        return replace(each, price_usd_h=price_usd_h) if each.name == gpu else each
+
+    return replace(problem, gpus=tuple(priced(each) for each in problem.gpus))

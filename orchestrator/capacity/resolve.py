@@ -1,0 +1,149 @@
+"""From a plan file to objects of the cost models: model, GPUs, engine constants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from cluster.engine_constants import EngineConstants, engine_constants
+from cluster.errors import ConfigError
+from cluster.hardware import GpuSpec, catalogue
+from cluster.model import ModelSpec
+from decode_workers.cost import DecodeCost
+from kv_transfer.blocks import kv_bytes_per_token
+from kv_transfer.cost import TransferCost
+from orchestrator.capacity.lengths import RequestLengths
+from orchestrator.capacity.spec import PlanSpec, ScalesPlan
+
+COMPUTE = ("gemm_share", "gemm_fp8_share", "moe_share", "attention_share")
+MEMORY = ("memory_share", "moe_memory_share", "kv_share", "all_reduce_share")
+OVERHEAD = (
+    *("layer_s", "moe_layer_s", "prefill_layer_s", "prefill_moe_layer_s", "token_layer_s"),
+    *("step_s", "sequence_s", "all_reduce_s", "first_token_s"),
+)
+
+
+def scaled_constants(engine: EngineConstants, scales: ScalesPlan) -> EngineConstants:
+    """The constants with calibrated factors on times: shares are divided by them, overheads multiplied."""
+    changed = {key: getattr(engine, key) / scales.compute for key in COMPUTE}
+    changed |= {key: getattr(engine, key) / scales.memory for key in MEMORY}
+    changed |= {key: getattr(engine, key) * scales.overhead for key in OVERHEAD}
+    return engine.with_overrides(**changed)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A plan with everything looked up.
+
+    Args:
+        spec: The plan file.
+        model: Geometry at the precision asked.
+        gpus: Kinds to consider, with the plan's own prices.
+        engine: Constants, calibrated.
+        lengths: Lengths of one request.
+    """
+
+    spec: PlanSpec
+    model: ModelSpec
+    gpus: tuple[GpuSpec, ...]
+    engine: EngineConstants
+    lengths: RequestLengths
+
+    @property
+    def kv_dtype_bytes(self) -> float:
+        """Bytes of one value in the KV cache."""
+        return 1.0 if self.spec.model.kv_cache_dtype == "fp8" else 2.0
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Most prompt tokens of one step."""
+        return self.spec.engine.max_num_batched_tokens
+
+    @property
+    def percentile(self) -> float:
+        """Percentile of the objectives, as a probability."""
+        return self.spec.slo.percentile / 100.0
+
+    @property
+    def rate_per_s(self) -> float:
+        """Rate to size for: the peak and the headroom over it."""
+        return self.spec.workload.peak_rate_per_s * (1.0 + self.spec.headroom)
+
+    @cached_property
+    def kv_token_bytes(self) -> float:
+        """KV bytes per token over all GPUs of a worker."""
+        return kv_bytes_per_token(self.model, self.kv_dtype_bytes)
+
+    def cost(self, gpu: GpuSpec, tp: int) -> DecodeCost:
+        """Cost model of a worker of ``tp`` GPUs.
+
+        Raises:
+            ConfigError: the model's heads cannot be split so.
+            PlacementInfeasible: asked later, for its KV room.
+        """
+        return DecodeCost(
+            self.model,
+            gpu,
+            self.engine,
+            tp,
+            kv_dtype_bytes=self.kv_dtype_bytes,
+            expert_parallel=self.spec.hardware.expert_parallel,
+            memory_utilisation=self.spec.engine.memory_utilisation,
+        )
+
+    def transfer(self, gpu: GpuSpec, tp: int) -> TransferCost:
+        """Cost of a handoff into a worker of ``tp`` such GPUs."""
+        return TransferCost.over(self.spec.hardware.link, gpu, tp)
+
+
+def resolve(spec: PlanSpec) -> Problem:
+    """Look everything up.
+
+    Raises:
+        ConfigError: unknown model, GPU, engine or constant, or a length beyond what the model was made for.
+    """
+    if spec.model.config:
+        model = ModelSpec.from_config(spec.model.config, spec.model.name or "")
+    else:
+        model = ModelSpec.named(spec.model.name or "")
+    if spec.model.precision:
+        model = model.with_precision(spec.model.precision)
+    engine = engine_constants(spec.engine.name).with_overrides(**spec.engine.constants)
+    lengths = spec.workload.lengths()
+    longest = lengths.isl.mean + lengths.osl.mean
+    if longest > model.max_context_tokens:
+        raise ConfigError(
+            f"workload: mean prompt plus output is {longest:.0f} tokens, past the {model.max_context_tokens} "
+            f"that {model.name} was made for"
+        )
+    if lengths.isl.mean < 1:
+        raise ConfigError("workload.input_tokens: expected a mean of at least 1 token")
+    if lengths.answer.mean < 1 and lengths.reasoning.mean < 1:
+        raise ConfigError("workload: expected reasoning_tokens or answer_tokens with a mean of at least 1")
+    return Problem(spec, model, _gpus(spec), scaled_constants(engine, spec.engine.scales), lengths)
+
+
+def _gpus(spec: PlanSpec) -> tuple[GpuSpec, ...]:
+    found, known = [], catalogue()
+    for name in spec.hardware.gpus:
+        override = spec.hardware.overrides.get(name)
+        figures = override.model_dump(exclude_none=True) if override is not None else {}
+        if name in known:
+            gpu = known[name].with_overrides(**figures)
+            if "price_usd_h" in figures:
+                gpu = replace(gpu, price_source="the plan", price_date="")
+        elif figures:
+            needed = {"memory_bytes", "hbm_bytes_per_s", "bf16_flops", "pcie_bytes_per_s", "nic_bytes_per_s"}
+            if missing := sorted(needed - figures.keys()):
+                raise ConfigError(f"hardware.overrides.{name}: a new kind needs {', '.join(missing)}")
+            rest = {"fp8_flops": 0.0, "scaleup_bytes_per_s": 0.0, "power_w": 0.0, "price_usd_h": 0.0}
+            price = figures.get("price_usd_h", 0.0)
+            gpu = GpuSpec(
+                name=name, price_low_usd_h=price, price_high_usd_h=price, price_source="the plan", **(rest | figures)
+            )
+        else:
+            raise ConfigError(f"hardware.gpus: {name!r} is unknown; expected one of {', '.join(known)}")
+        found.append(gpu)
+    if unused := sorted(set(spec.hardware.overrides) - set(spec.hardware.gpus)):
+        raise ConfigError(f"hardware.overrides.{unused[0]}: not among hardware.gpus")
+    return tuple(found)

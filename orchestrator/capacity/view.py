@@ -1,0 +1,141 @@
+"""How plans look: as records for JSON, as a table for a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from orchestrator.capacity.planner import Candidate, Latency, Plan
+
+
+def _latency(latency: Latency) -> dict[str, float]:
+    return {
+        "p50_s": round(latency.p50_s, 6),
+        "p95_s": round(latency.p95_s, 6),
+        "p99_s": round(latency.p99_s, 6),
+    }
+
+
+def candidate_record(candidate: Candidate) -> dict[str, Any]:
+    """One fleet as plain data: seconds, dollars, shares."""
+    return {
+        "mode": candidate.mode.value,
+        "fleet": candidate.label,
+        "pools": [
+            {
+                "role": pool.role.value,
+                "gpu": pool.worker.gpu.name,
+                "tensor_parallel_size": pool.worker.tp,
+                "workers": pool.workers,
+                "workers_fractional": round(pool.fractional, 4),
+                "limit": pool.limit,
+                "usd_per_gpu_hour": pool.worker.gpu.price_usd_h,
+            }
+            for pool in candidate.pools
+        ],
+        "gpus": candidate.gpus,
+        "gpus_fractional": round(candidate.fractional_gpus, 4),
+        "rounding_loss": round(candidate.rounding_loss, 4),
+        "batch_size": round(candidate.load.batch_size, 3),
+        "kv_share": round(candidate.load.kv_share, 4),
+        "ttft": _latency(candidate.ttft),
+        "ttfat": _latency(candidate.ttfat),
+        "itl": _latency(candidate.itl),
+        "e2e": _latency(candidate.e2e),
+        "transfer_s": round(candidate.transfer_s, 6),
+        "limit": candidate.limit,
+        "gpu_usd_month": round(candidate.cost.gpu_usd_month, 2),
+        "extra_usd_month": round(candidate.cost.extra_usd_month, 2),
+        "usd_month": round(candidate.cost.usd_month, 2),
+        "usd_per_query": round(candidate.cost.usd_per_query, 8),
+        "usd_per_million_output_tokens": round(candidate.cost.usd_per_million_output_tokens, 6),
+        "error_band": candidate.trust.band,
+        "tag": candidate.trust.tag.value,
+    }
+
+
+def shown(plan: Plan, most: int = 10) -> tuple[Candidate, ...]:
+    """The candidates to show: the front where Pareto was asked, else the best and the best of each mode."""
+    if plan.problem.spec.objective == "pareto":
+        return plan.pareto[:most]
+    first = list(plan.candidates[:most])
+    for mode in plan.problem.spec.modes:
+        best = plan.best_of(mode)
+        if best is not None and best not in first:
+            first.append(best)
+    return tuple(first)
+
+
+def assumptions(plan: Plan) -> list[str]:
+    """What was assumed where the plan file says nothing."""
+    found, workload = [], plan.problem.spec.workload
+    for name in ("input_tokens", "reasoning_tokens", "answer_tokens"):
+        if getattr(workload, name).assumed_cv:
+            found.append(f"workload.{name} is a bare mean: a coefficient of variation of 1 is assumed")
+    for gpu in plan.problem.gpus:
+        dated = f" of {gpu.price_date}" if gpu.price_date else ""
+        found.append(f"{gpu.name} at ${gpu.price_usd_h:.2f} an hour ({gpu.price_source}{dated})")
+    return found
+
+
+def plan_record(plan: Plan) -> dict[str, Any]:
+    """The whole answer as plain data."""
+    lengths = plan.problem.lengths
+    return {
+        "answer": plan.headline(),
+        "chosen": candidate_record(plan.best),
+        "candidates": [candidate_record(each) for each in shown(plan)],
+        "rejected": plan.rejected,
+        "assumptions": assumptions(plan),
+        "workload": {
+            "mean_rate_per_s": plan.problem.spec.workload.mean_rate_per_s,
+            "peak_rate_per_s": plan.problem.spec.workload.peak_rate_per_s,
+            "sized_rate_per_s": plan.problem.rate_per_s,
+            "isl_mean_tokens": round(lengths.isl.mean, 2),
+            "osl_mean_tokens": round(lengths.osl.mean, 2),
+            "osl_p95_tokens": round(lengths.osl.quantile(0.95), 1),
+            "in_flight_context_tokens": round(lengths.in_flight_context_tokens, 1),
+        },
+    }
+
+
+def seconds(value_s: float) -> str:
+    """Seconds or milliseconds for people.
+
+    Example:
+        >>> seconds(0.0123), seconds(75)
+        ('12 ms', '75.0 s')
+    """
+    return f"{1e3 * value_s:.0f} ms" if value_s < 1 else f"{value_s:.1f} s" if value_s < 1000 else f"{value_s:.0f} s"
+
+
+def _triple(latency: Latency) -> str:
+    return "/".join(seconds(each) for each in (latency.p50_s, latency.p95_s, latency.p99_s))
+
+
+def table(plan: Plan) -> Table:
+    """The ranked table."""
+    found = Table(title="Plans, best first (times p50/p95/p99 at the peak)", title_justify="left")
+    for name in ("#", "fleet", "GPUs", "TTFT", "TTFAT", "ITL", "E2E", "KV", "binds"):
+        found.add_column(name, overflow="fold")
+    for name in ("$/month", "$/query", "$/1M out"):
+        found.add_column(name, justify="right")
+    found.add_column("trust")
+    for i, each in enumerate(shown(plan), 1):
+        found.add_row(
+            str(i),
+            each.label,
+            f"{each.gpus} ({each.fractional_gpus:.1f} + {100 * each.rounding_loss:.0f} %)",
+            _triple(each.ttft),
+            _triple(each.ttfat),
+            _triple(each.itl),
+            _triple(each.e2e),
+            f"{100 * each.load.kv_share:.0f} %",
+            each.limit,
+            f"{each.cost.usd_month:,.0f}",
+            f"{each.cost.usd_per_query:.4f}",
+            f"{each.cost.usd_per_million_output_tokens:.2f}",
+            f"{each.trust.tag.value} ±{100 * each.trust.band:.0f} %",
+        )
+    return found

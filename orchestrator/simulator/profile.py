@@ -1,0 +1,78 @@
+"""What an engine is, and who hears of what happens in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from cluster.errors import ConfigError, ServingError
+from orchestrator.simulator.cost import DecodeCost, MixedCost, PrefillCost
+from orchestrator.simulator.leg import Leg
+
+if TYPE_CHECKING:
+    from orchestrator.simulator.engine import Engine
+
+
+@dataclass(frozen=True)
+class EngineProfile:
+    """What one kind of worker is: its costs and limits.
+
+    Args:
+        decode: Cost of decode steps.
+        prefill: Cost of prefill steps.
+        total_blocks: KV blocks of the engine.
+        block_size_tokens: Tokens per block.
+        mixed: Cost of steps that do both; left out, the sum of both.
+        max_num_seqs: Most requests in a step.
+        max_num_batched_tokens: Most tokens in a step.
+        kv_bytes_per_token: For transfers.
+        overhead_s: Seconds outside any step that each prefill adds before its first token is out.
+        gpus: For GPU-hours.
+        name: Kind, for reports.
+    """
+
+    decode: DecodeCost
+    prefill: PrefillCost
+    total_blocks: int
+    block_size_tokens: int = 16
+    mixed: MixedCost | None = None
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 8192
+    kv_bytes_per_token: float = 131072.0
+    overhead_s: float = 0.0
+    gpus: int = 1
+    name: str = "worker"
+
+    def __post_init__(self) -> None:
+        for key in ("total_blocks", "block_size_tokens", "max_num_seqs", "max_num_batched_tokens"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"{self.name}.{key}={getattr(self, key)}: expected >= 1")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            # Decode alone could use up the step, and no prompt would ever be read.
+            raise ConfigError(f"{self.name}.max_num_batched_tokens: expected at least max_num_seqs")
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """Prompt tokens a second in full steps, for the router's estimate of a queue."""
+        seconds = self.prefill.chunk_s([(self.max_num_batched_tokens, 0)])
+        return self.max_num_batched_tokens / seconds if seconds > 0 else 1e12
+
+
+class EngineOwner(Protocol):
+    """Who hears what happens in an engine."""
+
+    def leg_prefilled(self, engine: Engine, leg: Leg) -> None:
+        """The first token of a locally prefilled leg is out."""
+        ...
+
+    def leg_over(self, engine: Engine, leg: Leg) -> None:
+        """The leg's last token is out; its blocks are freed, or kept if it exports."""
+        ...
+
+    def leg_failed(self, engine: Engine, leg: Leg, error: ServingError) -> None:
+        """The engine cannot serve the leg; its blocks are freed."""
+        ...
+
+    def pull(self, engine: Engine, leg: Leg, tokens: int) -> None:
+        """Blocks are ready: bring the KV of so many tokens here, then call `Engine.loaded`."""
+        ...

@@ -1,0 +1,155 @@
+"""What every engine must do. The fake and vLLM run the same tests; the fake is worth something only for that reason."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from baton.v1.inference_pb2 import Sampling
+from cluster.engine import Engine, EngineInfo, EngineLeg, EngineOutput
+from cluster.errors import ServingError
+from kv_transfer.ticket import HandoffTicket, issue
+from tests.fakes.engine import FakeEngine, Network
+from tests.support.remote_engine import remote_engines
+
+_names = itertools.count()
+
+
+@dataclass
+class EnginePair:
+    """A prefill and a decode engine that can reach each other, started."""
+
+    prefill: Engine
+    decode: Engine
+    prefill_info: EngineInfo
+    decode_info: EngineInfo
+
+
+@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.engine)])
+async def engines(request: pytest.FixtureRequest) -> AsyncIterator[EnginePair]:
+    if request.param == "real":
+        cluster = request.getfixturevalue("cluster")
+        async with remote_engines(cluster.state.registry) as real:
+            (prefill, prefill_info), (decode, decode_info) = real["prefill-0"], real["decode-0"]
+            yield EnginePair(prefill, decode, prefill_info, decode_info)
+        return
+    network = Network()
+    prefill, decode = FakeEngine(network), FakeEngine(network)
+    yield EnginePair(prefill, decode, await prefill.start(), await decode.start())
+    await prefill.stop()
+    await decode.stop()
+
+
+def leg(length: int = 40, max_tokens: int = 8, **changes: Any) -> EngineLeg:
+    number = next(_names)
+    ids = [(number * 7 + position * 3) % 50 + 5 for position in range(length)]
+    fields = {"sampling": Sampling(temperature=0.0, ignore_eos=True), "token_ids": ids, **changes}
+    return EngineLeg(leg_id=f"contract-{number}", max_tokens=max_tokens, **fields)
+
+
+async def outputs(engine: Engine, work: EngineLeg) -> list[EngineOutput]:
+    return [output async for output in engine.generate(work)]
+
+
+def tokens(made: list[EngineOutput]) -> list[int]:
+    return [token for output in made for token in output.token_ids]
+
+
+async def until_idle(engine: Engine) -> None:
+    """Until no block is in use; the real engine reports after a step, and its lease news travel."""
+    async with asyncio.timeout(20):
+        while engine.load().used_blocks or engine.load().running_requests:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def export(pair: EnginePair, work: EngineLeg) -> tuple[list[int], HandoffTicket]:
+    made = await outputs(pair.prefill, work)
+    ticket = issue(
+        made[-1].transfer_params,
+        source_id="prefill",
+        incarnation=pair.prefill_info.incarnation,
+        block_size_tokens=pair.prefill_info.block_size_tokens,
+        deadline_s=time.monotonic() + 20,
+    )
+    return tokens(made), ticket
+
+
+EXPORT = {"do_remote_prefill": False, "do_remote_decode": True}
+
+
+async def test_it_makes_max_tokens_and_says_length(engines: EnginePair) -> None:
+    made = await outputs(engines.decode, leg(max_tokens=8))
+    assert len(tokens(made)) == 8
+    assert [output.finish_reason for output in made] == [*[""] * (len(made) - 1), "length"]
+    await until_idle(engines.decode)
+
+
+async def test_it_stops_at_a_stop_token_and_names_it(engines: EnginePair) -> None:
+    work = leg(max_tokens=8)
+    third = tokens(await outputs(engines.decode, work))[2]
+    again = leg(token_ids=work.token_ids, sampling=Sampling(temperature=0.0, ignore_eos=True, stop_token_ids=[third]))
+    made = await outputs(engines.decode, again)
+    assert tokens(made)[-1] == third
+    assert len(tokens(made)) <= 3
+    assert (made[-1].finish_reason, made[-1].stop_reason) == ("stop", str(third))
+
+
+async def test_an_abort_ends_the_leg_and_frees_its_blocks(engines: EnginePair) -> None:
+    work = leg(max_tokens=400)
+    reasons = []
+    async for output in engines.decode.generate(work):
+        reasons.append(output.finish_reason)
+        await engines.decode.abort(work.leg_id)
+    assert reasons[-1] == "abort"
+    await engines.decode.abort(work.leg_id)
+    await engines.decode.abort("never-heard-of")
+    await until_idle(engines.decode)
+
+
+@pytest.mark.parametrize("length", [1, 31, 32, 33, 64, 65])
+async def test_decode_goes_on_exactly_where_prefill_ended(engines: EnginePair, length: int) -> None:
+    prompt = leg(length).token_ids
+    whole = tokens(await outputs(engines.prefill, leg(token_ids=prompt, max_tokens=8)))
+    first, ticket = await export(engines, leg(token_ids=prompt, max_tokens=1, transfer_params=dict(EXPORT)))
+    assert ticket.num_tokens == length
+    made = await outputs(engines.decode, leg(token_ids=prompt + first, max_tokens=7, transfer_params=ticket.params))
+    assert first + tokens(made) == whole
+    assert made[0].transfer is not None or any(output.transfer for output in made)
+    await until_idle(engines.prefill)
+    await until_idle(engines.decode)
+
+
+async def test_a_release_frees_what_was_kept(engines: EnginePair) -> None:
+    _, ticket = await export(engines, leg(max_tokens=1, transfer_params=dict(EXPORT)))
+    await engines.decode.release(ticket.params)
+    await until_idle(engines.prefill)
+
+
+async def test_load_counts_steps_and_tokens(engines: EnginePair) -> None:
+    before = engines.decode.load()
+    await outputs(engines.decode, leg(40, max_tokens=8))
+    after = engines.decode.load()
+    assert after.steps > before.steps
+    assert after.output_tokens - before.output_tokens >= 7
+    assert after.prompt_tokens > before.prompt_tokens
+    await engines.decode.check_health()
+
+
+async def test_logprobs_come_with_each_token(engines: EnginePair) -> None:
+    made = await outputs(
+        engines.decode, leg(max_tokens=4, sampling=Sampling(temperature=0.0, ignore_eos=True, logprobs=2))
+    )
+    rows = [position.rows for output in made for position in output.logprobs]
+    assert [row[0][0] for row in rows] == tokens(made)
+    assert all(len(row) >= 2 and row[0][1] <= 0 for row in rows)
+
+
+async def test_bad_settings_raise_an_error_of_ours(engines: EnginePair) -> None:
+    with pytest.raises(ServingError):
+        await outputs(engines.decode, leg(sampling=Sampling(temperature=-1.0)))

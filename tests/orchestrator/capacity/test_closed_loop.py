@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+
+from cluster.engine_constants import engine_constants
+from cluster.hardware import gpu
+from cluster.model import ModelSpec
+from decode_workers.cost import DecodeCost
+from orchestrator.capacity.closed_loop import LoadGenerator, closed_loop, prefill_added_s
+from orchestrator.capacity.least_squares import fit
+
+COST = DecodeCost(ModelSpec.named("Llama-3.1-8B"), gpu("H100-SXM"), engine_constants("vllm"))
+
+
+def test_the_formula_is_decode_plus_the_others_prefills() -> None:
+    found = closed_loop(COST, 16, 1000, 500)
+    added = prefill_added_s(COST, 1000, 16, 16 * 1250)
+    assert found.tpot_s == pytest.approx(COST.step_s(16, 16 * 1250) + 15 / 500 * added)
+
+
+def test_one_client_waits_for_nobody() -> None:
+    alone = closed_loop(COST, 1, 1000, 500)
+    assert alone.tpot_s == alone.decode_step_s
+    assert alone.ttft_s == pytest.approx(COST.mixed_step_s(0, 0, [(1000, 0)]) + engine_constants("vllm").first_token_s)
+
+
+def test_a_full_kv_cache_holds_the_batch_down() -> None:
+    assert closed_loop(COST, 4096, 8000, 1000).batch_size == pytest.approx(COST.kv_capacity_tokens() / 8500, abs=1)
+
+
+def test_lockstep_stalls_less_and_collides_more() -> None:
+    together, spread = LoadGenerator("lockstep", 0.6, 0.4), LoadGenerator.spread()
+    assert closed_loop(COST, 8, 1000, 200, together).tpot_s < closed_loop(COST, 8, 1000, 200, spread).tpot_s
+    assert closed_loop(COST, 8, 1000, 200, together).ttft_s > closed_loop(COST, 8, 1000, 200, spread).ttft_s
+
+
+def test_least_squares_keeps_bounds_and_shrugs_off_outliers() -> None:
+    x = np.linspace(0, 1, 40)
+    y = 2 * x + 1
+    y[::10] += 50
+    found = fit(lambda p: p[0] * x + p[1] - y, [0, 0], [-9, -9], [9, 9])
+    assert found == pytest.approx([2, 1], abs=0.1)
+    assert fit(lambda p: p[0] * x + p[1] - y, [0, 0], [-9, -9], [1.5, 9])[0] == 1.5

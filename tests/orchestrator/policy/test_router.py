@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.config import Role
+from orchestrator.policy.router import Placement, RequestView, Wait, WorkerView, expected_ttft_s, place
+
+
+def worker(worker_id: str, role: Role, **changes: Any) -> WorkerView:
+    return WorkerView(worker_id, role, **{"total_blocks": 100, "free_blocks": 100, **changes})
+
+
+def prefill(worker_id: str = "p0", **changes: Any) -> WorkerView:
+    return worker(worker_id, Role.PREFILL, **changes)
+
+
+def decode(worker_id: str = "d0", **changes: Any) -> WorkerView:
+    return worker(worker_id, Role.DECODE, **changes)
+
+
+REQUEST = RequestView(64, 64, 32, {})
+
+
+def test_the_emptier_decode_worker_holds_the_request() -> None:
+    assert place(REQUEST, [prefill(), decode("d0", free_blocks=50), decode("d1")]) == Placement("p0", "d1", 4)
+
+
+def test_promised_blocks_are_not_promised_again() -> None:
+    full = decode("d0", reserved_blocks=98)
+    assert place(REQUEST, [prefill(), full]) == Wait("no_blocks")
+    assert place(REQUEST, [prefill(), full, decode("d1", free_blocks=10)]) == Placement("p0", "d1", 4)
+
+
+def test_a_request_larger_than_any_worker_runs_alone() -> None:
+    huge = RequestView(10_000, 64, 32, {})
+    assert isinstance(place(huge, [prefill(), decode()]), Placement)
+    assert place(huge, [prefill(), decode(running_requests=1)]) == Wait("no_blocks")
+    assert place(huge, [prefill(), decode(reserved_blocks=1)]) == Wait("no_blocks")
+
+
+def test_the_prefill_worker_with_the_earliest_first_token_is_chosen() -> None:
+    busy, free = prefill("p0", queued_tokens=5000), prefill("p1")
+    assert place(REQUEST, [busy, free, decode()]) == Placement("p1", "d0", 4)
+    cached = RequestView(64_000, 64, 32, {"p0": 63_000})
+    assert expected_ttft_s(busy, cached) == pytest.approx(0.6)
+    assert isinstance(chosen := place(cached, [busy, free, decode(total_blocks=9999, free_blocks=9999)]), Placement)
+    assert chosen.prefill_id == "p0"
+
+
+def test_among_equals_the_prefill_worker_in_decodes_domain_is_chosen() -> None:
+    workers = [prefill("p0", domain="a"), prefill("p1", domain="b"), decode(domain="b")]
+    assert place(REQUEST, workers) == Placement("p1", "d0", 4)
+
+
+def test_a_short_uncached_rest_is_prefilled_where_it_is_decoded() -> None:
+    request = RequestView(64, 64, 32, {"d0": 60})
+    assert place(request, [prefill(), decode()], local_prefill_below_tokens=8) == Placement(None, "d0", 4)
+    assert place(REQUEST, [prefill(), decode()], local_prefill_below_tokens=8) == Placement("p0", "d0", 4)
+
+
+def test_a_colocated_worker_needs_no_other() -> None:
+    assert place(REQUEST, [worker("c0", Role.COLOCATED)]) == Placement(None, "c0", 4)
+
+
+@pytest.mark.parametrize("workers", [[], [prefill()], [decode()], [prefill(accepting=False), decode()]])
+def test_without_a_pair_the_request_waits(workers: list[WorkerView]) -> None:
+    assert place(REQUEST, workers) == Wait("no_worker")
+
+
+def test_a_worker_to_avoid_is_used_where_it_is_the_last_of_its_role() -> None:
+    workers = [prefill("p0"), prefill("p1"), decode()]
+    assert place(REQUEST, workers, avoid=frozenset({"p0", "d0"})) == Placement("p1", "d0", 4)
+    assert place(REQUEST, [prefill(), decode()], avoid=frozenset({"p0", "d0"})) == Placement("p0", "d0", 4)
+
+
+views = st.builds(
+    WorkerView,
+    worker_id=st.uuids().map(str),
+    role=st.sampled_from(Role),
+    total_blocks=st.just(100),
+    free_blocks=st.integers(0, 100),
+    reserved_blocks=st.integers(0, 100),
+    running_requests=st.integers(0, 3),
+    accepting=st.booleans(),
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(views, max_size=6), st.integers(1, 5000), st.data())
+def test_a_placement_never_overcommits_and_names_willing_workers(
+    workers: list[WorkerView], isl: int, data: st.DataObject
+) -> None:
+    avoid = frozenset(data.draw(st.sets(st.sampled_from([w.worker_id for w in workers] or [""]))))
+    request = RequestView(isl, 64, 32, {})
+    chosen = place(request, workers, avoid=avoid)
+    by_id = {view.worker_id: view for view in workers}
+    if isinstance(chosen, Wait):
+        return
+    holder = by_id[chosen.decode_id]
+    assert holder.accepting
+    assert holder.headroom_blocks >= chosen.reserve_blocks or holder.running_requests == holder.reserved_blocks == 0
+    if chosen.prefill_id is None:
+        assert holder.role is Role.COLOCATED
+    else:
+        assert holder.role is Role.DECODE
+        assert by_id[chosen.prefill_id].role is Role.PREFILL
+        assert by_id[chosen.prefill_id].accepting
+
+
+def test_a_crowded_prefill_pool_gets_help_from_decode() -> None:
+    request = RequestView(isl_tokens=500, forecast_osl_tokens=100, block_size_tokens=32, cached_tokens={})
+
+    def chosen(prefill_queue: int, decode_queue: int, after_s: float | None) -> str | None:
+        workers = [
+            WorkerView("p", Role.PREFILL, 1000, 1000, queued_tokens=prefill_queue, prefill_tokens_per_s=1000.0),
+            WorkerView("d", Role.DECODE, 1000, 1000, queued_tokens=decode_queue, prefill_tokens_per_s=1000.0),
+        ]
+        placement = place(request, workers, local_prefill_after_s=after_s)
+        assert isinstance(placement, Placement)
+        return placement.prefill_id
+
+    assert chosen(0, 0, 1.0) == "p", "half a second: the pool is not crowded"
+    assert chosen(2000, 0, 1.0) is None, "2.5 s there, 0.5 s here"
+    assert chosen(2000, 900, 1.0) == "p", "1.4 s here is more than half of it"
+    assert chosen(9000, 0, None) == "p", "never"
