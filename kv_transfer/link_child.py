@@ -43,8 +43,13 @@ class Buffer:
             self.array = np.zeros(size_bytes, dtype=np.uint8)
             self.address = int(self.array.ctypes.data)
 
+    def touch(self) -> None:
+        """Have the kernel give every page. A read into new ones costs 15 µs a page: 0.24 GiB/s in place of 7.7."""
+        if self._torch is None:
+            self.array.fill(255)
+
     def fill(self) -> None:
-        """Write the pattern; touching every page also keeps page faults out of what is measured."""
+        """Write the pattern."""
         pattern = np.resize(np.arange(PATTERN_PERIOD, dtype=np.uint8), self.size_bytes)
         if self._torch is not None:
             import torch
@@ -134,6 +139,7 @@ def measure(request: dict[str, Any], out: TextIO) -> dict[str, Any]:
     )
     sizes = sorted(request["sizes_bytes"])
     buffer = Buffer(sizes[-1], request["memory"], request["device"])
+    buffer.touch()
     agent, registration = _agent(f"probe-client-{os.getpid()}", buffer)
     try:
         channel.send({"name": f"probe-client-{os.getpid()}"})
