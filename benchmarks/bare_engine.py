@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 
-def measure(model: Path, *, isl: int, osl: int, requests: int, seed: int, max_model_len: int) -> dict[str, Any]:
+def measure(
+    model: Path, *, dtype: str, isl: int, osl: int, requests: int, seed: int, max_model_len: int
+) -> dict[str, Any]:
     """Times of each request's tokens, in seconds since it was added."""
     # In this process and not in one of its own: that is what "stepped in process" means.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -28,7 +30,7 @@ def measure(model: Path, *, isl: int, osl: int, requests: int, seed: int, max_mo
     engine = LLMEngine.from_engine_args(
         EngineArgs(
             model=str(model),
-            dtype="bfloat16",
+            dtype=dtype,
             max_model_len=max_model_len,
             block_size=32,
             enforce_eager=True,
@@ -63,6 +65,7 @@ def measure(model: Path, *, isl: int, osl: int, requests: int, seed: int, max_mo
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--isl", type=int, default=500)
     parser.add_argument("--osl", type=int, default=128)
     parser.add_argument("--requests", type=int, default=8)
@@ -72,6 +75,7 @@ if __name__ == "__main__":
     chosen = parser.parse_args()
     found = measure(
         chosen.model,
+        dtype=chosen.dtype,
         isl=chosen.isl,
         osl=chosen.osl,
         requests=chosen.requests,

@@ -28,10 +28,11 @@ from typing import Any
 
 import numpy as np
 import psutil
-from contenders import Server, baton, environment, vllm_server
+from contenders import DidNotStart, Server, baton, environment, vllm_server
 from result import BARE, BASE, Row, failed, insert, markdown, ratios
 from tiny_model import write_tiny_model
 
+from cluster.errors import ServingError
 from cluster.model_path import cache_folder
 from orchestrator.bench.cpu import CpuMeter
 from orchestrator.bench.measure import BenchRun, measure_sync
@@ -49,18 +50,24 @@ def main() -> int:
     model = chosen.model or write_tiny_model(cache_folder() / "models" / "tiny-llama")
     rows: list[Row] = []
     loads: list[float] = []
+    broken: list[str] = []
     for repetition in range(chosen.repetitions):
         for name in chosen.contenders:
             loads.append(_settle(chosen.wait_s))
             print(f"repetition {repetition + 1} of {chosen.repetitions}: {name} (load {loads[-1]:.1f})", flush=True)
-            for row in _measure(name, model, repetition, chosen):
-                rows.append(row)
-                print(f"  {_line(row)}", flush=True)
+            try:
+                for row in _measure(name, model, repetition, chosen):
+                    rows.append(row)
+                    print(f"  {_line(row)}", flush=True)
+            except (DidNotStart, ServingError) as error:
+                broken.append(name)  # what the others show is still worth having
+                print(f"  {error}", flush=True)
     doors = [f"{name}, {door}" for name in OURS for door in ("http", "grpc")]
     found = ratios(rows, doors)
     facts = {
         **_machine(),
         "parameters_m": _parameters(model) / 1e6,
+        "dtype": chosen.dtype,
         "isl": chosen.isl,
         "osl": chosen.osl,
         "repetitions": chosen.repetitions,
@@ -87,13 +94,16 @@ def main() -> int:
         print(f"missed: {each.bar.title} is {each.median:.2f} of {each.bar.against}'s, the bar is {each.bar.limit:g}")
     if lost:
         print(f"missed: {lost} failed requests")
-    return 1 if missed or lost else 0
+    for name in broken:
+        print(f"missed: {name} did not start or answer")
+    return 1 if missed or lost or broken else 0
 
 
 def _arguments() -> argparse.Namespace:
     names = [BASE, BARE, *OURS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="model folder; by default a tiny random one is made")
+    parser.add_argument("--dtype", default=_fast_dtype(), help="bfloat16 where the CPU has it, else float32")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--isl", type=int, default=500)
     parser.add_argument("--osl", type=int, default=128)
@@ -107,6 +117,13 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _fast_dtype() -> str:
+    """A CPU without bfloat16 instructions emulates it: prefill then takes 270 ms in place of 75, and hides what
+    serving costs."""
+    flags = Path("/proc/cpuinfo").read_text().split()
+    return "bfloat16" if {"avx512_bf16", "amx_bf16"} & set(flags) else "float32"
+
+
 def _measure(name: str, model: Path, repetition: int, chosen: argparse.Namespace) -> Iterator[Row]:
     length = 32 * -(-(chosen.isl + chosen.osl + 32) // 32)
     if name == BARE:
@@ -114,9 +131,9 @@ def _measure(name: str, model: Path, repetition: int, chosen: argparse.Namespace
         return
     manager: AbstractContextManager[Server]
     if name == BASE:
-        manager = vllm_server(model, max_model_len=length, executor=chosen.vllm_executor)
+        manager = vllm_server(model, dtype=chosen.dtype, max_model_len=length, executor=chosen.vllm_executor)
     else:
-        manager = baton(model, max_model_len=length, pools=OURS[name])
+        manager = baton(model, dtype=chosen.dtype, max_model_len=length, pools=OURS[name])
     with manager as server:
         print(f"  ready after {server.start_s:.0f} s, {len(server.pids)} processes", flush=True)
         idle, idle_by_process = _idle_cores(server)
@@ -174,7 +191,7 @@ def _bare(model: Path, repetition: int, chosen: argparse.Namespace, length: int)
         out, log = Path(folder) / "out.json", Path(folder) / "log"
         command = [sys.executable, str(HERE / "bare_engine.py"), "--model", str(model), "--isl", str(chosen.isl)]
         command += ["--osl", str(chosen.osl), "--requests", str(requests), "--out", str(out)]
-        command += ["--seed", str(SEED + 1000 * repetition), "--max-model-len", str(length)]
+        command += ["--dtype", chosen.dtype, "--seed", str(SEED + 1000 * repetition), "--max-model-len", str(length)]
         with log.open("wb") as output:
             code = subprocess.run(
                 command,
@@ -186,7 +203,7 @@ def _bare(model: Path, repetition: int, chosen: argparse.Namespace, length: int)
             ).returncode
         if code:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
-            raise SystemExit(f"the bare engine failed:\n{tail}")
+            raise DidNotStart(f"the bare engine failed:\n{tail}")
         streams = np.array(json.loads(out.read_text())["streams_s"])
     gaps, first = np.diff(streams, axis=1), streams[:, 0]
     return {

@@ -49,18 +49,20 @@ def free_port() -> int:
 
 def environment(mark: str, *, engine: bool) -> dict[str, str]:
     """Environment of a contender. An engine that is started here gets what Baton gives to its own: one OpenMP thread,
-    1 GiB of KV, and the faster allocator and OpenMP runtime where they are installed."""
+    1 GiB of KV, and the faster allocator and OpenMP runtime where they are installed. How vLLM lays out its processes
+    is left to vLLM."""
     own = engine_env(on_cpu=True, omp_threads=1, kv_cache_gib=1, ucx_tls="all") if engine else {}
+    own.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     return {**os.environ, **own, MARK: mark}
 
 
 @contextlib.contextmanager
-def vllm_server(model: Path, *, max_model_len: int, executor: str = "") -> Iterator[Server]:
+def vllm_server(model: Path, *, dtype: str, max_model_len: int, executor: str = "") -> Iterator[Server]:
     """vLLM's own OpenAI server, one engine, as `python -m vllm.entrypoints.openai.api_server` starts it."""
     mark, port, began_s = uuid.uuid4().hex, free_port(), time.monotonic()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
     command += ["--served-model-name", MODEL_NAME, "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--dtype", "bfloat16", "--max-model-len", str(max_model_len), "--block-size", "32"]
+    command += ["--dtype", dtype, "--max-model-len", str(max_model_len), "--block-size", "32"]
     command += ["--enforce-eager", "--enable-prefix-caching", "--disable-uvicorn-access-log"]
     if executor:
         command += ["--distributed-executor-backend", executor]
@@ -85,14 +87,15 @@ def vllm_server(model: Path, *, max_model_len: int, executor: str = "") -> Itera
 
 
 @contextlib.contextmanager
-def baton(model: Path, *, max_model_len: int, pools: dict[str, int]) -> Iterator[Server]:
+def baton(model: Path, *, dtype: str, max_model_len: int, pools: dict[str, int]) -> Iterator[Server]:
     """Baton with the given workers, by `baton up --detach` and `baton down`."""
     mark, began_s = uuid.uuid4().hex, time.monotonic()
     name = f"bench-{mark[:8]}"
     grpc_port, http_port = free_port(), free_port()
     lines = [
         f"name: {name}",
-        f"model: {{path: {model}, served_name: {MODEL_NAME}, max_model_len_tokens: {max_model_len}}}",
+        "model:",
+        f"  {{path: {model}, served_name: {MODEL_NAME}, max_model_len_tokens: {max_model_len}, dtype: {dtype}}}",
         "pools:",
         *[
             f"  {role}: {{replicas: {count}, cpus_per_worker: 1, omp_threads: 1, engine: {{cpu_kv_cache_gib: 1}}}}"

@@ -88,8 +88,8 @@ def failed(rows: Sequence[Row]) -> int:
 def markdown(rows: Sequence[Row], found: Sequence[Ratio], facts: dict[str, Any]) -> str:
     """The tables, for docs/benchmarks.md."""
     lines = [
-        f"{facts['cores']} cores ({facts['cpu']}), {facts['memory_gib']:.0f} GiB, Python {facts['python']}, vLLM "
-        f"{facts['vllm']}, {facts['date']}; a random Llama of {facts['parameters_m']:.1f} M parameters, "
+        f"{facts['cores']} cores ({facts['cpu']}), {facts['memory_gib']:.0f} GiB, Python {facts['python']}, "
+        f"vLLM {facts['vllm']}, {facts['date']}; {facts['parameters_m']:.1f} M parameters in {facts['dtype']}, "
         f"ISL {facts['isl']}, OSL {facts['osl']}, closed loop, medians of {facts['repetitions']} repetitions in turn; "
         f"cores in use by others before each: {', '.join(f'{load:.1f}' for load in facts['load_before'])}.",
         "",

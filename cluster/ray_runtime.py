@@ -5,12 +5,13 @@ Ray is the control plane. No token and no KV passes through it: calls start, che
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
 import sysconfig
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from cluster.errors import PlacementInfeasible, WorkerDied
 from cluster.placement import WorkerPlan
@@ -184,6 +185,36 @@ class RayRuntime:
             raise (error.cause if isinstance(error.cause, Exception) else error) from error
         except RayError as error:
             raise WorkerDied(f"the worker's process is gone: {error}", worker_id=handle.worker_id) from error
+
+    @contextlib.contextmanager
+    def visitor(self, node: NodeView, actor_class: type, *arguments: Any) -> Iterator[Callable[..., Any]]:
+        """A short-lived helper on a node that takes no resources, such as one end of a link probe.
+
+        Yields a blocking call: ``call(method, timeout_s, *arguments)``. It raises what the method raised, and
+        `WorkerDied` when the helper's process is gone or did not answer in time. GPUs of the node stay visible to it.
+        """
+        actor = (
+            ray.remote(actor_class)
+            .options(
+                num_cpus=0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False),
+                runtime_env={"env_vars": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}},
+            )
+            .remote(*arguments)
+        )
+
+        def call(method: str, timeout_s: float, *values: Any) -> Any:
+            try:
+                return ray.get(getattr(actor, method).remote(*values), timeout=timeout_s)
+            except ray.exceptions.RayTaskError as error:
+                raise (error.cause if isinstance(error.cause, Exception) else error) from error
+            except RayError as error:
+                raise WorkerDied(f"the helper on node {node.host} is gone or silent: {error}") from error
+
+        try:
+            yield call
+        finally:
+            ray.kill(actor)
 
     def remove(self, handle: WorkerHandle) -> None:
         """End the actor and give its resources back."""

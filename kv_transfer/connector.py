@@ -22,6 +22,8 @@ from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_scheduler import Nix
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_worker import NixlPullConnectorWorker
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.stats import NixlKVConnectorStats
 
+from kv_transfer.nixl_progress import let_progress_thread_sleep
+
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
@@ -29,30 +31,8 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.request import Request
 
-PROGRESS_DELAY_ENV = "BATON_NIXL_PROGRESS_DELAY_US"
-"""Microseconds that NIXL's progress thread may sleep; unset, it spins."""
 HANDOFFS = "baton_handoffs"
 """Key of the statistics: rows of engine request id, bytes, seconds, unix start time, descriptors."""
-
-
-def let_progress_thread_sleep(delay_us: int) -> None:
-    """Have agents made from here on wait for UCX's events in place of spinning.
-
-    NIXL's Python API fixes the delay at 0, and the thread then takes half a core of an idle engine (measured with
-    nixl 1.5.1: 55 % idle; with 1,000 us 2 %, and reads as fast). The C++ agent takes the value; only the way is shut.
-    """
-    from nixl._api import nixlBind
-
-    make_agent = nixlBind.nixlAgent
-    if getattr(make_agent, "baton_delay", False):
-        return
-
-    def make_patient_agent(name: str, config: Any) -> Any:
-        config.pthrDelay = delay_us
-        return make_agent(name, config)
-
-    make_patient_agent.baton_delay = True  # type: ignore[attr-defined]
-    nixlBind.nixlAgent = make_patient_agent
 
 
 class HandoffStats(NixlKVConnectorStats):
@@ -82,8 +62,7 @@ class HandoffWorker(NixlPullConnectorWorker):
     """Worker side: measures each request's transfer."""
 
     def __init__(self, vllm_config: VllmConfig, engine_id: str, kv_cache_config: KVCacheConfig) -> None:
-        if delay_us := int(os.environ.get(PROGRESS_DELAY_ENV, "0")):
-            let_progress_thread_sleep(delay_us)
+        let_progress_thread_sleep()
         allowed_cpus = os.sched_getaffinity(0)
         super().__init__(vllm_config, engine_id, kv_cache_config)
         # On CPU the stock worker pins the calling thread, which runs the model too, to the last core of its NUMA

@@ -21,6 +21,7 @@ import numpy as np
 
 from cluster.errors import ServingError, TransferBroken, TransferTimeout
 from kv_transfer import link_channel
+from kv_transfer.nixl_progress import let_progress_thread_sleep
 
 PATTERN_PERIOD = 251
 """A prime, so that a read from a wrong offset shows in the bytes."""
@@ -42,8 +43,13 @@ class Buffer:
             self.array = np.zeros(size_bytes, dtype=np.uint8)
             self.address = int(self.array.ctypes.data)
 
+    def touch(self) -> None:
+        """Have the kernel give every page. A read into new ones costs 15 µs a page: 0.24 GiB/s in place of 7.7."""
+        if self._torch is None:
+            self.array.fill(255)
+
     def fill(self) -> None:
-        """Write the pattern; touching every page also keeps page faults out of what is measured."""
+        """Write the pattern."""
         pattern = np.resize(np.arange(PATTERN_PERIOD, dtype=np.uint8), self.size_bytes)
         if self._torch is not None:
             import torch
@@ -85,6 +91,7 @@ class Buffer:
 def _agent(name: str, buffer: Buffer) -> tuple[Any, Any]:
     from nixl._api import nixl_agent, nixl_agent_config
 
+    let_progress_thread_sleep()
     # As vLLM's connector makes its agent: four worker threads, so that lanes and progress are the same.
     try:
         agent = nixl_agent(name, nixl_agent_config(num_threads=4, backends=["UCX"]))
@@ -132,6 +139,7 @@ def measure(request: dict[str, Any], out: TextIO) -> dict[str, Any]:
     )
     sizes = sorted(request["sizes_bytes"])
     buffer = Buffer(sizes[-1], request["memory"], request["device"])
+    buffer.touch()
     agent, registration = _agent(f"probe-client-{os.getpid()}", buffer)
     try:
         channel.send({"name": f"probe-client-{os.getpid()}"})

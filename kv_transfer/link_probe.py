@@ -28,6 +28,7 @@ from typing import IO, Any, Literal
 from cluster.errors import TransferBroken, TransferError, TransferTimeout
 from kv_transfer import ucx_report
 from kv_transfer.link_fit import LinkFit, fit, typical_s
+from kv_transfer.nixl_progress import CPU_PROGRESS_DELAY_US, PROGRESS_DELAY_ENV
 from kv_transfer.ucx_report import ReadProtocol
 
 SIZES_BYTES = (4 << 10, 64 << 10, 1 << 20, 16 << 20, 256 << 20)
@@ -52,6 +53,10 @@ class ProbeRequest:
     """For the whole of one end, start-up included."""
     environment: tuple[tuple[str, str], ...] = ()
     """More variables for both ends, such as `UCX_NET_DEVICES`."""
+
+    def at(self, host: str) -> ProbeRequest:
+        """The same with the serving end on another address."""
+        return replace(self, host=host)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +199,8 @@ class _Child:
             "UCX_LOG_LEVEL": "info",
             "UCX_PROTO_INFO": "y",
             "UCX_LOG_FILE": str(self._ucx_log),
+            # As the workers have it, or the probe would measure a thread that they do not run.
+            **({PROGRESS_DELAY_ENV: str(CPU_PROGRESS_DELAY_US)} if request.memory == "cpu" else {}),
             **dict(request.environment),
         }
         self._process = subprocess.Popen(

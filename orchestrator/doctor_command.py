@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -11,9 +13,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cluster.config import load
+from cluster.config import ClusterSpec, load
 from cluster.errors import ConfigError
-from orchestrator.doctor import Diagnosis, LinkReport, bandwidth_text, examine_links, local_pairs, tls_of
+from orchestrator.doctor import (
+    Diagnosis,
+    LinkReport,
+    Measure,
+    Pair,
+    bandwidth_text,
+    examine_links,
+    local_pairs,
+    measure_here,
+    tls_of,
+)
 from orchestrator.doctor_checks import Check, State, run_checks
 
 _STYLES = {State.OK: "green", State.WARN: "yellow", State.FAIL: "bold red"}
@@ -27,6 +39,10 @@ def doctor(
     min_ratio: Annotated[
         float, typer.Option(help="Measured over expected bandwidth, below which a link has failed.", min=0)
     ] = 0.5,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Join this Ray cluster and measure between its nodes; left out, within this machine."),
+    ] = None,
     max_mib: Annotated[
         int, typer.Option(help="Largest read that is measured, MiB; each end takes twice that in memory.", min=1)
     ] = 256,
@@ -48,10 +64,12 @@ def doctor(
         for check in run_checks(spec, tls_of(spec)):
             checks.append(check)
             status.update(f"checked {check.name}")
-        pairs = local_pairs(spec)
         sizes = tuple(size for size in (4 << 10, 64 << 10, 1 << 20, 16 << 20) if size < max_mib << 20)
         status.update("measuring links")
-        links.extend(examine_links(spec, pairs, min_ratio=min_ratio, sizes_bytes=(*sizes, max_mib << 20)))
+        with _places(spec, address) as (pairs, measure):
+            links.extend(
+                examine_links(spec, pairs, min_ratio=min_ratio, measure=measure, sizes_bytes=(*sizes, max_mib << 20))
+            )
     notes = () if pairs else ("the spec has no prefill-decode pair, so no KV is handed over",)
     diagnosis = Diagnosis(tuple(checks), tuple(links), notes)
     if as_json:
@@ -61,6 +79,23 @@ def doctor(
         show(diagnosis, console)
     if diagnosis.problems:
         raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def _places(spec: ClusterSpec, address: str | None) -> Iterator[tuple[list[Pair], Measure]]:
+    """The pairs to measure and how: on this machine, or on the nodes of a Ray cluster."""
+    if address is None:
+        yield local_pairs(spec), measure_here
+        return
+    from cluster.ray_runtime import RayRuntime
+    from orchestrator.live.link_survey import RayMeasure, node_pairs
+
+    runtime = RayRuntime(address)
+    runtime.start()
+    try:
+        yield node_pairs(spec, runtime.nodes()), RayMeasure(runtime)
+    finally:
+        runtime.stop()
 
 
 def show(diagnosis: Diagnosis, console: Console) -> None:

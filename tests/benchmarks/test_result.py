@@ -50,7 +50,15 @@ def test_a_contender_that_was_not_run_has_no_ratio() -> None:
 
 def test_the_table_goes_between_its_marks_and_replaces_itself() -> None:
     facts = {"cores": 2, "cpu": "c", "memory_gib": 24.0, "python": "3.11", "vllm": "0.32.0", "date": "2026-11-22"}
-    facts |= {"parameters_m": 3.0, "isl": 500, "osl": 128, "repetitions": 3, "load_before": [0.1], "command": "x"}
+    facts |= {
+        "parameters_m": 3.0,
+        "dtype": "float32",
+        "isl": 500,
+        "osl": 128,
+        "repetitions": 3,
+        "load_before": [0.1],
+        "command": "x",
+    }
     rows = run(0.13, 960, 0.005)
     table = markdown(rows, ratios(rows, [OURS]), facts)
     assert "| TTFT p50, 1 client, against vllm server | prefill + decode, http | 1.30 |" in table

@@ -91,7 +91,10 @@ def test_what_the_hardware_should_give() -> None:
     assert rate(Transport.TCP, LinkFacts(False, 0)) is None
 
 
-@given(transports, st.builds(LinkFacts, same_host=st.booleans(), copy_bytes_per_s=st.floats(0, 1e12)))
+@given(
+    transports,
+    st.builds(LinkFacts, same_host=st.booleans(), copy_bytes_per_s=st.one_of(st.just(0.0), st.floats(1, 1e12))),
+)
 def test_an_expectation_is_above_zero(transport: Transport, facts: LinkFacts) -> None:
     found = expected(transport, facts)
     assert found is None or found.bytes_per_s > 0
