@@ -22,6 +22,7 @@ from ray.util.placement_group import placement_group, placement_group_table, rem
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from cluster.errors import PlacementInfeasible, WorkerDied
+from cluster.nixl_progress import CPU_PROGRESS_DELAY_US, PROGRESS_DELAY_ENV
 from cluster.placement import WorkerPlan
 from cluster.topology import NodeView, node_view
 
@@ -254,9 +255,9 @@ def engine_env(*, on_cpu: bool, omp_threads: int, kv_cache_gib: int, ucx_tls: st
             # Else vLLM overrules the single-process executor on CPU: one more process per engine, which polls
             # shared memory and costs half a core when idle. AsyncLLM keeps its engine core process all the same.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            # As in kv_transfer/connector.py. GPU engines keep NIXL's spinning thread: they have cores to spare, and
+            # GPU engines keep NIXL's spinning thread: they have cores to spare, and
             # cuda_ipc gives UCX no event to wait for.
-            "BATON_NIXL_PROGRESS_DELAY_US": "50000",
+            PROGRESS_DELAY_ENV: str(CPU_PROGRESS_DELAY_US),
         }
         if preload := _preload():
             env["LD_PRELOAD"] = preload

@@ -22,7 +22,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_scheduler import Nix
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_worker import NixlPullConnectorWorker
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.stats import NixlKVConnectorStats
 
-from kv_transfer.nixl_progress import let_progress_thread_sleep
+from cluster.nixl_progress import let_progress_thread_sleep
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

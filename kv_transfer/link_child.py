@@ -20,8 +20,8 @@ from typing import Any, TextIO
 import numpy as np
 
 from cluster.errors import ServingError, TransferBroken, TransferTimeout
+from cluster.nixl_progress import let_progress_thread_sleep
 from kv_transfer import link_channel
-from kv_transfer.nixl_progress import let_progress_thread_sleep
 
 PATTERN_PERIOD = 251
 """A prime, so that a read from a wrong offset shows in the bytes."""
