@@ -1,0 +1,1 @@
+"""The small reasoning model that ships with Baton: its problems, training, evaluation and weights."""

@@ -1,0 +1,246 @@
+"""Chains of integer arithmetic, written as symbols, recipes or word problems, with the trace that solves each.
+
+Pure and seeded: the same arguments always give the same problem, with no clock, file or torch inside.
+A problem starts from a number and changes it step by step. Each step carries a two-letter label, and labels count on
+(``kf kg kh ...``) from a random start, so that a small model finds a step by its label however long the chain is.
+The trace repeats each label with the arithmetic, one step to a line, after a line for the start:
+
+    prompt  ``kf=17; kg+5; kh-9; ?``
+    trace   ``kf: 17;\\nkg: 17 + 5 = 22;\\nkh: 22 - 9 = 13;\\n``
+    answer  ``13``
+
+Numbers in the trace always take two digits (``07``), so that every line is as long as the next and a small model finds
+each digit at a fixed distance.
+
+A chain of no steps needs no thinking: its trace is empty and its answer stands in the prompt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+Form = Literal["symbols", "recipe", "words"]
+Split = Literal["train", "held_out"]
+
+MAX_VALUE = 99
+"""Every start and every result lies in 0..MAX_VALUE."""
+MAX_OPERAND = 9
+"""Largest number added or taken away in one step."""
+MIN_STEPS, MAX_STEPS = 2, 60
+"""Bounds of a chain that needs thinking. A problem of 0 steps is asked for apart from these."""
+TIMES_SHARE = 0.3
+"""Share of steps that multiply, among those where a doubling stays in range."""
+DIRECT_SHARE = 0.12
+"""Share of the natural mix that needs no thinking."""
+STEPS_MEDIAN, STEPS_SIGMA = 4.3, 1.15
+"""Lognormal of the chain length in the natural mix, before rounding and clipping to MIN_STEPS..MAX_STEPS."""
+HELD_OUT_SHARE = 1 / 16
+"""Share of all chains that training never sees, chosen by a hash of the chain."""
+THINK_END = "</think>"
+
+_LONGEST: dict[Form, int] = {"symbols": MAX_STEPS, "recipe": 40, "words": 30}
+_FORM_WEIGHTS: dict[Form, float] = {"symbols": 0.5, "recipe": 0.2, "words": 0.3}
+_SEPARATORS = ("; ", ", ", "\n")
+_NAMES = ("Ann", "Bob", "Eve", "Ian", "Kim", "Leo", "Mia", "Sam", "Tom", "Zoe")
+_NOUNS = ("apples", "books", "cards", "coins", "eggs", "keys", "pens", "shells", "stamps", "tickets")
+_VERBS = {
+    "+": ("buys", "finds", "gets", "picks up", "wins"),
+    "-": ("drops", "gives away", "loses", "sells", "trades off"),
+}
+_TIMES = {2: "doubles", 3: "triples"}
+_RECIPE = {"+": "add", "-": "subtract", "*": "multiply by"}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One change of the running value: ``before op operand = after``."""
+
+    label: str
+    before: int
+    op: str
+    operand: int
+    after: int
+
+    @property
+    def text(self) -> str:
+        """The step's line in the trace, its newline included."""
+        return f"{self.label}: {self.before:02} {self.op} {self.operand} = {self.after:02};\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A prompt, the steps that solve it, and what follows from them."""
+
+    prompt: str
+    form: Form
+    label: str
+    start: int
+    steps: tuple[Step, ...]
+
+    @property
+    def answer(self) -> int:
+        """The value after the last step."""
+        return self.steps[-1].after if self.steps else self.start
+
+    @property
+    def trace(self) -> str:
+        """What stands between ``<think>`` and ``</think>``: empty where no thinking is needed."""
+        if not self.steps:
+            return ""
+        return f"{self.label}: {self.start:02};\n" + "".join(step.text for step in self.steps)
+
+    @property
+    def completion(self) -> str:
+        """The whole text expected from the model: trace, ``</think>``, answer."""
+        return f"{self.trace}{THINK_END}{self.answer}"
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The problem as chat messages."""
+        return [{"role": "user", "content": self.prompt}]
+
+    @property
+    def chain(self) -> str:
+        """The arithmetic without labels or wording, such as ``17+5-9``; for a problem of no steps, the prompt."""
+        if not self.steps:
+            return self.prompt
+        return str(self.start) + "".join(f"{step.op}{step.operand}" for step in self.steps)
+
+    @property
+    def split(self) -> Split:
+        """Which side of the split this chain is on, whatever its wording and labels."""
+        return split_of(self.chain)
+
+
+def split_of(chain: str) -> Split:
+    """Side of the split that a chain falls on: a pure function of its text, so training and evaluation cannot differ.
+
+    Example:
+        >>> split_of("17+5-9")
+        'train'
+    """
+    digest = hashlib.sha256(chain.encode()).digest()
+    return "held_out" if int.from_bytes(digest[:4], "big") < HELD_OUT_SHARE * 2**32 else "train"
+
+
+def draw_steps(rng: random.Random) -> int:
+    """Number of steps of one problem of the natural mix: 0, or heavy-tailed in MIN_STEPS..MAX_STEPS."""
+    if rng.random() < DIRECT_SHARE:
+        return 0
+    steps = round(rng.lognormvariate(math.log(STEPS_MEDIAN), STEPS_SIGMA))
+    return min(max(steps, MIN_STEPS), MAX_STEPS)
+
+
+def generate(
+    seed: int,
+    *,
+    steps: int | None = None,
+    split: Split = "held_out",
+    form: Form | None = None,
+    slip_rate: float = 0.0,
+) -> Problem:
+    """One problem, the same for the same arguments.
+
+    Args:
+        seed: Any integer. Different seeds give independent problems.
+        steps: 0, or 1..MAX_STEPS; by default drawn from the natural mix.
+        split: Side of the split to draw from; the default is the side that training never sees.
+        form: Wording; by default drawn, among those that fit the context at this length.
+        slip_rate: For training alone: chance of a step whose result is wrong by one, the trace then going on from it.
+    Raises:
+        ValueError: steps is out of range, or too many for the form asked for.
+    """
+    rng = random.Random(f"{split}:{seed}")
+    count = draw_steps(rng) if steps is None else steps
+    longest = MAX_STEPS if form is None else _LONGEST[form]
+    if not 0 <= count <= longest:
+        raise ValueError(f"steps={count}: expected 0..{longest}")
+    while True:
+        problem = _draw(rng, count, form, slip_rate)
+        if problem.split == split:
+            return problem
+
+
+def generate_many(
+    seed: int, count: int, *, steps: int | None = None, split: Split = "held_out", form: Form | None = None
+) -> list[Problem]:
+    """``count`` different problems; seeds of two calls never overlap while ``count`` is below a million."""
+    problems: dict[str, Problem] = {}
+    draw = seed * 1_000_000
+    while len(problems) < count:
+        problem = generate(draw, steps=steps, split=split, form=form)
+        problems.setdefault(problem.prompt, problem)
+        draw += 1
+    return list(problems.values())
+
+
+def _draw(rng: random.Random, count: int, form: Form | None, slip_rate: float) -> Problem:
+    if form is None:
+        fitting = [name for name, longest in _LONGEST.items() if count <= longest]
+        form = rng.choices(fitting, [_FORM_WEIGHTS[name] for name in fitting])[0]
+    first_label = rng.randrange(26 * 26)
+    start = value = rng.randint(0, MAX_VALUE)
+    steps = []
+    for index in range(1, count + 1):
+        op, operand = _draw_change(rng, value)
+        after = {"+": value + operand, "-": value - operand, "*": value * operand}[op]
+        if slip_rate and rng.random() < slip_rate:
+            after += 1 if after == 0 or (after < MAX_VALUE and rng.random() < 0.5) else -1
+        steps.append(Step(_label(first_label + index), value, op, operand, after))
+        value = after
+    write = {"symbols": _symbols, "recipe": _recipe, "words": _words}[form]
+    label = _label(first_label)
+    return Problem(write(rng, label, start, steps), form, label, start, tuple(steps))
+
+
+def _label(index: int) -> str:
+    """Two letters that count on: ``aa ab .. az ba .. zz``, then ``aa`` again."""
+    high, low = divmod(index % (26 * 26), 26)
+    return chr(ord("a") + high) + chr(ord("a") + low)
+
+
+def _draw_change(rng: random.Random, value: int) -> tuple[str, int]:
+    times = [factor for factor in _TIMES if 0 < value * factor <= MAX_VALUE]
+    if times and rng.random() < TIMES_SHARE:
+        return "*", rng.choice(times)
+    # High values are mostly lowered and low ones raised, or chains would stick at the bounds with operands of 1.
+    if value == MAX_VALUE or (value > 0 and rng.random() < (value + 5) / (MAX_VALUE + 10)):
+        return "-", _draw_operand(rng, value)
+    return "+", _draw_operand(rng, MAX_VALUE - value)
+
+
+def _draw_operand(rng: random.Random, room: int) -> int:
+    """1..MAX_OPERAND, each as likely as its reciprocal.
+
+    With equal chances a sum's last digit says nothing until both addends are read together, and training stands still
+    for long; here most results lie near the number before, and the rest is learned from there.
+    """
+    operands = range(1, min(MAX_OPERAND, room) + 1)
+    return rng.choices(operands, [1 / operand for operand in operands])[0]
+
+
+def _symbols(rng: random.Random, label: str, start: int, steps: list[Step]) -> str:
+    separator = rng.choice(_SEPARATORS)
+    return separator.join([f"{label}={start}", *(f"{step.label}{step.op}{step.operand}" for step in steps), "?"])
+
+
+def _recipe(rng: random.Random, label: str, start: int, steps: list[Step]) -> str:
+    lines = [f"{step.label}: {_RECIPE[step.op]} {step.operand}." for step in steps]
+    question = rng.choice(("Result?", "What is it now?"))
+    return " ".join([f"{label}: start with {start}.", *lines, question])
+
+
+def _words(rng: random.Random, label: str, start: int, steps: list[Step]) -> str:
+    name, noun = rng.choice(_NAMES), rng.choice(_NOUNS)
+    subject = rng.choice((f"{name} ", ""))
+    lines = [f"({label}) {name} has {start} {noun}."]
+    for step in steps:
+        multiplied = step.op == "*"
+        change = f"{_TIMES[step.operand]} them" if multiplied else f"{rng.choice(_VERBS[step.op])} {step.operand}"
+        lines.append(f"({step.label}) {subject}{change}.")
+    question = rng.choice((f"How many {noun} has {name}?", f"How many {noun} are there?"))
+    return " ".join([*lines, question])
