@@ -4,7 +4,10 @@ VENV_PYTHON := .venv/bin/python
 PROMPT ?= Why is the sky blue? Answer in two sentences.
 export BATON_CACHE ?= $(HOME)/.cache/baton
 
-.PHONY: help setup model demo test check proto bench reasoner clean
+include models/Makefile.inc
+
+.PHONY: help setup model demo test check proto bench clean
+.DEFAULT_GOAL := help
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16

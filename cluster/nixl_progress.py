@@ -15,7 +15,8 @@ def let_progress_thread_sleep() -> None:
     """Have agents made from here on wait for UCX's events in place of spinning, where `PROGRESS_DELAY_ENV` is set.
 
     NIXL's Python API fixes the delay at 0, and the thread then takes half a core of an idle engine (measured with
-    nixl 1.5.1: 55 % idle; with 1,000 us 2 %, with 50,000 us 1 %, and reads as fast). The C++ agent takes the value; only the way is shut.
+    nixl 1.5.1: 55 % idle; with 1,000 us 2 %, with 50,000 us 1 %, and reads as fast). The C++ agent takes the
+    value; only the way is shut.
     """
     delay_us = int(os.environ.get(PROGRESS_DELAY_ENV, "0"))
     if not delay_us:
