@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -251,9 +251,10 @@ class ModelSpec:
         return 2 * self.kv_heads * self.head_dim
 
 
-def known_models() -> dict[str, dict[str, Any]]:
+@cache
+def known_models() -> Mapping[str, Mapping[str, Any]]:
     """Configs of the models that this package knows by name: the fields that matter, as published."""
-    loaded: dict[str, dict[str, Any]] = yaml.safe_load(_PRESETS.read_text())
+    loaded: Mapping[str, Mapping[str, Any]] = yaml.safe_load(_PRESETS.read_text())
     return loaded
 
 

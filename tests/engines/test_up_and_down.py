@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -16,6 +15,7 @@ from cluster.model_path import cache_folder
 from tests.support.live_cluster import (
     START_TIMEOUT_S,
     marked_processes,
+    read_state,
     run_baton,
     shared_memory_segments,
     start_cluster,
@@ -57,6 +57,8 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
         tmp_path, "generate", "What is the capital of France?", "--max-tokens", "24", "--temperature", "0"
     )
     assert "Paris" in answer.stdout, answer.stdout + answer.stderr
+    ray_folder = read_state(tmp_path, "ctrl-c").ray_folder
+    assert Path(ray_folder).is_dir()
     ports = [
         connection.laddr.port
         for found in psutil.process_iter()
@@ -70,19 +72,11 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     assert process.returncode == 0, rest
     assert not marked_processes(tmp_path)
     assert not (tmp_path / "clusters" / "ctrl-c" / "state.json").exists()
-    assert not [path for path in Path("/tmp").glob("baton-ray-*") if _is_older_than_me(path, process)]
+    assert not Path(ray_folder).exists()
     left = shared_memory_segments() - segments
     assert not {name for name in left if not name.startswith("__KMP")}, left
     listening = {c.laddr.port for c in psutil.net_connections(kind="tcp") if c.status == psutil.CONN_LISTEN}
     assert not listening & set(ports)
-
-
-def _is_older_than_me(path: Path, process: subprocess.Popen[str]) -> bool:
-    """Whether a Ray folder of the cluster that just ended is still there: one made while it ran, by nobody alive."""
-    del process
-    return time.time() - path.stat().st_mtime < 600 and not any(
-        str(path) in " ".join(found.info["cmdline"] or []) for found in psutil.process_iter(["cmdline"])
-    )
 
 
 def test_down_cleans_up_after_a_killed_up(tmp_path: Path, test_model: Path) -> None:
