@@ -84,6 +84,8 @@ class RayRuntime:
             object_store_memory=80 << 20,  # the least Ray takes: nothing goes through it
             **common,
         )
+        # It ships logs to drivers that want them (log_to_driver); this one does not, and it polls all day.
+        ray._private.worker._global_node.kill_log_monitor(check_alive=False)
 
     @property
     def session_folder(self) -> Path | None:
