@@ -85,7 +85,9 @@ class RayRuntime:
             **common,
         )
         # It ships logs to drivers that want them (log_to_driver); this one does not, and it polls all day.
-        ray._private.worker._global_node.kill_log_monitor(check_alive=False)
+        node = ray._private.worker._global_node
+        node.kill_log_monitor(check_alive=False)
+        node.kill_dashboard(check_alive=False)  # without its pages it has nothing to serve
 
     @property
     def session_folder(self) -> Path | None:

@@ -31,7 +31,7 @@ from prefill_workers.worker import PrefillWorker
 
 log = logging.getLogger("baton.controller")
 
-HEALTH_INTERVAL_S = 3.0
+HEALTH_INTERVAL_S = 5.0
 HEALTH_TIMEOUT_S = 20.0
 RESTART_BACKOFF_S = (1.0, 5.0, 15.0, 60.0)
 
