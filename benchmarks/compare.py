@@ -83,7 +83,9 @@ def main() -> int:
     ]
     if chosen.out is not None:
         chosen.out.parent.mkdir(parents=True, exist_ok=True)
-        chosen.out.write_text(json.dumps({"facts": facts, "ratios": verdicts, "rows": rows}, indent=1) + "\n")
+        chosen.out.write_text(
+            json.dumps({"facts": facts, "ratios": verdicts, "rows": [_published(row) for row in rows]}, indent=1) + "\n"
+        )
         document = chosen.out.with_suffix(".md")
         before = document.read_text() if document.exists() else "# Benchmarks\n"
         document.write_text(insert(before, table))
@@ -97,6 +99,11 @@ def main() -> int:
     for name in broken:
         print(f"missed: {name} did not start or answer")
     return 1 if missed or lost or broken else 0
+
+
+def _published(row: Row) -> Row:
+    """Without command lines: they name folders of this machine."""
+    return {key: value for key, value in row.items() if key != "idle_by_process"}
 
 
 def _arguments() -> argparse.Namespace:
