@@ -50,7 +50,8 @@ def choose(source: Endpoint, target: Endpoint, allowed: Sequence[Transport]) -> 
 def ucx_tls(allowed: Sequence[Transport], *, on_cpu: bool) -> str:
     """Value of ``UCX_TLS`` for an engine: what the spec allows, and never more.
 
-    UCX falls back to TCP without a word where it may; leave ``tcp`` out of the spec to be told instead.
+    UCX falls back to TCP without a word where it may, so `baton doctor` names what is used. Shared memory alone does
+    not start NIXL: UCX wants ``tcp`` beside it for active messages.
 
     Example:
         >>> ucx_tls([Transport.SHARED_MEMORY, Transport.TCP], on_cpu=True)
