@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -341,8 +340,3 @@ def _handoff(sampling: Sampling) -> Handoff:
         or (sampling.HasField("seed") and temperature > 0)
     )
     return Handoff.PLAIN if counted else Handoff.FIRST_TOKEN
-
-
-def monotonic_s() -> float:
-    """The clock of deadlines."""
-    return time.monotonic()
