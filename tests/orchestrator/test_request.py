@@ -249,4 +249,4 @@ def test_whatever_is_asked_is_prepared_or_refused(
     assert 1 <= len(made.prompt_ids) < 128
     assert 1 <= made.max_tokens <= 128 - len(made.prompt_ids)
     assert made.min_tokens <= made.max_tokens
-    assert made.deadline_s > 100.0
+    assert made.deadline_s >= 100.0  # equal when the deadline is too short for a float to tell
