@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,10 +80,12 @@ def vllm_server(model: Path, *, dtype: str, max_model_len: int, executor: str = 
             doors = {"http": f"http://127.0.0.1:{port}"}
             yield Server(doors, tuple(marked(MARK, mark)), time.monotonic() - began_s)
         finally:
+            pids = marked(MARK, mark)
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_TIMEOUT_S)
             _end_all(mark)
+            remove_openmp_segments(pids)
 
 
 @contextlib.contextmanager
@@ -132,6 +134,14 @@ def _baton(arguments: list[str], mark: str, log: Path, timeout_s: float) -> None
             raise DidNotStart(f"`baton {arguments[0]}` took over {timeout_s:g} s:\n{_tail(log)}") from error
     if code:
         raise DidNotStart(f"`baton {arguments[0]}` failed:\n{_tail(log)}")
+
+
+def remove_openmp_segments(pids: Iterable[int]) -> None:
+    """OpenMP's runtime leaves a page in /dev/shm for each process that did not end by itself."""
+    for pid in pids:
+        if not psutil.pid_exists(pid):
+            for left in Path("/dev/shm").glob(f"__KMP_REGISTERED_LIB_{pid}_*"):
+                left.unlink(missing_ok=True)
 
 
 def _end_all(mark: str) -> None:
