@@ -11,10 +11,10 @@ from hypothesis import settings
 
 from tests.support.live_cluster import LiveCluster, kept_cluster, start_cluster
 
-# CI draws the same examples each time, so that a landing does not hang on luck; a developer's run draws new ones.
-settings.register_profile("ci", derandomize=True, deadline=None)
-if os.environ.get("CI"):
-    settings.load_profile("ci")
+# The same examples each time, so that a landing does not hang on luck; BATON_TEST_EXPLORE=1 draws new ones.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("explore", deadline=None)
+settings.load_profile("explore" if os.environ.get("BATON_TEST_EXPLORE") else "same")
 
 ROOT = Path(__file__).resolve().parent.parent
 
