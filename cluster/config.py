@@ -215,8 +215,12 @@ class GatewaySettings(Settings):
     """OpenAI HTTP port; 0 takes a free one."""
     metrics_port: int = Field(9090, ge=0, le=65535)
     """Prometheus port; 0 takes a free one."""
+    replicas: int = Field(1, ge=1, le=64)
+    """Gateways that serve at once. On one machine each takes the ports after the last one's; 0 stays 0."""
     max_queued_requests: int = Field(256, ge=0)
     """Requests that may wait for workers before new ones are refused."""
+    max_streams: int = Field(4096, ge=1)
+    """Requests that one gateway holds at once, running and waiting, before new ones are refused."""
     max_request_bytes: int = Field(4 << 20, ge=1024)
     """Largest gRPC message or HTTP body."""
     max_choices: int = Field(16, ge=1)
@@ -229,6 +233,81 @@ class GatewaySettings(Settings):
     """Output limit of a request that names none; left out, what fits the model's length."""
     forecast_osl_tokens: int = Field(512, ge=1)
     """Output length assumed before any request has finished, for reserving KV."""
+
+
+class TenantSettings(Settings):
+    """What one tenant may have. Limits are of the cluster: each gateway holds its share of them."""
+
+    weight: float = Field(1.0, gt=0, le=1e6)
+    """Share of the tokens while several tenants wait: twice the weight, twice the tokens."""
+    max_in_flight: int | None = Field(None, ge=1)
+    """Most requests at once; left out, no limit."""
+    tokens_per_s: float | None = Field(None, gt=0)
+    """Most prompt and output tokens a second over time; left out, no limit."""
+    burst_tokens: float | None = Field(None, gt=0)
+    """Tokens that may come at once before the rate holds; left out, ten seconds of the rate."""
+    max_priority: int = Field(1000, ge=-1000, le=1000)
+    """Highest priority that the tenant's requests may claim; a higher one counts as this."""
+
+
+class ListenerTls(Settings):
+    """TLS of the gateway's listeners. Files, so that Kubernetes mounts them from a Secret; read at start."""
+
+    certificate_file: str = Field(min_length=1)
+    """PEM certificate chain that callers are shown."""
+    private_key_file: str = Field(min_length=1)
+    """PEM private key of the certificate, without a passphrase."""
+    client_ca_file: str | None = None
+    """PEM certificates that a caller's certificate must be signed by (mTLS); left out, callers need none."""
+
+
+class InternalTls(Settings):
+    """Mutual TLS between gateways, workers and the controller. The files must be on every node."""
+
+    ca_file: str = Field(min_length=1)
+    """PEM certificates that every peer's certificate must be signed by; an authority for this cluster alone."""
+    certificate_file: str = Field(min_length=1)
+    """PEM certificate chain of this side, for both client and server use."""
+    private_key_file: str = Field(min_length=1)
+    """PEM private key of the certificate, without a passphrase."""
+    server_name: str = Field("baton.internal", min_length=1)
+    """Name that all certificates carry as a DNS subject alternative name: workers are called by address."""
+
+
+class JwtSettings(Settings):
+    """Bearer tokens signed by an identity provider, as an alternative to keys."""
+
+    algorithm: Literal["RS256", "ES256", "EdDSA", "HS256"]
+    """The one algorithm accepted; a token's own header is not asked."""
+    key_file: str = Field(min_length=1)
+    """PEM public key, or for HS256 a secret of at least 32 bytes."""
+    issuer: str = Field(min_length=1)
+    """``iss`` that tokens must have."""
+    audience: str = Field(min_length=1)
+    """``aud`` that tokens must have."""
+    tenant_claim: str = Field("tenant", min_length=1)
+    """Claim that names the tenant. A token without it is refused."""
+
+
+class SecuritySettings(Settings):
+    """Who may call, and who is believed. Secrets are in files; none is ever in the spec. See docs/security.md."""
+
+    tls: ListenerTls | None = None
+    """TLS of gRPC and HTTP; left out, plaintext."""
+    internal_tls: InternalTls | None = None
+    """Mutual TLS of gateway to worker and gateway to registry; left out, plaintext."""
+    cluster_secret_file: str | None = Field(None, min_length=1)
+    """File with the secret that gateways show to workers and to the registry; at least 32 characters, the same on
+    every node. Left out, none is asked for."""
+    api_keys_file: str | None = Field(None, min_length=1)
+    """YAML file with hashes of keys, made by `baton keys`; read again when it changes. With it or ``jwt``, nothing but
+    health answers without a valid key."""
+    jwt: JwtSettings | None = None
+    """Signed tokens accepted beside keys."""
+    open_metrics: bool = False
+    """Serve metrics without key and TLS even where both are on, for a scraper in an isolated network."""
+    log_text: bool = False
+    """Log prompts and answers. Off: no log has a word of either."""
 
 
 class SloSettings(Settings):
@@ -266,6 +345,10 @@ class ClusterSpec(Settings):
     """KV handoff."""
     gateway: GatewaySettings = GatewaySettings()
     """Listeners and limits."""
+    tenants: dict[Annotated[str, Field(max_length=256)], TenantSettings] = {}
+    """Weights and limits by tenant; the entry ``default`` holds for every tenant that has none of its own."""
+    security: SecuritySettings = SecuritySettings()
+    """TLS, keys and the cluster's own credential."""
     slo: SloSettings = SloSettings()
     """Objectives."""
     cost: CostSettings = CostSettings()
@@ -289,6 +372,10 @@ class ClusterSpec(Settings):
         if Role.PREFILL in roles and roles[Role.PREFILL].engine.speculative:
             raise ValueError("pools.prefill.engine.speculative: prefill makes one token; put it in decode or colocated")
         return self
+
+    def tenant(self, name: str) -> TenantSettings:
+        """What a tenant may have."""
+        return self.tenants.get(name) or self.tenants.get("default") or TenantSettings()
 
 
 def load(path: Path | None = None) -> ClusterSpec:

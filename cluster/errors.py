@@ -86,13 +86,17 @@ class RequestTooLarge(RequestError):
 
 
 class RequestRejected(RequestError):
-    """Refused before admission: queue full or the deadline cannot be met. Retry after ``retry_after_s`` seconds."""
+    """Refused before admission: queue full or the deadline cannot be met. Retry after ``retry_after_s`` seconds.
+
+    ``reason`` is a word for metrics: queue_full, deadline, displaced, streams, tenant_in_flight, tenant_rate.
+    """
 
     retryable = True
 
-    def __init__(self, message: str, *, retry_after_s: float, **ids: str) -> None:
+    def __init__(self, message: str, *, retry_after_s: float, reason: str = "queue_full", **ids: str) -> None:
         super().__init__(message, **ids)
         self.retry_after_s = retry_after_s
+        self.reason = reason
 
 
 class DeadlineExceeded(RequestError):

@@ -107,13 +107,20 @@ class DeadlinePassed:
 
 
 @dataclass(frozen=True, slots=True)
+class Displaced:
+    """The request lost its place in the queue to another one."""
+
+    error: ServingError
+
+
+@dataclass(frozen=True, slots=True)
 class Moved:
     """The decoding request is to go on at ``decode_id``, where KV is reserved; its present worker hands the KV over."""
 
     decode_id: str
 
 
-Event = Placed | Moved | LegOutput | LegFailed | WorkerLost | StopMatched | Cancelled | DeadlinePassed
+Event = Placed | Displaced | Moved | LegOutput | LegFailed | WorkerLost | StopMatched | Cancelled | DeadlinePassed
 
 # --- actions ----------------------------------------------------------------------------------------------------
 
@@ -240,6 +247,8 @@ class Lifecycle:
         match event:
             case Placed():
                 return self._placed(event)
+            case Displaced():
+                return self._end(event.error) if self.state is State.QUEUED else []
             case Moved():
                 return self._moved(event)
             case LegOutput():

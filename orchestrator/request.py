@@ -173,7 +173,7 @@ def prepare(request: GenerateRequest, front: ModelFront, spec: ClusterSpec, *, n
         stops=tuple(sampling.stop),
         skip_special_tokens=sampling.skip_special_tokens if sampling.HasField("skip_special_tokens") else True,
         deadline_s=now_s + min(deadline, 10 * 365 * 86400.0),
-        priority=max(-1000, min(1000, request.priority)),
+        priority=max(-1000, min(spec.tenant(request.tenant).max_priority, request.priority)),
         tenant=request.tenant,
         session=request.session,
     )

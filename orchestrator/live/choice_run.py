@@ -80,6 +80,8 @@ class ChoiceRun:
         self.hashes = block_hashes(request.prompt_ids, gateway.block_size_tokens)
         self.prefilled = asyncio.Event()
         self.summary = pb.ChoiceSummary(choice=index)
+        self.charged_tokens = 0.0
+        """What its tenant was charged when it was placed."""
         self._gateway = gateway
         self._received_s = received_s
         self._received_unix_s = received_unix_s

@@ -23,8 +23,9 @@ from cluster.config import ClusterSpec, Role
 from cluster.errors import NoReadyWorker, RequestRejected, ServingError, TicketRefused, WorkerDied
 from kv_transfer import ticket as tickets
 from kv_transfer.ticket import HandoffTicket
-from orchestrator.lifecycle import LegFailed, StartLeg, WorkerLost
+from orchestrator.lifecycle import Displaced, LegFailed, StartLeg, WorkerLost
 from orchestrator.live.choice_run import ChoiceRun
+from orchestrator.live.entry import Entry
 from orchestrator.live.fleet import Fleet, FleetWorker
 from orchestrator.live.metrics import GatewayMetrics
 from orchestrator.live.worker_link import ticket_message
@@ -51,7 +52,10 @@ class Gateway:
         self.metrics = GatewayMetrics()
         self.fleet = Fleet(on_change=self._place_waiting, on_lost=self._worker_lost)
         self.block_size_tokens = next(pool.engine.block_size_tokens for _, pool in spec.pools.items())
-        self._queue: AdmissionQueue[ChoiceRun] = AdmissionQueue(spec.gateway.max_queued_requests)
+        self._queue: AdmissionQueue[ChoiceRun] = AdmissionQueue(
+            spec.gateway.max_queued_requests, lambda tenant: spec.tenant(tenant).weight
+        )
+        self._entry = Entry(spec)
         self._avoid: dict[int, frozenset[str]] = {}
         self._lengths = RecentLengths(spec.gateway.forecast_osl_tokens)
         self._runs: dict[int, ChoiceRun] = {}
@@ -70,22 +74,23 @@ class Gateway:
         """
         received_s, received_unix_s = time.monotonic(), time.time()
         try:
-            prepared = await self._prepare(request, received_s)
-            runs = [ChoiceRun(self, prepared, index, received_s, received_unix_s) for index in range(prepared.choices)]
-            stream = runs[0].run() if len(runs) == 1 else self._fan_out(runs)
-            async with contextlib.aclosing(stream):
-                async for message in stream:
-                    yield message
+            with self._entry.enter(request.tenant):
+                prepared = await self._prepare(request, received_s)
+                runs = [
+                    ChoiceRun(self, prepared, index, received_s, received_unix_s) for index in range(prepared.choices)
+                ]
+                async with contextlib.aclosing(self._charged(prepared, runs)) as stream:
+                    async for message in stream:
+                        yield message
         except ServingError as error:
             if isinstance(error, RequestRejected):
                 self._counts["rejected"] += 1
-                self.metrics.rejected.labels("queue_full").inc()
+                self.metrics.rejected.labels(error.reason).inc()
             else:
                 self._counts["failed"] += 1
                 self.metrics.failed.labels(type(error).__name__).inc()
             raise
         self._counts["finished"] += 1
-        self._queue.finished(time.monotonic())
         yield pb.GenerateResponse(finished=self._finished(prepared, runs))
 
     def models(self) -> list[pb.Model]:
@@ -153,6 +158,27 @@ class Gateway:
         await self.fleet.close()
 
     # --- one request ----------------------------------------------------------------------------------------
+
+    async def _charged(self, prepared: PreparedRequest, runs: list[ChoiceRun]) -> AsyncGenerator[pb.GenerateResponse]:
+        """Run the choices; the tenant is charged what is expected, and in the end what it was."""
+        first = runs[0]
+        expected_tokens = self._cost_tokens(first)
+        self._entry.charge(prepared.tenant, expected_tokens)
+        try:
+            async with contextlib.aclosing(first.run() if len(runs) == 1 else self._fan_out(runs)) as stream:
+                async for message in stream:
+                    yield message
+        finally:
+            used_tokens = sum(len(run.life.output_ids) for run in runs)
+            if first.charged_tokens:
+                used_tokens += len(prepared.prompt_ids)
+                more_tokens = used_tokens - first.charged_tokens
+                self._queue.settle(prepared.tenant, more_tokens, priority=prepared.priority)
+            self._entry.charge(prepared.tenant, used_tokens - expected_tokens)
+
+    def _forecast(self, request: PreparedRequest) -> int:
+        """Output tokens that a choice is expected to have."""
+        return min(request.max_tokens, self._lengths.quantile(FORECAST_QUANTILE))
 
     async def _prepare(self, request: pb.GenerateRequest, now_s: float) -> PreparedRequest:
         if request.ByteSize() > OFF_LOOP_CHARS:
@@ -223,20 +249,49 @@ class Gateway:
         if not again and not self.fleet.workers:
             raise NoReadyWorker("no worker is ready yet; retry in a moment")
         self._avoid[id(run)] = avoid
-        if len(self._queue) or not self._try_place(run):
-            self._queue.push(run, priority=run.request.priority, again=again)
+        request, cost_tokens = run.request, self._cost_tokens(run)
+        if not len(self._queue) and self._try_place(run):
+            if not again:
+                self._queue.charge(request.tenant, cost_tokens, priority=request.priority)
+                run.charged_tokens = cost_tokens
+        else:
+            displaced = self._queue.push(
+                run,
+                priority=request.priority,
+                tenant=request.tenant,
+                cost_tokens=cost_tokens,
+                deadline_s=request.deadline_s,
+                now_s=time.monotonic(),
+                again=again,
+            )
+            if displaced is not None:
+                displaced.post(Displaced(self._displaced_error()))
         self._runs[id(run)] = run
         if again:
             self._place_waiting()  # it went to the head, and nothing else may happen that would try it
 
+    def _displaced_error(self) -> RequestRejected:
+        return RequestRejected(
+            "the queue is full, and a request of a higher priority or of a tenant with fewer places took this one's; "
+            "retry later",
+            retry_after_s=self._queue.retry_after_s(),
+            reason="displaced",
+        )
+
+    def _cost_tokens(self, run: ChoiceRun) -> int:
+        """What a request is expected to take; its further choices cost nothing more."""
+        request = run.request
+        return len(request.prompt_ids) + request.choices * self._forecast(request) if run.index == 0 else 0
+
     def _place_waiting(self) -> None:
-        for run in self._queue.items():
+        while (run := self._queue.head) is not None:
             if not self._try_place(run):
                 return  # in order: a small request does not overtake a large one for ever
-            self._queue.remove(run)
+            cost_tokens = self._queue.take(run, now_s=time.monotonic())
+            run.charged_tokens = run.charged_tokens or cost_tokens
 
     def _try_place(self, run: ChoiceRun) -> bool:
-        forecast = min(run.request.max_tokens, self._lengths.quantile(FORECAST_QUANTILE))
+        forecast = self._forecast(run.request)
         isl = len(run.request.prompt_ids) + len(run.life.output_ids)
         prefixes = self.fleet.prefixes
         cached = prefixes.cached_tokens(run.hashes, isl) if prefixes else {}
@@ -267,9 +322,12 @@ class Gateway:
 
     def forget(self, run: ChoiceRun) -> None:
         """A run ended."""
+        waited = run in self._queue
         self._queue.remove(run)
         self._runs.pop(id(run), None)
         self._avoid.pop(id(run), None)
+        if waited:
+            self._place_waiting()  # it may have been the head that found no room
 
     # --- legs and tickets -----------------------------------------------------------------------------------
 

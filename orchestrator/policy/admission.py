@@ -1,76 +1,247 @@
-"""The queue before the workers: bounded, by priority, then by arrival. All queueing happens here. Pure."""
+"""The queue before the workers; all queueing happens here. Pure: time is an argument.
+
+Higher priority first, strictly. Within a priority, tenants share by weight (`fair_share`). Within a tenant, the
+earliest deadline first, then the earliest arrival. The queue is bounded: when it is full, a newcomer takes the place
+of the last request of a lower priority, or of a tenant of its own priority that holds more than its share of places;
+else it is refused. It is refused, too, when at the rate at which the queue moves it would not be placed by its
+deadline.
+"""
 
 from __future__ import annotations
 
 import bisect
+import math
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from cluster.errors import RequestRejected
+from orchestrator.policy.fair_share import FairShare
 
-Item = TypeVar("Item")
+Item = TypeVar("Item", bound=Hashable)
 MIN_RETRY_AFTER_S = 1.0
 MAX_RETRY_AFTER_S = 60.0
+ENOUGH_GAPS = 8
+"""Departures that must have been seen before a deadline is held against the queue's rate."""
 
 
 @dataclass(order=True, slots=True)
 class _Entry(Generic[Item]):
-    key: tuple[int, int]
+    deadline_s: float
+    arrival: int
     item: Item = field(compare=False)
+    tenant: str = field(compare=False)
+    priority: int = field(compare=False)
+    cost_tokens: float = field(compare=False)
+    again: bool = field(compare=False, default=False)
+
+
+class _Level(Generic[Item]):
+    """Requests of one priority."""
+
+    def __init__(self, share: FairShare) -> None:
+        self.share = share
+        self.again: list[_Entry[Item]] = []
+        self.waiting: dict[str, list[_Entry[Item]]] = {}
+
+    def __iter__(self) -> Iterator[_Entry[Item]]:
+        yield from self.again
+        for entries in self.waiting.values():
+            yield from entries
+
+    def head(self) -> _Entry[Item]:
+        if self.again:
+            return self.again[0]
+        heads = (entries[0] for entries in self.waiting.values())
+        return min(heads, key=lambda entry: (self.share.start_tag(entry.tenant), entry))
+
+    def add(self, entry: _Entry[Item]) -> None:
+        if entry.again:
+            self.again.append(entry)
+        else:
+            bisect.insort(self.waiting.setdefault(entry.tenant, []), entry)
+
+    def discard(self, entry: _Entry[Item]) -> None:
+        if entry.again:
+            self.again.remove(entry)
+            return
+        entries = self.waiting[entry.tenant]
+        del entries[bisect.bisect_left(entries, entry)]
+        if not entries:
+            del self.waiting[entry.tenant]
+
+    def ahead_of(self, entry: _Entry[Item]) -> int:
+        """Requests that go before ``entry``: tags grow along each tenant's line, so their order is that of the tags."""
+        tags = {
+            tenant: self.share.tags(tenant, (waiting.cost_tokens for waiting in entries))
+            for tenant, entries in self.waiting.items()
+        }
+        place = bisect.bisect_left(self.waiting[entry.tenant], entry)
+        mine = tags[entry.tenant][place]
+        others = sum(bisect.bisect_left(line, mine) for tenant, line in tags.items() if tenant != entry.tenant)
+        return len(self.again) + place + others
 
 
 class AdmissionQueue(Generic[Item]):
-    """Requests that wait for workers.
+    """Requests that wait for workers. An item is hashable and in it once at most.
+
+    Args:
+        max_queued: Most requests that wait; those that were admitted before (``again``) do not count against it.
+        weight_of: Weight of a tenant, above 0.
 
     Example:
         >>> queue = AdmissionQueue[str](max_queued=2)
         >>> queue.push("batch", priority=-1), queue.push("chat", priority=1)
         (None, None)
-        >>> queue.items()
-        ['chat', 'batch']
+        >>> queue.head
+        'chat'
+        >>> queue.push("more", priority=0)
+        'batch'
     """
 
-    def __init__(self, max_queued: int) -> None:
+    def __init__(self, max_queued: int, weight_of: Callable[[str], float] = lambda _: 1.0) -> None:
         self._max_queued = max_queued
-        self._entries: list[_Entry[Item]] = []
+        self._weight_of = weight_of
+        self._levels: dict[int, _Level[Item]] = {}  # of those priorities at which somebody waits
+        self._shares: dict[int, FairShare] = {}
+        self._entries: dict[Item, _Entry[Item]] = {}
         self._arrivals = 0
-        self._finished_s: list[float] = []
+        self._gaps_s: deque[float] = deque(maxlen=64)
+        self._since_s = -math.inf
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def push(self, item: Item, *, priority: int, again: bool = False) -> None:
-        """Add a request. ``again``: it was admitted before and lost its worker, so it is never refused.
+    def __contains__(self, item: Item) -> bool:
+        return item in self._entries
+
+    @property
+    def head(self) -> Item | None:
+        """The request to be placed next; None if nobody waits."""
+        return self._levels[max(self._levels)].head().item if self._levels else None
+
+    def push(
+        self,
+        item: Item,
+        *,
+        priority: int,
+        tenant: str = "",
+        cost_tokens: float = 1.0,
+        deadline_s: float = math.inf,
+        now_s: float = 0.0,
+        again: bool = False,
+    ) -> Item | None:
+        """Add a request; returns the one that had to make room for it, if any.
+
+        Args:
+            item: The request.
+            priority: Higher goes first.
+            tenant: Whose it is.
+            cost_tokens: Prompt and expected output tokens, for the fairness between tenants.
+            deadline_s: When its last token is due.
+            now_s: The time, on the deadline's clock.
+            again: It was admitted before and lost its worker, so it goes first and is never refused.
 
         Raises:
-            RequestRejected: the queue is full.
+            RequestRejected: the queue is full, or would not place it by its deadline.
         """
-        if not again and len(self._entries) >= self._max_queued:
-            raise RequestRejected(
-                f"the queue is full ({self._max_queued} requests wait); retry later",
-                retry_after_s=self.retry_after_s(),
-            )
+        entry = _Entry(deadline_s, self._arrivals, item, tenant, priority, cost_tokens, again)
         self._arrivals += 1
-        arrival = -self._arrivals if again else self._arrivals
-        bisect.insort(self._entries, _Entry((-priority, arrival), item))
+        if again:
+            self._insert(entry, now_s)
+            return None
+        displaced = None
+        if sum(not waiting.again for waiting in self._entries.values()) >= self._max_queued:
+            displaced = self._to_displace(priority, tenant)
+            if displaced is None:
+                raise RequestRejected(
+                    f"the queue is full ({self._max_queued} requests wait); retry later",
+                    retry_after_s=self.retry_after_s(),
+                )
+        self._insert(entry, now_s)
+        wait_s = self._expected_wait_s(entry)
+        if wait_s > 0 and now_s + wait_s > deadline_s:
+            self.remove(item)
+            raise RequestRejected(
+                f"the queue would place it in about {wait_s:.1f} s, which is after its deadline; retry later",
+                retry_after_s=_bounded(now_s + wait_s - deadline_s),
+                reason="deadline",
+            )
+        if displaced is None:
+            return None
+        self.remove(displaced.item)
+        return displaced.item
+
+    def take(self, item: Item, *, now_s: float = 0.0) -> float:
+        """A request was placed: take it out, and charge its tenant for it; returns the tokens charged."""
+        entry = self._entries[item]
+        self.remove(item)
+        self._gaps_s.append(max(0.0, now_s - self._since_s))
+        self._since_s = now_s
+        if entry.again:
+            return 0.0
+        self.charge(entry.tenant, entry.cost_tokens, priority=entry.priority)
+        return entry.cost_tokens
 
     def remove(self, item: Item) -> None:
-        """Take a request out, wherever it is."""
-        self._entries = [entry for entry in self._entries if entry.item is not item]
+        """Take a request out, wherever it is; harmless if it is not in."""
+        entry = self._entries.pop(item, None)
+        if entry is not None:
+            level = self._levels[entry.priority]
+            level.discard(entry)
+            if not level.again and not level.waiting:
+                del self._levels[entry.priority]
 
-    def items(self) -> list[Item]:
-        """Requests in the order in which they are to be placed."""
-        return [entry.item for entry in self._entries]
+    def charge(self, tenant: str, cost_tokens: float, *, priority: int) -> None:
+        """Charge a tenant for a request that did not have to wait."""
+        self._share(priority).charge(tenant, cost_tokens)
 
-    def finished(self, now_s: float) -> None:
-        """A request finished: the rate tells newcomers when to come back."""
-        self._finished_s.append(now_s)
-        del self._finished_s[:-64]
+    def settle(self, tenant: str, more_tokens: float, *, priority: int) -> None:
+        """A request took this many tokens more (below 0: fewer) than it was charged."""
+        self._share(priority).settle(tenant, more_tokens)
 
     def retry_after_s(self) -> float:
         """Seconds until the queue has likely moved on by its own length."""
-        times = self._finished_s
-        span_s = times[-1] - times[0] if len(times) > 1 else 0.0
-        rate_per_s = (len(times) - 1) / span_s if span_s > 0 else 0.0
-        wait_s = (len(self._entries) + 1) / rate_per_s if rate_per_s else MIN_RETRY_AFTER_S
-        return min(MAX_RETRY_AFTER_S, max(MIN_RETRY_AFTER_S, wait_s))
+        return _bounded((len(self._entries) + 1) * self._gap_s())
+
+    # --- pieces ---------------------------------------------------------------------------------------------
+
+    def _share(self, priority: int) -> FairShare:
+        return self._shares.setdefault(priority, FairShare(self._weight_of))
+
+    def _insert(self, entry: _Entry[Item], now_s: float) -> None:
+        if not self._entries:
+            self._since_s = now_s  # an idle queue says nothing of how fast a busy one moves
+        self._entries[entry.item] = entry
+        if entry.priority not in self._levels:
+            self._levels[entry.priority] = _Level(self._share(entry.priority))
+        self._levels[entry.priority].add(entry)
+
+    def _to_displace(self, priority: int, tenant: str) -> _Entry[Item] | None:
+        """Who makes room: the last request of whoever holds most, of a lower priority or of more than its share."""
+        lowest = min((entry.priority for entry in self._entries.values() if not entry.again), default=priority)
+        if lowest > priority:
+            return None
+        waiting = self._levels[lowest].waiting if lowest in self._levels else {}
+        if not waiting:  # nobody but those admitted before, or no place at all
+            return None
+        held = {name: len(entries) / self._weight_of(name) for name, entries in waiting.items()}
+        most = max(held, key=lambda name: (held[name], name))
+        mine = (len(waiting.get(tenant, ())) + 1) / self._weight_of(tenant)
+        return waiting[most][-1] if lowest < priority or held[most] > mine else None
+
+    def _expected_wait_s(self, entry: _Entry[Item]) -> float:
+        """Seconds until ``entry`` is placed, by what was seen lately; 0 while that is not enough to tell."""
+        if len(self._gaps_s) < ENOUGH_GAPS:
+            return 0.0
+        above = sum(waiting.priority > entry.priority for waiting in self._entries.values())
+        return (above + self._levels[entry.priority].ahead_of(entry) + 1) * self._gap_s()
+
+    def _gap_s(self) -> float:
+        """Mean time between two departures while somebody waited."""
+        return sum(self._gaps_s) / len(self._gaps_s) if self._gaps_s else 0.0
+
+
+def _bounded(wait_s: float) -> float:
+    return min(MAX_RETRY_AFTER_S, max(MIN_RETRY_AFTER_S, wait_s))

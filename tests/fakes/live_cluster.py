@@ -111,8 +111,11 @@ class Cluster:
 
 
 @contextlib.asynccontextmanager
-async def cluster_of(*worker_ids: str, queue: int = 8, **engine_settings: Any) -> AsyncIterator[Cluster]:
-    cluster = Cluster(Gateway(parse(SPEC.format(queue=queue)), front(markers=MARKERS)))
+async def cluster_of(
+    *worker_ids: str, queue: int = 8, more: str = "", **engine_settings: Any
+) -> AsyncIterator[Cluster]:
+    """``more`` is YAML added to the spec."""
+    cluster = Cluster(Gateway(parse(SPEC.format(queue=queue) + more), front(markers=MARKERS)))
     try:
         for worker_id in worker_ids:
             await cluster.add(worker_id, **engine_settings)
