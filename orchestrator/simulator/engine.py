@@ -15,6 +15,7 @@ from orchestrator.simulator.blocks import BlockPool
 from orchestrator.simulator.cost import MixedCost, SeparateCost, StepTable
 from orchestrator.simulator.kernel import LATE, Kernel
 from orchestrator.simulator.leg import Leg, LegState
+from orchestrator.simulator.leg_blocks import LegBlocks
 from orchestrator.simulator.profile import EngineOwner, EngineProfile
 
 __all__ = ["Engine", "EngineOwner", "EngineProfile"]
@@ -46,10 +47,10 @@ class Engine:
         self.worker_id = worker_id
         self.profile = profile
         self.pool = BlockPool(profile.total_blocks, max(1, unit_tokens // block))
+        self.blocks = LegBlocks(self.pool, block, unit_tokens)
         self.batch = DecodeBatch(self.pool, table or StepTable(profile.decode), block, slow_gap_s)
         self.promised_blocks = 0
         self.prefilled_tokens = 0
-        self.found_tokens = 0
         self.preemptions = 0
         self.busy_s = 0.0
         self.waiting: deque[Leg] = deque()
@@ -134,7 +135,7 @@ class Engine:
         if leg.state is LegState.EXPORTED:
             leg.state = LegState.OVER
             del self.exported[leg]
-            self._give_back(leg, leg.private_blocks)
+            self.blocks.give_back(leg, leg.private_blocks)
             self._nudge()
 
     def kill(self) -> None:
@@ -234,7 +235,7 @@ class Engine:
         now_s = self._kernel.now_s
         del self.prefilling[leg]
         context = leg.known_tokens
-        self._publish(leg)
+        self.blocks.publish(leg)
         if leg.last_token_s >= 0:
             gap_s = now_s - leg.last_token_s
             self.batch.gaps.add(gap_s, 1)
@@ -245,9 +246,9 @@ class Engine:
         leg.made_tokens += 1
         if leg.reason_left_tokens + 1 == leg.made_tokens:
             leg.answer_s = now_s
-        self._pledged_blocks -= max(0, leg.reserve_blocks - self._held(leg))
+        self._pledged_blocks -= max(0, leg.reserve_blocks - self.blocks.held(leg))
         if leg.made_tokens >= leg.output_tokens:
-            self._end_leg(leg, self._held(leg))
+            self._end_leg(leg, self.blocks.held(leg))
             return
         self.batch.join(leg, context)
         self._owner.leg_prefilled(self, leg)
@@ -259,7 +260,7 @@ class Engine:
             self.exported[leg] = None
         else:
             leg.state = LegState.OVER
-            self._give_back(leg, leg.private_blocks)
+            self.blocks.give_back(leg, leg.private_blocks)
         self._owner.leg_over(self, leg)
 
     def validate(self) -> None:
@@ -278,7 +279,7 @@ class Engine:
         assert batch.context_tokens == sum(batch.context_of(leg) for leg in batch.legs)
         pledged = sum(max(0, leg.reserve_blocks - -(-batch.context_of(leg) // self._block)) for leg in batch.legs)
         assert pledged == batch.pledged_blocks, (pledged, batch.pledged_blocks)
-        pledged = sum(max(0, leg.reserve_blocks - self._held(leg)) for leg in idle if leg not in self.exported)
+        pledged = sum(max(0, leg.reserve_blocks - self.blocks.held(leg)) for leg in idle if leg not in self.exported)
         assert pledged == self._pledged_blocks, (pledged, self._pledged_blocks)
         queued = sum(leg.queued_tokens for leg in [*self.waiting, *self.prefilling])
         assert queued == self._queued_tokens, (queued, self._queued_tokens)
@@ -315,8 +316,8 @@ class Engine:
             if len(self.batch.legs) + len(self.prefilling) >= self.profile.max_num_seqs:
                 return
             del self._loaded[leg]
-            self._publish(leg)
-            self._pledged_blocks -= max(0, leg.reserve_blocks - self._held(leg))
+            self.blocks.publish(leg)
+            self._pledged_blocks -= max(0, leg.reserve_blocks - self.blocks.held(leg))
             self.batch.join(leg, leg.computed_tokens)
 
     def _admit(self) -> None:
@@ -335,12 +336,12 @@ class Engine:
             if -(-target // self._block) > self.pool.total:
                 self._refuse(leg)
                 continue
-            if not self._take_blocks(leg, target, need):
+            if not self.blocks.take(leg, target, need):
                 return
             self.waiting.popleft()
             self._queued_tokens -= leg.queued_tokens
             self.promised_blocks -= leg.reserve_blocks
-            self._pledged_blocks += max(0, leg.reserve_blocks - self._held(leg))
+            self._pledged_blocks += max(0, leg.reserve_blocks - self.blocks.held(leg))
             if leg.remote:
                 leg.queued_tokens = 0
                 self._load(leg, target)
@@ -358,39 +359,6 @@ class Engine:
         self._loading[leg] = None
         self._owner.pull(self, leg, target - found)
 
-    def _take_blocks(self, leg: Leg, target: int, need: int) -> bool:
-        """Take blocks for ``target`` tokens beside the ``need`` of the running; fills in what was found cached."""
-        units = self.pool.matched_units(leg.hashes)
-        # The last token is always computed: its logits are what the step is for.
-        if units and not leg.remote and units * self._unit_tokens >= target:
-            units -= 1
-        pinned = list(leg.hashes[:units])
-        self.pool.pin(pinned)
-        private = -(-target // self._block) - units * self.pool.unit_blocks
-        if private > self.pool.free - need:
-            self.pool.unpin(pinned)
-            return False
-        found = units * self._unit_tokens
-        if units == len(leg.hashes):
-            found += self.pool.recall(_name(leg)) * self._block
-        self.pool.take(private)
-        found = min(max(found, leg.cached_tokens if not leg.remote else 0), target - (not leg.remote))
-        leg.pinned, leg.private_blocks, leg.computed_tokens, leg.hit_tokens = pinned, private, found, found
-        self.found_tokens += found
-        return True
-
-    def _publish(self, leg: Leg) -> None:
-        """Let others use the prompt units whose KV is there."""
-        if not leg.hashes:
-            return
-        there = min(len(leg.hashes), leg.computed_tokens // self._unit_tokens)
-        fresh = self.pool.publish(leg.hashes[len(leg.pinned) : there])
-        leg.pinned.extend(fresh)
-        leg.private_blocks -= len(fresh) * self.pool.unit_blocks
-
-    def _held(self, leg: Leg) -> int:
-        return leg.private_blocks + len(leg.pinned) * self.pool.unit_blocks
-
     def _take_out(self, leg: Leg) -> None:
         """Remove a leg from wherever it is and free its blocks, remembering what was in them."""
         state = leg.state
@@ -404,28 +372,19 @@ class Engine:
             leg.private_blocks = held - len(leg.pinned) * self.pool.unit_blocks
             full = (leg.known_tokens - 1) // self._block - len(leg.pinned) * self.pool.unit_blocks
             kept = max(0, min(full, leg.private_blocks))
-            self.pool.keep(_name(leg), kept)
-            self._give_back(leg, leg.private_blocks - kept)
+            self.blocks.keep(leg, kept)
+            self.blocks.give_back(leg, leg.private_blocks - kept)
             return
         if state in (LegState.PREFILLING, LegState.LOADING, LegState.LOADED):
             where = {LegState.PREFILLING: self.prefilling, LegState.LOADING: self._loading}.get(state, self._loaded)
             del where[leg]
             self._queued_tokens -= leg.queued_tokens
-            self._pledged_blocks -= max(0, leg.reserve_blocks - self._held(leg))
+            self._pledged_blocks -= max(0, leg.reserve_blocks - self.blocks.held(leg))
         self.exported.pop(leg, None)
-        self._give_back(leg, leg.private_blocks)
-
-    def _give_back(self, leg: Leg, private_blocks: int) -> None:
-        self.pool.give(private_blocks)
-        self.pool.unpin(leg.pinned)
-        leg.pinned, leg.private_blocks = [], 0
+        self.blocks.give_back(leg, leg.private_blocks)
 
     def _refuse(self, leg: Leg) -> None:
         self._take_out(leg)
         leg.state = LegState.OVER
         error = OutOfBlocks("the request is larger than the engine's KV cache", worker_id=self.worker_id)
         self._owner.leg_failed(self, leg, error)
-
-
-def _name(leg: Leg) -> str:
-    return f"request/{leg.request}"

@@ -50,22 +50,22 @@ def fail_worker(simulation: Simulation, worker_id: str) -> None:
     ]
     for flight in hit:
         # All of them: that a request has made tokens is how its lifecycle knows that the KV was read.
-        simulation.tell_progress(flight)
-    simulation.book.worker_down(worker_id)
+        simulation.driver.tell_progress(flight)
+    simulation.driver.book.worker_down(worker_id)
     simulation.fleet.fail(worker)
     for flight in hit:
         leg = flight.leg
         if leg is not None and flight.worker is worker:
             if flight.transfer is not None:
-                simulation.links.cancel(flight.transfer)
+                simulation.driver.links.cancel(flight.transfer)
                 flight.transfer = None
             flight.drop_export()
-            simulation.collect(leg, flight.index)
+            simulation.driver.collect(leg, flight.index)
             leg.state = LegState.OVER
         elif leg is not None and flight.export is not None and flight.export.worker is worker:
             if flight.transfer is not None:
-                simulation.links.cancel(flight.transfer)
+                simulation.driver.links.cancel(flight.transfer)
                 flight.transfer = None
-            simulation.broken((flight, leg))
+            simulation.driver.broken((flight, leg))
             continue
-        simulation.handle(flight, lc.WorkerLost(worker_id))
+        simulation.driver.handle(flight, lc.WorkerLost(worker_id))

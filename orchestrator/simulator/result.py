@@ -86,10 +86,10 @@ class Result:
             gpu_s=run.fleet.gpu_s(),
             events=run.kernel.events,
             preemptions=int(run.records["preemptions"].sum()),
-            transfers=run.transfers,
-            transferred_bytes=run.transferred_bytes,
+            transfers=run.driver.transfers,
+            transferred_bytes=run.driver.transferred_bytes,
             prefilled_tokens=sum(engine.prefilled_tokens for engine in engines),
-            found_tokens=sum(engine.found_tokens for engine in engines),
+            found_tokens=sum(engine.blocks.found_tokens for engine in engines),
             workers=tuple(run.fleet.workers),
         )
 

@@ -12,19 +12,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cluster.errors import ServingError, TransferBroken, WorkerDied
-from kv_transfer.ticket import HandoffTicket, TicketBook
 from orchestrator import lifecycle as lc
 from orchestrator.policy.router import Placement, RequestView, Wait, WorkerView, place
-from orchestrator.simulator.engine import Engine
+from orchestrator.simulator.driver import LegDriver, some_tokens
 from orchestrator.simulator.failures import FailurePlan, fail_worker
 from orchestrator.simulator.fleet import Fleet, FleetSpec, Worker
-from orchestrator.simulator.flight import Export, Flight
+from orchestrator.simulator.flight import Flight
 from orchestrator.simulator.forecast import FixedForecast, LengthForecast
 from orchestrator.simulator.gateway import ClosedLoop, GatewayQueue, GatewaySpec, Hooks
 from orchestrator.simulator.kernel import LAST, Kernel
-from orchestrator.simulator.leg import Leg, LegState
-from orchestrator.simulator.links import Links
 from orchestrator.simulator.records import Outcome, Records
 from orchestrator.simulator.result import Result, Sampler
 from orchestrator.simulator.scaling import FinishedRequest, ScalingPolicy
@@ -33,13 +29,7 @@ from orchestrator.simulator.workload import Workload
 
 __all__ = ["ClosedLoop", "GatewaySpec", "Hooks", "Simulation"]
 
-_TOKENS = (0,) * 65536
 _PATIENCE_S = 86400.0
-
-
-def _tokens(count: int) -> tuple[int, ...]:
-    """Token ids that stand for text; what they are does not matter here."""
-    return _TOKENS[:count] if count <= len(_TOKENS) else (0,) * count
 
 
 @dataclass
@@ -71,29 +61,25 @@ class Simulation:
 
     def __post_init__(self) -> None:
         self.kernel = Kernel()
-        self.links = Links(self.kernel)
-        self.book = TicketBook()
         self.records = Records(len(self.workload))
         self.live: dict[int, Flight] = {}
         self.queue = GatewayQueue()
         self.arrived_requests = 0
         self.arrived_tokens = 0
         self.finished: list[FinishedRequest] = []
-        self.transfers = 0
-        self.transferred_bytes = 0.0
         self._next = 0
         self._timers = 0
         self._active_s = 0.0
         self._pump_due = False
-        self._exports: dict[str, Export] = {}
-        self._rng = np.random.default_rng(self.seed)
+        self.rng = np.random.default_rng(self.seed)
         workload = self.workload
         self._isl, self._reasoning = workload.isl_tokens.tolist(), workload.reasoning_tokens.tolist()
         self._answer, self._cached = workload.answer_tokens.tolist(), workload.cached_tokens.tolist()
         self._tenant, self._priority = workload.tenant.tolist(), workload.priority.tolist()
+        self.driver = LegDriver(self)
         self.fleet = Fleet(
             self.kernel,
-            self,
+            self.driver,
             self.fleet_spec,
             unit_tokens=workload.unit_tokens if len(workload.units) else 0,
             slow_gap_s=self.gateway.slow_gap_s,
@@ -147,7 +133,9 @@ class Simulation:
         deadline_s = now_s + gateway.deadline_s if gateway.deadline_s is not None else float("inf")
         flight = Flight(
             index,
-            lc.Lifecycle(str(index), _tokens(isl), gateway.max_output_tokens, gateway.handoff, gateway.retry_budget),
+            lc.Lifecycle(
+                str(index), some_tokens(isl), gateway.max_output_tokens, gateway.handoff, gateway.retry_budget
+            ),
             isl,
             min(osl, gateway.max_output_tokens),
             reasoning,
@@ -160,7 +148,7 @@ class Simulation:
         self.live[index] = flight
         if gateway.deadline_s is not None:
             self.kernel.at(deadline_s, self._deadline, flight)
-        self._enqueue(flight)
+        self.enqueue(flight)
         if not gateway.max_queued_requests and flight.lifecycle.state is lc.State.QUEUED:
             self.queue.remove(flight)
             del self.live[index]
@@ -169,9 +157,10 @@ class Simulation:
     def _reject(self, index: int) -> None:
         columns = self.records.columns
         columns["outcome"][index], columns["end_s"][index] = Outcome.REJECTED, self.kernel.now_s
-        self._next_of_client()
+        self.next_of_client()
 
-    def _enqueue(self, flight: Flight, *, again: bool = False) -> None:
+    def enqueue(self, flight: Flight, *, again: bool = False) -> None:
+        """Let a request wait for workers; ``again`` if it had been placed before."""
         self.queue.push(flight, again=again)
         if self.queue.head is flight:
             self._pump(None)
@@ -221,7 +210,7 @@ class Simulation:
         columns["decode"][index] = holder.number
         columns["prefill"][index] = workers[placement.prefill_id].number if placement.prefill_id else holder.number
         self.reserve(flight, holder, placement.reserve_blocks)
-        self.handle(flight, lc.Placed(placement.prefill_id, placement.decode_id))
+        self.driver.handle(flight, lc.Placed(placement.prefill_id, placement.decode_id))
 
     def reserve(self, flight: Flight, worker: Worker, blocks: int) -> None:
         """Promise blocks of a worker to a request."""
@@ -266,9 +255,9 @@ class Simulation:
             self.timer(self.kernel.now_s + self.scaling.interval_s, self._scale)
 
     def _worker_ready(self, worker: Worker) -> None:
-        self.book.worker_up(worker.worker_id, worker.incarnation)
+        self.driver.book.worker_up(worker.worker_id, worker.incarnation)
         if self.failures.mtbf_s is not None:
-            life_s = float(self._rng.exponential(self.failures.mtbf_s))
+            life_s = float(self.rng.exponential(self.failures.mtbf_s))
             incarnation = worker.incarnation
 
             def die(_: object) -> None:
@@ -278,143 +267,13 @@ class Simulation:
             self.timer(self.kernel.now_s + life_s, die)
         self.pump()
 
-    def _settle(self, worker: Worker) -> None:
-        if worker.state == "draining" and self.fleet.settle(worker):
-            self.book.worker_down(worker.worker_id)
-
     def _fail_at(self, worker_id: str, _: object) -> None:
         fail_worker(self, worker_id)
 
-    # --- events and actions ---------------------------------------------------------------------------------
+    # --- ends of requests ---------------------------------------------------------------------------------
 
-    def handle(self, flight: Flight, event: lc.Event) -> None:
-        """Give the lifecycle an event and carry out what it answers."""
-        actions = flight.lifecycle.handle(event)
-        if self.hooks.action is not None:
-            self.hooks.action(self.kernel.now_s, flight.index, event, actions)
-        for action in actions:
-            self._perform(flight, action)
-
-    def _perform(self, flight: Flight, action: lc.Action) -> None:
-        columns, index = self.records.columns, flight.index
-        match action:
-            case lc.SendTokens():
-                if columns["first_token_s"][index] < 0:
-                    columns["first_token_s"][index] = self._first_token_s(flight)
-                leg = flight.leg
-                if leg is not None and leg.answer_s >= 0 and columns["answer_s"][index] < 0:
-                    columns["answer_s"][index] = max(leg.answer_s, columns["first_token_s"][index])
-            case lc.StartLeg():
-                self._start_leg(flight, action)
-            case lc.FreeReservation():
-                if flight.holder is not None and flight.holder.worker_id == action.worker_id:
-                    flight.unreserve()
-                self.pump()
-            case lc.Finish():
-                self._finished(flight)
-            case lc.AbortLeg():
-                self._abort_leg(flight)
-            case lc.ReleaseTicket():
-                self._release(action.ticket)
-            case lc.AskPlacement():
-                columns["retries"][index] += 1
-                flight.avoid = action.avoid
-                self._enqueue(flight, again=True)
-            case lc.Fail():
-                columns["outcome"][index] = Outcome.FAILED
-                self._over(flight)
-
-    def _start_leg(self, flight: Flight, action: lc.StartLeg) -> None:
-        worker = self.fleet.workers[action.worker_id]
-        left = flight.osl_tokens - action.generated_tokens
-        tokens = min(left, action.max_tokens)
-        dropped = action.export and self.gateway.handoff is lc.Handoff.PLAIN
-        holds = action.worker_id == flight.lifecycle.decode_id
-        leg = Leg(
-            action.leg_id,
-            flight.index,
-            len(action.token_ids),
-            tokens,
-            tokens == left,
-            flight.reasoning_tokens - action.generated_tokens if not dropped else -1,
-            flight.promised_blocks if holds and flight.holder is not None else 0,
-            flight.units,
-            flight.cached_tokens,
-            action.ticket is not None,
-            action.export,
-            flight.last_token_s,
-        )
-        if leg.reason_left_tokens < 0:
-            leg.reason_left_tokens = -1
-        flight.leg, flight.worker, flight.engine = leg, worker, worker.engine
-        if worker.engine is None:
-            self.handle(flight, lc.LegFailed(leg.leg_id, WorkerDied("the worker is gone", worker_id=worker.worker_id)))
-            return
-        if action.ticket is not None:
-            flight.export = self._exports.pop(action.ticket.ticket_id, None)
-            try:
-                self.book.redeem(action.ticket, now_s=self.kernel.now_s)
-            except ServingError as error:
-                flight.drop_export()
-                self.handle(flight, lc.LegFailed(leg.leg_id, error))
-                return
-        if leg.reserve_blocks:
-            flight.unreserve()
-        worker.engine.submit(leg)
-
-    def _abort_leg(self, flight: Flight) -> None:
-        if flight.transfer is not None:
-            self.links.cancel(flight.transfer)
-            flight.transfer = None
-        flight.drop_export()
-        if flight.leg is not None and flight.worker is not None:
-            if flight.engine is not None and flight.worker.engine is flight.engine:
-                flight.engine.abort(flight.leg)
-            self.collect(flight.leg, flight.index)
-            self._settle(flight.worker)
-        self.pump()
-
-    def _release(self, ticket: HandoffTicket) -> None:
-        export = self._exports.pop(ticket.ticket_id, None)
-        if export is not None:
-            export.release()
-            self._settle(export.worker)
-
-    def _first_token_s(self, flight: Flight) -> float:
-        leg, worker = flight.leg, flight.worker
-        overhead_s = worker.pool.profile.overhead_s if worker is not None else 0.0
-        if leg is not None and leg.first_token_s >= 0:
-            return leg.first_token_s + overhead_s
-        return self.kernel.now_s + overhead_s
-
-    def _finished(self, flight: Flight) -> None:
-        columns, index = self.records.columns, flight.index
-        columns["outcome"][index] = Outcome.FINISHED
-        osl = flight.generated_tokens
-        self.forecast.observe(flight.tenant, flight.isl_tokens, osl)
-        self._over(flight)
-        columns["end_s"][index] = max(columns["end_s"][index], columns["first_token_s"][index])
-        if self.scaling is not None:
-            self.finished.append(
-                FinishedRequest(
-                    flight.tenant,
-                    flight.isl_tokens,
-                    columns["hit_tokens"][index],
-                    min(osl, flight.reasoning_tokens),
-                    max(0, osl - flight.reasoning_tokens),
-                    columns["first_token_s"][index] - columns["arrival_s"][index],
-                    columns["end_s"][index] - columns["arrival_s"][index],
-                )
-            )
-
-    def _over(self, flight: Flight) -> None:
-        self.records.columns["end_s"][flight.index] = self.kernel.now_s
-        flight.unreserve()
-        del self.live[flight.index]
-        self._next_of_client()
-        self.pump()
-
-    def _next_of_client(self) -> None:
+    def next_of_client(self) -> None:
+        """A request is over: its client sends the next, or the run ends."""
         loop = self.closed_loop
         if loop is not None and self._next < len(self.workload):
             self.kernel.at(self.kernel.now_s + loop.think_s, self._arrive, self._next)
@@ -425,110 +284,5 @@ class Simulation:
     def _deadline(self, flight: Flight) -> None:
         if flight.index in self.live:
             self.queue.remove(flight)
-            self.tell_progress(flight)
-            self.handle(flight, lc.DeadlinePassed())
-
-    # --- what engines report --------------------------------------------------------------------------------
-
-    def leg_prefilled(self, engine: Engine, leg: Leg) -> None:
-        """A local prefill made the first token of its leg."""
-        flight = self.live[leg.request]
-        flight.last_token_s = leg.last_token_s
-        self._hit(leg)
-        self._tell(flight, leg, "")
-
-    def leg_over(self, engine: Engine, leg: Leg) -> None:
-        """A leg made its last token."""
-        flight = self.live[leg.request]
-        worker = flight.worker
-        assert worker is not None
-        self.collect(leg, flight.index)
-        flight.last_token_s = self.kernel.now_s
-        if not leg.remote and leg.output_tokens == 1:
-            self._hit(leg)
-        ticket = None
-        if leg.export:
-            ticket = HandoffTicket(
-                f"{worker.incarnation}/{leg.leg_id}",
-                worker.worker_id,
-                worker.incarnation,
-                leg.input_tokens,
-                leg.private_blocks,
-                self.kernel.now_s + self.gateway.ticket_deadline_s,
-                "{}",
-            )
-            worker.exports += 1
-            self._exports[ticket.ticket_id] = Export(worker, engine, leg, ticket)
-        self._tell(flight, leg, "stop" if leg.stops else "length", ticket)
-        self._settle(worker)
-        self.pump()
-
-    def leg_failed(self, engine: Engine, leg: Leg, error: ServingError) -> None:
-        """The engine cannot serve a leg."""
-        flight = self.live[leg.request]
-        flight.drop_export()
-        self.handle(flight, lc.LegFailed(leg.leg_id, error))
-
-    def pull(self, engine: Engine, leg: Leg, tokens: int) -> None:
-        """Bring a leg's KV from where it was prefilled."""
-        flight = self.live[leg.request]
-        export, target = flight.export, flight.worker
-        if export is None or target is None:
-            self.kernel.at(self.kernel.now_s, self.broken, (flight, leg))
-            return
-        kv_bytes = int(tokens * target.pool.profile.kv_bytes_per_token)
-        work_s = self.fleet.transfer_work_s(export.worker, target, kv_bytes) if tokens > 0 else 0.0
-        self.transfers += 1
-        self.transferred_bytes += kv_bytes
-        breaks = self.failures.transfer_share > 0 and self._rng.random() < self.failures.transfer_share
-        flight.transfer = self.links.start(
-            export.worker.worker_id, target.worker_id, work_s, lambda: self._arrived(flight, leg, breaks)
-        )
-
-    def _arrived(self, flight: Flight, leg: Leg, broken: bool) -> None:
-        flight.transfer = None
-        source = flight.export.worker if flight.export is not None else None
-        if broken:
-            self.broken((flight, leg))
-        elif flight.engine is not None:
-            flight.drop_export()
-            flight.engine.loaded(leg)
-        if source is not None:
-            self._settle(source)
-
-    def broken(self, argument: tuple[Flight, Leg]) -> None:
-        """The KV of a leg will not come."""
-        flight, leg = argument
-        if flight.leg is not leg or leg.state is LegState.OVER:
-            return
-        flight.drop_export()
-        if flight.engine is not None:
-            flight.engine.abort(leg)
-        self.handle(flight, lc.LegFailed(leg.leg_id, TransferBroken("the transfer broke", request_id=str(leg.request))))
-
-    def _tell(self, flight: Flight, leg: Leg, finish: str, ticket: HandoffTicket | None = None) -> None:
-        tokens = leg.made_tokens - leg.told_tokens
-        leg.told_tokens = leg.made_tokens
-        self.handle(flight, lc.LegOutput(leg.leg_id, _tokens(tokens), finish, ticket))
-
-    def tell_progress(self, flight: Flight) -> None:
-        """Let the gateway have the tokens that a decoding leg has made by now."""
-        leg, engine = flight.leg, flight.engine
-        if leg is None or engine is None or leg.state is not LegState.DECODING:
-            return
-        engine.sync()
-        if leg.joined_order >= 0:
-            leg.made_tokens = engine.batch.made_of(leg)
-        if leg.made_tokens > leg.told_tokens:
-            flight.last_token_s = engine.batch.start_s
-            self._tell(flight, leg, "")
-
-    def _hit(self, leg: Leg) -> None:
-        if not self.records.columns["retries"][leg.request] and not self.records.columns["moves"][leg.request]:
-            self.records.columns["hit_tokens"][leg.request] = leg.hit_tokens
-
-    def collect(self, leg: Leg, index: int) -> None:
-        """Write what a leg counted into the request's record, once."""
-        self.records.columns["slow_gaps"][index] += leg.slow_gaps
-        self.records.columns["preemptions"][index] += leg.preemptions
-        leg.slow_gaps = leg.preemptions = 0
+            self.driver.tell_progress(flight)
+            self.driver.handle(flight, lc.DeadlinePassed())

@@ -136,12 +136,12 @@ def move(simulation: Simulation, flight: Flight, target_id: str | None) -> bool:
         for view in simulation.fleet.views()
         if view.worker_id != source.worker_id and (target_id in (None, view.worker_id) or view.role not in holders)
     ]
-    simulation.tell_progress(flight)
+    simulation.driver.tell_progress(flight)
     placement: Placement | Wait = simulation.place_flight(flight, views)
     if isinstance(placement, Wait):
         return False
     simulation.reserve(flight, simulation.fleet.workers[placement.decode_id], placement.reserve_blocks)
     simulation.records.columns["moves"][flight.index] += 1
     simulation.records.columns["decode"][flight.index] = simulation.fleet.workers[placement.decode_id].number
-    simulation.handle(flight, lc.Moved(placement.decode_id))
+    simulation.driver.handle(flight, lc.Moved(placement.decode_id))
     return True

@@ -1,0 +1,279 @@
+"""Carries out what the lifecycles answer, and tells them what the engines report: legs, tickets, transfers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cluster.errors import ServingError, TransferBroken, WorkerDied
+from kv_transfer.ticket import HandoffTicket, TicketBook
+from orchestrator import lifecycle as lc
+from orchestrator.simulator.engine import Engine
+from orchestrator.simulator.flight import Export, Flight
+from orchestrator.simulator.leg import Leg, LegState
+from orchestrator.simulator.links import Links
+from orchestrator.simulator.records import Outcome
+from orchestrator.simulator.scaling import FinishedRequest
+
+if TYPE_CHECKING:
+    from orchestrator.simulator.fleet import Worker
+    from orchestrator.simulator.simulation import Simulation
+
+_TOKENS = (0,) * 65536
+
+
+def some_tokens(count: int) -> tuple[int, ...]:
+    """Token ids that stand for text; what they are does not matter here."""
+    return _TOKENS[:count] if count <= len(_TOKENS) else (0,) * count
+
+
+class LegDriver:
+    """The acting half of a run: every event goes through `handle`, every action is carried out here."""
+
+    def __init__(self, run: Simulation) -> None:
+        self._run = run
+        self._kernel = run.kernel
+        self._records = run.records
+        self._gateway = run.gateway
+        self.links = Links(run.kernel)
+        self._exports: dict[str, Export] = {}
+        self.book = TicketBook()
+        self.transfers = 0
+        self.transferred_bytes = 0.0
+
+    # --- events and actions ---------------------------------------------------------------------------------
+
+    def handle(self, flight: Flight, event: lc.Event) -> None:
+        """Give the lifecycle an event and carry out what it answers."""
+        actions = flight.lifecycle.handle(event)
+        if self._run.hooks.action is not None:
+            self._run.hooks.action(self._kernel.now_s, flight.index, event, actions)
+        for action in actions:
+            self._perform(flight, action)
+
+    def _perform(self, flight: Flight, action: lc.Action) -> None:
+        columns, index = self._records.columns, flight.index
+        match action:
+            case lc.SendTokens():
+                if columns["first_token_s"][index] < 0:
+                    columns["first_token_s"][index] = self._first_token_s(flight)
+                leg = flight.leg
+                if leg is not None and leg.answer_s >= 0 and columns["answer_s"][index] < 0:
+                    columns["answer_s"][index] = max(leg.answer_s, columns["first_token_s"][index])
+            case lc.StartLeg():
+                self._start_leg(flight, action)
+            case lc.FreeReservation():
+                if flight.holder is not None and flight.holder.worker_id == action.worker_id:
+                    flight.unreserve()
+                self._run.pump()
+            case lc.Finish():
+                self._finished(flight)
+            case lc.AbortLeg():
+                self._abort_leg(flight)
+            case lc.ReleaseTicket():
+                self._release(action.ticket)
+            case lc.AskPlacement():
+                columns["retries"][index] += 1
+                flight.avoid = action.avoid
+                self._run.enqueue(flight, again=True)
+            case lc.Fail():
+                columns["outcome"][index] = Outcome.FAILED
+                self._over(flight)
+
+    def _start_leg(self, flight: Flight, action: lc.StartLeg) -> None:
+        worker = self._run.fleet.workers[action.worker_id]
+        left = flight.osl_tokens - action.generated_tokens
+        tokens = min(left, action.max_tokens)
+        dropped = action.export and self._gateway.handoff is lc.Handoff.PLAIN
+        holds = action.worker_id == flight.lifecycle.decode_id
+        leg = Leg(
+            action.leg_id,
+            flight.index,
+            len(action.token_ids),
+            tokens,
+            tokens == left,
+            flight.reasoning_tokens - action.generated_tokens if not dropped else -1,
+            flight.promised_blocks if holds and flight.holder is not None else 0,
+            flight.units,
+            flight.cached_tokens,
+            action.ticket is not None,
+            action.export,
+            flight.last_token_s,
+        )
+        if leg.reason_left_tokens < 0:
+            leg.reason_left_tokens = -1
+        flight.leg, flight.worker, flight.engine = leg, worker, worker.engine
+        if worker.engine is None:
+            self.handle(flight, lc.LegFailed(leg.leg_id, WorkerDied("the worker is gone", worker_id=worker.worker_id)))
+            return
+        if action.ticket is not None:
+            flight.export = self._exports.pop(action.ticket.ticket_id, None)
+            try:
+                self.book.redeem(action.ticket, now_s=self._kernel.now_s)
+            except ServingError as error:
+                flight.drop_export()
+                self.handle(flight, lc.LegFailed(leg.leg_id, error))
+                return
+        if leg.reserve_blocks:
+            flight.unreserve()
+        worker.engine.submit(leg)
+
+    def _abort_leg(self, flight: Flight) -> None:
+        if flight.transfer is not None:
+            self.links.cancel(flight.transfer)
+            flight.transfer = None
+        flight.drop_export()
+        if flight.leg is not None and flight.worker is not None:
+            if flight.engine is not None and flight.worker.engine is flight.engine:
+                flight.engine.abort(flight.leg)
+            self.collect(flight.leg, flight.index)
+            self._settle(flight.worker)
+        self._run.pump()
+
+    def _release(self, ticket: HandoffTicket) -> None:
+        export = self._exports.pop(ticket.ticket_id, None)
+        if export is not None:
+            export.release()
+            self._settle(export.worker)
+
+    def _first_token_s(self, flight: Flight) -> float:
+        leg, worker = flight.leg, flight.worker
+        overhead_s = worker.pool.profile.overhead_s if worker is not None else 0.0
+        if leg is not None and leg.first_token_s >= 0:
+            return leg.first_token_s + overhead_s
+        return self._kernel.now_s + overhead_s
+
+    def _finished(self, flight: Flight) -> None:
+        columns, index = self._records.columns, flight.index
+        columns["outcome"][index] = Outcome.FINISHED
+        osl = flight.generated_tokens
+        self._run.forecast.observe(flight.tenant, flight.isl_tokens, osl)
+        self._over(flight)
+        columns["end_s"][index] = max(columns["end_s"][index], columns["first_token_s"][index])
+        if self._run.scaling is not None:
+            self._run.finished.append(
+                FinishedRequest(
+                    flight.tenant,
+                    flight.isl_tokens,
+                    columns["hit_tokens"][index],
+                    min(osl, flight.reasoning_tokens),
+                    max(0, osl - flight.reasoning_tokens),
+                    columns["first_token_s"][index] - columns["arrival_s"][index],
+                    columns["end_s"][index] - columns["arrival_s"][index],
+                )
+            )
+
+    def _over(self, flight: Flight) -> None:
+        self._records.columns["end_s"][flight.index] = self._kernel.now_s
+        flight.unreserve()
+        del self._run.live[flight.index]
+        self._run.next_of_client()
+        self._run.pump()
+
+    def _settle(self, worker: Worker) -> None:
+        if worker.state == "draining" and self._run.fleet.settle(worker):
+            self.book.worker_down(worker.worker_id)
+
+    # --- what engines report --------------------------------------------------------------------------------
+
+    def leg_prefilled(self, engine: Engine, leg: Leg) -> None:
+        """A local prefill made the first token of its leg."""
+        flight = self._run.live[leg.request]
+        flight.last_token_s = leg.last_token_s
+        self._hit(leg)
+        self._tell(flight, leg, "")
+
+    def leg_over(self, engine: Engine, leg: Leg) -> None:
+        """A leg made its last token."""
+        flight = self._run.live[leg.request]
+        worker = flight.worker
+        assert worker is not None
+        self.collect(leg, flight.index)
+        flight.last_token_s = self._kernel.now_s
+        if not leg.remote and leg.output_tokens == 1:
+            self._hit(leg)
+        ticket = None
+        if leg.export:
+            ticket = HandoffTicket(
+                f"{worker.incarnation}/{leg.leg_id}",
+                worker.worker_id,
+                worker.incarnation,
+                leg.input_tokens,
+                leg.private_blocks,
+                self._kernel.now_s + self._gateway.ticket_deadline_s,
+                "{}",
+            )
+            worker.exports += 1
+            self._exports[ticket.ticket_id] = Export(worker, engine, leg, ticket)
+        self._tell(flight, leg, "stop" if leg.stops else "length", ticket)
+        self._settle(worker)
+        self._run.pump()
+
+    def leg_failed(self, engine: Engine, leg: Leg, error: ServingError) -> None:
+        """The engine cannot serve a leg."""
+        flight = self._run.live[leg.request]
+        flight.drop_export()
+        self.handle(flight, lc.LegFailed(leg.leg_id, error))
+
+    def pull(self, engine: Engine, leg: Leg, tokens: int) -> None:
+        """Bring a leg's KV from where it was prefilled."""
+        flight = self._run.live[leg.request]
+        export, target = flight.export, flight.worker
+        if export is None or target is None:
+            self._kernel.at(self._kernel.now_s, self.broken, (flight, leg))
+            return
+        kv_bytes = int(tokens * target.pool.profile.kv_bytes_per_token)
+        work_s = self._run.fleet.transfer_work_s(export.worker, target, kv_bytes) if tokens > 0 else 0.0
+        self.transfers += 1
+        self.transferred_bytes += kv_bytes
+        breaks = self._run.failures.transfer_share > 0 and self._run.rng.random() < self._run.failures.transfer_share
+        flight.transfer = self.links.start(
+            export.worker.worker_id, target.worker_id, work_s, lambda: self._arrived(flight, leg, breaks)
+        )
+
+    def _arrived(self, flight: Flight, leg: Leg, broken: bool) -> None:
+        flight.transfer = None
+        source = flight.export.worker if flight.export is not None else None
+        if broken:
+            self.broken((flight, leg))
+        elif flight.engine is not None:
+            flight.drop_export()
+            flight.engine.loaded(leg)
+        if source is not None:
+            self._settle(source)
+
+    def broken(self, argument: tuple[Flight, Leg]) -> None:
+        """The KV of a leg will not come."""
+        flight, leg = argument
+        if flight.leg is not leg or leg.state is LegState.OVER:
+            return
+        flight.drop_export()
+        if flight.engine is not None:
+            flight.engine.abort(leg)
+        self.handle(flight, lc.LegFailed(leg.leg_id, TransferBroken("the transfer broke", request_id=str(leg.request))))
+
+    def _tell(self, flight: Flight, leg: Leg, finish: str, ticket: HandoffTicket | None = None) -> None:
+        tokens = leg.made_tokens - leg.told_tokens
+        leg.told_tokens = leg.made_tokens
+        self.handle(flight, lc.LegOutput(leg.leg_id, some_tokens(tokens), finish, ticket))
+
+    def tell_progress(self, flight: Flight) -> None:
+        """Let the gateway have the tokens that a decoding leg has made by now."""
+        leg, engine = flight.leg, flight.engine
+        if leg is None or engine is None or leg.state is not LegState.DECODING:
+            return
+        engine.sync()
+        if leg.joined_order >= 0:
+            leg.made_tokens = engine.batch.made_of(leg)
+        if leg.made_tokens > leg.told_tokens:
+            flight.last_token_s = engine.batch.start_s
+            self._tell(flight, leg, "")
+
+    def _hit(self, leg: Leg) -> None:
+        if not self._records.columns["retries"][leg.request] and not self._records.columns["moves"][leg.request]:
+            self._records.columns["hit_tokens"][leg.request] = leg.hit_tokens
+
+    def collect(self, leg: Leg, index: int) -> None:
+        """Write what a leg counted into the request's record, once."""
+        self._records.columns["slow_gaps"][index] += leg.slow_gaps
+        self._records.columns["preemptions"][index] += leg.preemptions
+        leg.slow_gaps = leg.preemptions = 0
