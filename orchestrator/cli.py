@@ -13,8 +13,8 @@ from cluster.errors import ConfigError, ServingError
 from orchestrator.bench.command import bench
 from orchestrator.capacity.commands import calibrate, plan_app, whatif
 from orchestrator.doctor_command import doctor
-from orchestrator.simulator.commands import simulate
-from orchestrator.simulator.commands import trace as trace_app
+from orchestrator.simulator.simulate_command import simulate
+from orchestrator.simulator.trace_command import trace as trace_app
 
 app = typer.Typer(
     name="baton",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.config import TransferSettings
 from cluster.errors import PlacementInfeasible
 from orchestrator.capacity.lengths import Floats, LengthDistribution
 from orchestrator.capacity.planner import Candidate, Latency, Plan, evaluate, objective_of
@@ -86,6 +87,7 @@ def fleet(problem: Problem, candidate: Candidate, lost: int = 0) -> FleetSpec:
     return FleetSpec(
         pools=[PoolSpec(pool.role, profile(problem, pool), pool.workers - lost) for pool in candidate.pools],
         transfer=problem.transfer(decode.gpu, decode.tp),
+        local_prefill_after_s=TransferSettings().local_prefill_after_s,
     )
 
 

@@ -52,7 +52,7 @@ class Problem:
     @property
     def kv_dtype_bytes(self) -> float:
         """Bytes of one value in the KV cache."""
-        return 1.0 if self.spec.model.kv_cache_dtype == "fp8" else 2.0
+        return self.spec.model.kv_dtype_bytes
 
     @property
     def chunk_tokens(self) -> int:
@@ -102,12 +102,7 @@ def resolve(spec: PlanSpec) -> Problem:
     Raises:
         ConfigError: unknown model, GPU, engine or constant, or a length beyond what the model was made for.
     """
-    if spec.model.config:
-        model = ModelSpec.from_config(spec.model.config, spec.model.name or "")
-    else:
-        model = ModelSpec.named(spec.model.name or "")
-    if spec.model.precision:
-        model = model.with_precision(spec.model.precision)
+    model = spec.model.geometry()
     engine = engine_constants(spec.engine.name).with_overrides(**spec.engine.constants)
     lengths = spec.workload.lengths()
     longest = lengths.isl.mean + lengths.osl.mean

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from cluster.config import Settings
 from cluster.errors import ConfigError
+from cluster.model_choice import ModelChoice
 from orchestrator.capacity.lengths import DEFAULT_CV, LengthDistribution, RequestLengths
 
 HOURS_PER_MONTH = 730.5
@@ -27,25 +28,6 @@ class Mode(StrEnum):
     COLOCATED = "colocated"
     DISAGGREGATED = "disaggregated"
     MIXED_GPUS = "mixed_gpus"
-
-
-class ModelPlan(Settings):
-    """The model: a known name, or a folder or file with its config.json."""
-
-    name: str | None = None
-    """Name in ``cluster/models.yaml``, such as ``Qwen3-32B``."""
-    config: str | None = None
-    """Path of a Hugging Face ``config.json`` or its folder; wins over ``name``."""
-    precision: Literal["bf16", "fp8", "fp8_block", "int4", "mxfp4"] | None = None
-    """Precision of the linear layers; left out, what the checkpoint says."""
-    kv_cache_dtype: Literal["bf16", "fp8"] = "bf16"
-    """Type of KV blocks."""
-
-    @model_validator(mode="after")
-    def _check(self) -> ModelPlan:
-        if not self.name and not self.config:
-            raise ValueError("give name or config")
-        return self
 
 
 class ScalesPlan(Settings):
@@ -255,7 +237,7 @@ class PlanSpec(Settings):
 
     name: str = Field("plan", pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
     """Name of the cluster to be."""
-    model: ModelPlan
+    model: ModelChoice
     """The model."""
     engine: EnginePlan = EnginePlan()
     """The engine."""

@@ -43,12 +43,14 @@ class FleetSpec:
         transfer: KV between two workers.
         domain_transfer: KV within one NVLink domain; left out, the same.
         local_prefill_below_tokens: As in the cluster spec.
+        local_prefill_after_s: As in the cluster spec; left out, decode never helps a crowded prefill pool.
     """
 
     pools: Sequence[PoolSpec]
     transfer: TransferCost
     domain_transfer: TransferCost | None = None
     local_prefill_below_tokens: int = 0
+    local_prefill_after_s: float | None = None
 
     def __post_init__(self) -> None:
         if not self.pools:

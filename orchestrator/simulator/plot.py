@@ -11,6 +11,7 @@ from cluster.errors import ConfigError
 from orchestrator.simulator.result import Result
 from orchestrator.simulator.workload import Floats, Ints, Workload
 
+_ROLES = ("prefill", "decode", "colocated")
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
 
 
@@ -83,7 +84,7 @@ def save_result(result: Result, path: Path) -> None:
     figure, axes = _figure(1, 4)
     line = result.timeline
     minutes = line["time_s"] / 60
-    for role in ("prefill", "decode", "colocated"):
+    for role in _ROLES:
         if line[f"{role}_total_blocks"].any():
             axes[0].plot(minutes, line[f"{role}_workers"], label=role)
             axes[1].plot(minutes, line[f"{role}_used_blocks"] / np.maximum(1, line[f"{role}_total_blocks"]), label=role)
@@ -97,6 +98,32 @@ def save_result(result: Result, path: Path) -> None:
         if len(values):
             axes[3].plot(np.maximum(1e-3, values), np.linspace(0, 1, len(values)), label=name[:-2])
     axes[3].set(title="latency", xlabel="seconds", ylabel="share of requests", xscale="log")
+    for axis in axes:
+        axis.legend()
+    figure.savefig(path, dpi=110)
+
+
+def save_policies(results: dict[str, Result], path: Path) -> None:
+    """GPUs, queue, KV of the decoding workers and time to first token of several runs, one picture.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    figure, axes = _figure(1, 4)
+    for name, result in results.items():
+        line = result.timeline
+        minutes = line["time_s"] / 60
+        axes[0].plot(minutes, sum(line[f"{role}_gpus"] for role in _ROLES), label=name)
+        axes[1].plot(minutes, line["queued"], label=name)
+        used, total = (sum(line[f"{role}_{key}_blocks"] for role in _ROLES[1:]) for key in ("used", "total"))
+        axes[2].plot(minutes, used / np.maximum(1, total), label=name)
+        ttft_s = np.sort(result.records.ttft_s())
+        if len(ttft_s):
+            axes[3].plot(np.maximum(1e-3, ttft_s), np.linspace(0, 1, len(ttft_s)), label=name)
+    axes[0].set(title="GPUs", xlabel="minutes", ylim=(0, None))
+    axes[1].set(title="queued requests", xlabel="minutes", ylim=(0, None))
+    axes[2].set(title="KV in use, decoding workers", xlabel="minutes", ylabel="share", ylim=(0, 1))
+    axes[3].set(title="time to first token", xlabel="seconds", ylabel="share of requests", xscale="log")
     for axis in axes:
         axis.legend()
     figure.savefig(path, dpi=110)

@@ -9,92 +9,15 @@ import pydantic
 import yaml
 from pydantic import Field
 
-from cluster.config import Role, Settings, SloSettings
+from cluster.config import Settings, SloSettings
 from cluster.errors import ConfigError
 from orchestrator.lifecycle import Handoff
 from orchestrator.simulator.block import WorkloadBlock
-from orchestrator.simulator.cost import AffineCost, AffineTransfer
-from orchestrator.simulator.engine import EngineProfile
 from orchestrator.simulator.failures import FailurePlan
-from orchestrator.simulator.fleet import FleetSpec, PoolSpec
+from orchestrator.simulator.fleet_block import FleetBlock
 from orchestrator.simulator.forecast import FixedForecast, LengthForecast, RecentForecast
+from orchestrator.simulator.scaling import ScalingPolicy
 from orchestrator.simulator.simulation import ClosedLoop, GatewaySpec, Simulation
-
-
-class CostBlock(Settings):
-    """Constants of an engine step, measured or stated; see `AffineCost`."""
-
-    decode_base_s: float = Field(ge=0)
-    decode_request_s: float = Field(0.0, ge=0)
-    decode_context_s: float = Field(0.0, ge=0)
-    prefill_base_s: float = Field(0.0, ge=0)
-    prefill_token_s: float = Field(ge=0)
-    prefill_pair_s: float = Field(0.0, ge=0)
-
-
-class PoolBlock(Settings):
-    """Workers of one role."""
-
-    role: Role
-    replicas: int = Field(ge=0)
-    start_s: float = Field(60.0, ge=0)
-    """Seconds from the decision to start a worker until it serves."""
-    domain: str = ""
-    """NVLink domain."""
-    gpus: int = Field(1, ge=0)
-    kv_capacity_tokens: int = Field(ge=1)
-    """Tokens whose KV one worker holds."""
-    kv_bytes_per_token: float = Field(131072.0, gt=0)
-    block_size_tokens: int = Field(16, ge=1)
-    max_num_seqs: int = Field(256, ge=1)
-    max_num_batched_tokens: int = Field(8192, ge=1)
-    overhead_s: float = Field(0.0, ge=0)
-    cost: CostBlock
-
-    def build(self) -> PoolSpec:
-        """The pool."""
-        cost = AffineCost(**self.cost.model_dump())
-        profile = EngineProfile(
-            cost,
-            cost,
-            max(1, self.kv_capacity_tokens // self.block_size_tokens),
-            self.block_size_tokens,
-            cost,
-            self.max_num_seqs,
-            self.max_num_batched_tokens,
-            self.kv_bytes_per_token,
-            self.overhead_s,
-            self.gpus,
-            self.role.value,
-        )
-        return PoolSpec(self.role, profile, self.replicas, self.start_s, self.domain)
-
-
-class LinkBlock(Settings):
-    """One kind of link between workers."""
-
-    bytes_per_s: float = Field(gt=0)
-    latency_s: float = Field(0.0, ge=0)
-
-
-class FleetBlock(Settings):
-    """The workers and what lies between them."""
-
-    pools: list[PoolBlock] = Field(min_length=1)
-    link: LinkBlock = LinkBlock(bytes_per_s=49.5e9, latency_s=0.00038)
-    """One 400 Gb/s NIC as NIXL was measured on it."""
-    domain_link: LinkBlock | None = None
-    local_prefill_below_tokens: int = Field(0, ge=0)
-
-    def build(self) -> FleetSpec:
-        """The fleet."""
-        near = self.domain_link
-        return FleetSpec(
-            [pool.build() for pool in self.pools],
-            AffineTransfer(self.link.bytes_per_s, self.link.latency_s),
-            AffineTransfer(near.bytes_per_s, near.latency_s) if near is not None else None,
-            self.local_prefill_below_tokens,
-        )
 
 
 class GatewayBlock(Settings):
@@ -140,8 +63,8 @@ class Scenario(Settings):
     sample_s: float = Field(10.0, gt=0)
     seed: int = 0
 
-    def build(self, folder: Path = Path()) -> Simulation:
-        """A simulation ready to run.
+    def build(self, folder: Path = Path(), scaling: ScalingPolicy | None = None) -> Simulation:
+        """A simulation ready to run, under a scaling policy or with the fleet as it stands.
 
         Raises:
             ConfigError: the workload cannot be had, or the parts do not fit.
@@ -156,6 +79,7 @@ class Scenario(Settings):
             GatewaySpec(**limits, slow_gap_s=self.slo.itl_p95_s),
             ClosedLoop(**self.closed_loop.model_dump()) if self.closed_loop is not None else None,
             forecast,
+            scaling,
             failures=FailurePlan(tuple(self.failures.at), self.failures.mtbf_s, self.failures.transfer_share),
             sample_s=self.sample_s,
             seed=self.seed,

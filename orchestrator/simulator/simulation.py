@@ -199,6 +199,7 @@ class Simulation:
             RequestView(known, more, block, cached),
             views,
             local_prefill_below_tokens=self.fleet_spec.local_prefill_below_tokens,
+            local_prefill_after_s=self.fleet_spec.local_prefill_after_s,
             avoid=flight.avoid,
         )
 

@@ -1,9 +1,8 @@
-"""`baton trace fit`, `baton trace show` and `baton simulate`; the main command mounts `trace` and `simulate`."""
+"""`baton simulate`: a scenario in virtual time, under one scaling policy or several side by side."""
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,103 +10,73 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-import yaml
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from cluster.errors import ConfigError
 from orchestrator.simulator import plot
-from orchestrator.simulator.fit import fit
+from orchestrator.simulator.policies import PolicyMaker, policies_named
 from orchestrator.simulator.records import Outcome
 from orchestrator.simulator.result import Result
 from orchestrator.simulator.scenario import Scenario, load
-from orchestrator.simulator.servegen import ServeGen
 from orchestrator.simulator.simulation import Hooks
-from orchestrator.simulator.traces import READERS, detect
-from orchestrator.simulator.workload import Workload
 
 PROGRESS_AFTER_S = 2.0
-
-trace = typer.Typer(help="Look at request traces and turn them into workloads.", no_args_is_help=True)
-
-QuantilesOption = Annotated[
-    Path | None, typer.Option("--quantiles", help="Length quantiles beside ServeGen client windows.")
-]
-
-
-@trace.command("fit")
-def trace_fit(
-    file: Annotated[Path, typer.Argument(help="Trace: Azure CSV, Mooncake JSONL, ServeGen, or a request log.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the block here; else print it.")] = None,
-    phases: Annotated[int, typer.Option(min=1, max=96, help="Stretches of time with lengths of their own.")] = 1,
-    quantiles: QuantilesOption = None,
-    seed: Annotated[int, typer.Option(help="For draws.")] = 0,
-) -> None:
-    """Fit a trace and write the `workload:` block of scenarios and plans, with how good the fit is."""
-    block, report = _checked(lambda: fit(_read(file, quantiles, seed), phases=phases, seed=seed))
-    text = yaml.safe_dump(block, sort_keys=False, default_flow_style=None, width=118)
-    table = Table(title=f"fit of {file.name}: draws against data")
-    for name in ("part", "kind", "KS", "mean", "p50", "p95", "p99"):
-        table.add_column(name, justify="left" if name in ("part", "kind") else "right")
-    for each in report:
-        errors = (each.mean_error, each.p50_error, each.p95_error, each.p99_error)
-        table.add_row(each.name, each.kind, f"{each.ks:.3f}", *(f"{error:+.1%}" for error in errors))
-    Console(stderr=True).print(table)
-    if output is None:
-        sys.stdout.write(text)
-    else:
-        output.write_text(text)
-
-
-@trace.command("show")
-def trace_show(
-    file: Annotated[Path, typer.Argument(help="Trace file.")],
-    png: Annotated[Path | None, typer.Option(help="Draw a picture into this file as well.")] = None,
-    quantiles: QuantilesOption = None,
-    seed: Annotated[int, typer.Option(help="For draws.")] = 0,
-) -> None:
-    """Show a trace: rate and lengths over time, and their distributions."""
-    workload = _checked(lambda: _read(file, quantiles, seed))
-    for line in plot.describe(workload):
-        typer.echo(line)
-    if png is not None:
-        _checked(lambda: plot.save_workload(workload, png))
-        typer.echo(f"wrote {png}")
 
 
 def simulate(
     file: Annotated[Path, typer.Option("--file", "-f", help="Scenario.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
-    csv: Annotated[Path | None, typer.Option(help="Write one line per request.")] = None,
-    png: Annotated[Path | None, typer.Option(help="Draw the run into this file.")] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option("--policy", help="Scaling policy; several, with commas or repeated, run side by side."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print all figures as JSON; by policy where there are several.")
+    ] = False,
+    csv: Annotated[Path | None, typer.Option(help="Write one line per request; for one policy.")] = None,
+    png: Annotated[
+        Path | None, typer.Option(help="Draw the run, or the policies side by side, into this file.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="In place of the scenario's.")] = None,
 ) -> None:
     """Run a scenario in virtual time and print what its users would have seen."""
-    scenario = _checked(lambda: load(file))
+    scenario: Scenario = checked(lambda: load(file))
+    makers: dict[str, PolicyMaker] = checked(lambda: policies_named(",".join(policy or ["static"])))
+    if csv is not None and len(makers) > 1:
+        checked(lambda: _refuse("--csv takes one --policy; write a file for each"))
     if seed is not None:
         scenario = scenario.model_copy(
             update={"seed": seed, "workload": scenario.workload.model_copy(update={"seed": seed})}
         )
     started_s = time.perf_counter()
-    result = _checked(lambda: run(scenario, file.parent))
+    results: dict[str, Result] = checked(
+        lambda: {name: run(scenario, file.parent, make) for name, make in makers.items()}
+    )
+    wall_s = time.perf_counter() - started_s
+    first = next(iter(results.values()))
     if csv is not None:
-        csv.write_bytes(result.records.to_csv())
+        csv.write_bytes(first.records.to_csv())
     if png is not None:
-        _checked(lambda: plot.save_result(result, png))
+        checked(lambda: plot.save_result(first, png) if len(results) == 1 else plot.save_policies(results, png))
     if as_json:
-        typer.echo(json.dumps(figures(scenario, result), indent=2))
+        by_name = {name: figures(scenario, result) for name, result in results.items()}
+        typer.echo(json.dumps(by_name if len(results) > 1 else by_name[next(iter(by_name))], indent=2))
+    elif len(results) == 1:
+        _print(scenario, first)
     else:
-        _print(scenario, result, time.perf_counter() - started_s)
+        _print_policies(scenario, results)
+    if not as_json:
+        Console().print(f"simulated in {wall_s:.1f} s", highlight=False)
 
 
-def run(scenario: Scenario, folder: Path) -> Result:
+def run(scenario: Scenario, folder: Path, policy: PolicyMaker | None = None) -> Result:
     """Run a scenario, with a progress bar once it has taken two seconds.
 
     Raises:
         ConfigError: as for `Scenario.build`.
     """
-    simulation = scenario.build(folder)
+    simulation = scenario.build(folder, policy(scenario) if policy is not None else None)
     begun_s = time.monotonic()
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task: list[Any] = []
@@ -127,7 +96,7 @@ def figures(scenario: Scenario, result: Result) -> dict[str, Any]:
     return result.summary(ttft_s=scenario.slo.ttft_p95_s)
 
 
-def _print(scenario: Scenario, result: Result, wall_s: float) -> None:
+def _print(scenario: Scenario, result: Result) -> None:
     summary, console = figures(scenario, result), Console()
     console.print(
         f"{summary['finished']:,} of {summary['requests']:,} requests finished in {summary['end_s']:,.0f} s "
@@ -153,23 +122,40 @@ def _print(scenario: Scenario, result: Result, wall_s: float) -> None:
             console.print(f"KV of {role:9} |{plot.bars(used)}| mean {mean:.0%}, peak {peak:.0%}", highlight=False)
     if (result.records["outcome"] == Outcome.OPEN).any():
         console.print("some requests never ended: no worker that could take them came up")
-    console.print(f"simulated in {wall_s:.1f} s", highlight=False)
+
+
+def _print_policies(scenario: Scenario, results: dict[str, Result]) -> None:
+    console, table = Console(), Table()
+    table.add_column("policy")
+    for name in ("GPU-hours", "good", "TTFT p50/p95", "ITL p95", "E2E p50/p95", "rejected", "preempted", "moved"):
+        table.add_column(name, justify="right")
+    for name, result in results.items():
+        summary = figures(scenario, result)
+        table.add_row(
+            name,
+            f"{summary['gpu_hours']:,.1f}",
+            f"{summary['good']:.2%}",
+            f"{_seconds(summary['ttft_p50_s'])} / {_seconds(summary['ttft_p95_s'])}",
+            _seconds(summary["itl_p95_s"]),
+            f"{_seconds(summary['e2e_p50_s'])} / {_seconds(summary['e2e_p95_s'])}",
+            *(f"{summary[key]:,}" for key in ("rejected", "preemptions", "moves")),
+        )
+    console.print(table)
+    for name, result in results.items():
+        gpus = sum(result.timeline[f"{role}_gpus"] for role in ("prefill", "decode", "colocated"))
+        top = float(np.max(gpus))
+        console.print(f"GPUs, {name:20} |{plot.bars(np.asarray(gpus))}| most {top:,.0f}", highlight=False)
+
+
+def _refuse(text: str) -> None:
+    raise ConfigError(text)
 
 
 def _seconds(value: float) -> str:
     return f"{value * 1000:,.1f} ms" if value < 1 else f"{value:,.2f} s"
 
 
-def _read(file: Path, quantiles: Path | None, seed: int) -> Workload:
-    kind = detect(file)
-    if kind == "servegen":
-        if quantiles is None:
-            raise ConfigError("ServeGen client windows need --quantiles, the file of length quantiles")
-        return ServeGen.read(file, quantiles).draw(np.random.default_rng(seed))
-    return READERS[kind](file)
-
-
-def _checked(call: Callable[[], Any]) -> Any:
+def checked(call: Callable[[], Any]) -> Any:
     """Bad input is one sentence and exit 2."""
     try:
         return call()
