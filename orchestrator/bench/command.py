@@ -123,7 +123,7 @@ def bench(
     else:
         found, records = measure_sync(setting)
     loop = f"closed loop, {closed} clients" if closed else "open loop" + (f", {rate:g} per second" if rate else "")
-    found = {"loop": loop, "seed": seed, "api": api, **found}
+    found = {"loop": loop, "clients": closed, "seed": seed, "api": api, **found}
     if out is not None:
         out.write_text(json.dumps({**found, "records": [record.to_dict() for record in records]}, indent=1))
     if as_json:

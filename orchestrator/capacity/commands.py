@@ -26,7 +26,8 @@ from orchestrator.capacity import explain as explaining
 from orchestrator.capacity import lock as locking
 from orchestrator.capacity.calibrate import calibrate as fit_scales
 from orchestrator.capacity.check import Checked, Day, check, simulate_day
-from orchestrator.capacity.measured import measure, read_points
+from orchestrator.capacity.live_points import measure
+from orchestrator.capacity.measured import read_points
 from orchestrator.capacity.planner import Candidate, Plan, plan_for
 from orchestrator.capacity.resolve import resolve
 from orchestrator.capacity.spec import Mode, PlanSpec, load

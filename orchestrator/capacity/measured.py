@@ -1,4 +1,4 @@
-"""Measured points to calibrate on: our own records, guidellm, aiperf and vLLM ``bench serve`` JSON, or a live server.
+"""Measured points to calibrate on: our records, ``baton bench``, guidellm, aiperf and vLLM ``bench serve`` output.
 
 A point is a closed loop: so many clients, mean lengths, mean TTFT and mean time per output token.
 """
@@ -6,12 +6,8 @@ A point is a closed loop: so many clients, mean lengths, mean TTFT and mean time
 from __future__ import annotations
 
 import csv
-import http.client
 import json
 import math
-import threading
-import time
-import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,26 +56,37 @@ def _read(path: Path) -> list[Point]:
     try:
         if path.suffix == ".csv":
             return [_own(row) for row in csv.DictReader(text.splitlines())]
-        if path.suffix == ".jsonl":
-            return [_any(json.loads(line)) for line in text.splitlines() if line.strip()]
-        tree = json.loads(text)
-        if isinstance(tree, dict) and isinstance(tree.get("benchmarks"), list):
-            return [_guidellm(each) for each in tree["benchmarks"]]
-        if isinstance(tree, dict) and isinstance(tree.get("points"), list):
-            tree = tree["points"]
-        return [_any(each) for each in tree] if isinstance(tree, list) else [_any(tree)]
-    except (KeyError, TypeError, ValueError) as error:
+        return [point for tree in _trees(text) for point in _points(tree)]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"{path}: not our records, guidellm, aiperf or vLLM bench serve JSON ({type(error).__name__}: {error})"
+            f"{path}: not our records, baton bench, guidellm, aiperf or vLLM bench serve output "
+            f"({type(error).__name__}: {error})"
         ) from error
 
 
-def _any(tree: Mapping[str, Any]) -> Point:
+def _trees(text: str) -> list[Any]:
+    """One JSON document, or one a line: JSON lines, and what ``vllm bench serve --append-result`` writes."""
+    try:
+        return [json.loads(text)]
+    except ValueError:
+        lines = [line for line in text.splitlines() if line.strip()]
+        if len(lines) < 2:
+            raise
+        return [json.loads(line) for line in lines]
+
+
+def _points(tree: Any) -> list[Point]:
+    if isinstance(tree, list):
+        return [point for each in tree for point in _points(each)]
+    if isinstance(tree.get("benchmarks"), list):
+        return [_guidellm(each) for each in tree["benchmarks"]]
+    if isinstance(tree.get("points"), list):
+        return _points(tree["points"])
     if "mean_ttft_ms" in tree:
-        return _vllm(tree)
+        return [_vllm(tree)]
     if isinstance(tree.get("time_to_first_token"), dict):
-        return _aiperf(tree)
-    return _own(tree)
+        return [_aiperf(tree)]
+    return [_bench(tree) if isinstance(tree.get("ttft_s"), dict) else _own(tree)]
 
 
 def _own(tree: Mapping[str, Any]) -> Point:
@@ -92,121 +99,86 @@ def _own(tree: Mapping[str, Any]) -> Point:
     )
 
 
-def _vllm(tree: Mapping[str, Any]) -> Point:
+def _in_flight(requests_per_s: float, ttft_s: float, tpot_s: float, osl_tokens: float) -> int:
+    """Mean requests in flight of an open loop, by Little's law."""
+    return max(1, round(requests_per_s * (ttft_s + (osl_tokens - 1) * tpot_s)))
+
+
+def _bench(tree: Mapping[str, Any]) -> Point:
+    """``baton bench --json`` or ``--out``."""
     done = int(tree["completed"])
-    clients = tree.get("max_concurrency") or done
+    ttft_s, tpot_s = float(tree["ttft_s"]["mean"]), float(tree["tpot_s"]["mean"])
+    osl = tree["output_tokens"] / done
+    clients = tree["clients"]
     return Point(
-        clients=int(clients),
-        isl_tokens=round(tree["total_input_tokens"] / done),
-        osl_tokens=round(tree["total_output_tokens"] / done),
-        ttft_s=tree["mean_ttft_ms"] / 1e3,
-        tpot_s=tree["mean_tpot_ms"] / 1e3,
+        clients=int(clients) if clients else _in_flight(tree["requests_per_s"], ttft_s, tpot_s, osl),
+        isl_tokens=round(tree["prompt_tokens"] / done),
+        osl_tokens=round(osl),
+        ttft_s=ttft_s,
+        tpot_s=tpot_s,
     )
+
+
+def _vllm(tree: Mapping[str, Any]) -> Point:
+    """``vllm bench serve --save-result`` (0.32): times in ms; ``request_rate`` is ``inf`` where all start at once."""
+    done = int(tree["completed"])
+    ttft_s, tpot_s, osl = tree["mean_ttft_ms"] / 1e3, tree["mean_tpot_ms"] / 1e3, tree["total_output_tokens"] / done
+    clients = tree.get("max_concurrency")
+    rate = float(tree.get("request_rate") or math.inf)
+    if rate < math.inf:
+        mean = _in_flight(tree["request_throughput"], ttft_s, tpot_s, osl)
+        clients = min(clients or mean, mean)
+    return Point(
+        clients=int(clients or done),
+        isl_tokens=round(tree["total_input_tokens"] / done),
+        osl_tokens=round(osl),
+        ttft_s=ttft_s,
+        tpot_s=tpot_s,
+    )
+
+
+_UNITS_S = {"s": 1.0, "sec": 1.0, "seconds": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 
 def _aiperf(tree: Mapping[str, Any]) -> Point:
-    def seconds(name: str) -> float:
-        unit = {"ms": 1e-3, "s": 1.0, "us": 1e-6, "ns": 1e-9}[tree[name].get("unit", "ms")]
-        return float(tree[name]["avg"]) * unit
+    """``profile_export_aiperf.json``: the load is under ``loadgen`` (to 0.5) or ``phases`` (schema 1.3, 0.10)."""
 
+    def seconds(name: str) -> float:
+        return float(tree[name]["avg"]) * _UNITS_S[tree[name].get("unit", "ms")]
+
+    ttft_s, tpot_s, osl = seconds("time_to_first_token"), seconds("inter_token_latency"), _average(tree, "output")
+    config = tree["input_config"]
+    counted = [each for each in config.get("phases", ()) if not each.get("exclude_from_results")]
+    clients = next((each["concurrency"] for each in counted if each.get("concurrency")), None)
+    clients = clients or config.get("loadgen", {}).get("concurrency")
     return Point(
-        clients=int(tree["input_config"]["loadgen"]["concurrency"]),
-        isl_tokens=round(tree["input_sequence_length"]["avg"]),
-        osl_tokens=round(tree["output_sequence_length"]["avg"]),
-        ttft_s=seconds("time_to_first_token"),
-        tpot_s=seconds("inter_token_latency"),
+        clients=int(clients) if clients else _in_flight(tree["request_throughput"]["avg"], ttft_s, tpot_s, osl),
+        isl_tokens=round(_average(tree, "input")),
+        osl_tokens=round(osl),
+        ttft_s=ttft_s,
+        tpot_s=tpot_s,
     )
 
 
+def _average(tree: Mapping[str, Any], side: str) -> float:
+    return float(tree[f"{side}_sequence_length"]["avg"])
+
+
 def _guidellm(tree: Mapping[str, Any]) -> Point:
+    """One entry of ``benchmarks``; the strategy is under ``args`` (0.3) or ``config`` (since)."""
     metrics = tree["metrics"]
 
     def mean(name: str) -> float:
         return float(metrics[name]["successful"]["mean"])
 
+    strategy = (tree.get("config") or tree.get("args") or {}).get("strategy") or {}
+    # The streams asked for: the measured mean counts the ends of the run, when fewer are left.
+    streams = strategy.get("streams") if strategy.get("type_") == "concurrent" else None
     return Point(
-        clients=max(1, round(mean("request_concurrency"))),
+        clients=int(streams) if streams else max(1, round(mean("request_concurrency"))),
         isl_tokens=round(mean("prompt_token_count")),
         osl_tokens=round(mean("output_token_count")),
         ttft_s=mean("time_to_first_token_ms") / 1e3,
+        # Not `time_per_output_token_ms`, whose numerator holds the first token's wait.
         tpot_s=mean("inter_token_latency_ms") / 1e3,
     )
-
-
-def measure(url: str, model: str, clients: int, isl_tokens: int, osl_tokens: int, rounds: int = 3) -> Point:
-    """Measure one closed loop on a live OpenAI-compatible server, with prompts of random short words.
-
-    Args:
-        url: Base address, such as ``http://127.0.0.1:8000``.
-        model: Name it is served under.
-        clients: Requests in flight.
-        isl_tokens: Prompt length asked for; what the server counted is what is recorded.
-        osl_tokens: Output length, kept by ``ignore_eos``.
-        rounds: Requests of each client.
-    Raises:
-        ConfigError: the server does not answer as an OpenAI completions stream.
-    """
-    found: list[tuple[float, float, int, int]] = []
-    errors: list[str] = []
-    lock = threading.Lock()
-
-    def client(number: int) -> None:
-        for turn in range(rounds):
-            try:
-                one = _one(url, model, number * rounds + turn, isl_tokens, osl_tokens)
-            except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
-                with lock:
-                    errors.append(f"{type(error).__name__}: {error}")
-                return
-            with lock:
-                found.append(one)
-
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors or not found:
-        raise ConfigError(f"{url}: {errors[0] if errors else 'no answer'}")
-    count = len(found)
-    return Point(
-        clients=clients,
-        isl_tokens=round(sum(each[2] for each in found) / count),
-        osl_tokens=round(sum(each[3] for each in found) / count),
-        ttft_s=sum(each[0] for each in found) / count,
-        tpot_s=sum(each[1] for each in found) / count,
-    )
-
-
-def _one(url: str, model: str, seed: int, isl_tokens: int, osl_tokens: int) -> tuple[float, float, int, int]:
-    parts = urllib.parse.urlsplit(url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=600)
-    body = {
-        "model": model,
-        "prompt": " ".join(str((seed * 7919 + i * 31) % 1000) for i in range(math.ceil(isl_tokens / 2))),
-        "max_tokens": osl_tokens,
-        "ignore_eos": True,
-        "temperature": 0,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    started = time.perf_counter()
-    connection.request("POST", f"{parts.path}/v1/completions", json.dumps(body), {"content-type": "application/json"})
-    response = connection.getresponse()
-    if response.status != 200:
-        raise ValueError(f"status {response.status}: {response.read(200).decode(errors='replace')}")
-    first = last = 0.0
-    usage: dict[str, int] = {}
-    for raw in response:
-        line = raw.decode().strip()
-        if not line.startswith("data:") or line.endswith("[DONE]"):
-            continue
-        event = json.loads(line[5:])
-        usage = event.get("usage") or usage
-        if event.get("choices"):
-            last = time.perf_counter()
-            first = first or last
-    connection.close()
-    output = int(usage["completion_tokens"])
-    return first - started, (last - first) / max(1, output - 1), int(usage["prompt_tokens"]), output

@@ -53,7 +53,7 @@ def read_mooncake(path: Path) -> Workload:
         isl, osl = int(values["input_length"]), int(values["output_length"])
         if isl > 0 and osl > 0:
             rows.append((values["timestamp"] / 1000.0, isl, osl))
-            hashes.append([int(each) for each in values["hash_ids"][: isl // MOONCAKE_UNIT_TOKENS]])
+            hashes.append([int(each) for each in values.get("hash_ids", ())[: isl // MOONCAKE_UNIT_TOKENS]])
 
     _json_rows(path, take)
     table = np.array(rows, np.float64).reshape(-1, 3)
@@ -161,6 +161,18 @@ READERS: dict[str, Callable[[Path], Workload]] = {
 }
 
 
+def read(path: Path) -> Workload:
+    """A trace of any form that one file holds.
+
+    Raises:
+        ConfigError: no reader knows it, or a row is malformed; the text names the line.
+    """
+    kind = detect(path)
+    if kind not in READERS:
+        raise ConfigError(f"{path}: client windows hold no requests; draw some with `baton trace fit --quantiles`")
+    return READERS[kind](path)
+
+
 def detect(path: Path) -> str:
     """Name of the reader for a file, by its first line.
 
@@ -172,15 +184,16 @@ def detect(path: Path) -> str:
             first = file.readline()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the trace {path}: {error}") from error
+    squeezed = first.replace(" ", "")
     marks = {
         "TIMESTAMP,ContextTokens": "azure",
-        '"hash_ids"': "mooncake",
+        '"input_length"': "mooncake",
         "reason_tokens": "sample",
         '"isl_tokens"': "log",
         "client_id,window_start_s": "servegen",
     }
     for mark, name in marks.items():
-        if mark in first:
+        if mark in squeezed:
             return name
     raise ConfigError(f"{path}: not a trace I know; expected one of {', '.join(sorted({*READERS, 'servegen'}))}")
 
@@ -189,7 +202,7 @@ def _csv_rows(path: Path, names: Iterable[str], row: Callable[[dict[str, str]], 
     rows = []
     try:
         with path.open(newline="") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, skipinitialspace=True)
             missing = [name for name in names if name not in (reader.fieldnames or ())]
             if missing:
                 raise ConfigError(f"{path}: column {missing[0]} is missing")

@@ -1,13 +1,11 @@
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from cluster.errors import ConfigError
 from cluster.hardware import gpu
 from orchestrator.capacity.calibrate import calibrate, errors, predict
-from orchestrator.capacity.measured import Point, read_points
+from orchestrator.capacity.measured import Point
 from orchestrator.capacity.spec import ScalesPlan
 
 from .plans import problem
@@ -49,44 +47,3 @@ def test_a_calibrated_plan_predicts_with_its_factors() -> None:
 def test_too_few_points_are_refused() -> None:
     with pytest.raises(ConfigError, match="at least 3"):
         calibrate(ASKED, KIND, 2, _made(ScalesPlan())[:2])
-
-
-def test_every_known_form_is_read(tmp_path: Path) -> None:
-    expected = Point(8, 1000, 200, 0.25, 0.02)
-    own = {"clients": 8, "isl_tokens": 1000, "osl_tokens": 200, "ttft_s": 0.25, "tpot_s": 0.02}
-    vllm = {
-        "max_concurrency": 8, "completed": 10, "total_input_tokens": 10_000, "total_output_tokens": 2_000,
-        "mean_ttft_ms": 250.0, "mean_tpot_ms": 20.0,
-    }  # fmt: skip
-    aiperf = {
-        "input_config": {"loadgen": {"concurrency": 8}},
-        "input_sequence_length": {"avg": 1000.0},
-        "output_sequence_length": {"avg": 200.0},
-        "time_to_first_token": {"unit": "ms", "avg": 250.0},
-        "inter_token_latency": {"unit": "ms", "avg": 20.0},
-    }
-    means = {
-        "request_concurrency": 8.0, "prompt_token_count": 1000.0, "output_token_count": 200.0,
-        "time_to_first_token_ms": 250.0, "inter_token_latency_ms": 20.0,
-    }  # fmt: skip
-    guidellm = {"benchmarks": [{"metrics": {name: {"successful": {"mean": value}} for name, value in means.items()}}]}
-    files = {
-        "own.json": own, "list.json": [own], "bench.json": {"points": [own]}, "vllm.json": vllm, "aiperf.json": aiperf,
-        "guidellm.json": guidellm,
-    }  # fmt: skip
-    for name, tree in files.items():
-        (tmp_path / name).write_text(json.dumps(tree))
-        assert read_points([tmp_path / name]) == [expected], name
-    (tmp_path / "own.jsonl").write_text(json.dumps(own) + "\n" + json.dumps(vllm) + "\n")
-    (tmp_path / "own.csv").write_text(",".join(own) + "\n" + ",".join(str(value) for value in own.values()) + "\n")
-    assert read_points([tmp_path / "own.jsonl", tmp_path / "own.csv"]) == [expected] * 3
-
-
-@pytest.mark.parametrize("text", ["{}", "[1]", "{", '{"clients": 0}', '{"benchmarks": [{}]}'])
-def test_what_is_in_no_known_form_is_told(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "points.json"
-    path.write_text(text)
-    with pytest.raises(ConfigError, match=r"points\.json"):
-        read_points([path])
-    with pytest.raises(ConfigError, match="cannot read"):
-        read_points([tmp_path / "none.json"])
