@@ -223,6 +223,14 @@ class GatewaySettings(Settings):
     """Requests that one gateway holds at once, running and waiting, before new ones are refused."""
     max_request_bytes: int = Field(4 << 20, ge=1024)
     """Largest gRPC message or HTTP body."""
+    max_header_bytes: int = Field(16 << 10, ge=1024)
+    """Most gRPC metadata of a call; and the longest HTTP header line."""
+    max_streams_per_connection: int = Field(4096, ge=1)
+    """gRPC streams that one connection may have open."""
+    body_timeout_s: float = Field(30, gt=0)
+    """Seconds in which an HTTP body must have come, and an idle HTTP connection must send its next request."""
+    slow_reader_timeout_s: float = Field(60, gt=0)
+    """Seconds that a reply may wait for its reader to take the next piece before the request is ended."""
     max_choices: int = Field(16, ge=1)
     """Largest ``n``."""
     max_logprobs: int = Field(20, ge=0)

@@ -15,7 +15,7 @@ class DecodeWorker(WorkerHost):
 
     def __init__(self, spec: ClusterSpec, pool: PoolSettings, worker_id: str, host: str) -> None:
         role = self.role
-        super().__init__(worker_id, role, host, lambda: VllmEngine(engine_settings(spec, pool, role)))
+        super().__init__(worker_id, role, host, lambda: VllmEngine(engine_settings(spec, pool, role)), spec.security)
 
 
 class ColocatedWorker(DecodeWorker):

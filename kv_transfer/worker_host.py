@@ -19,14 +19,15 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-import grpc
 import numpy as np
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from baton.internal.v1 import worker_pb2, worker_pb2_grpc
 from baton.v1 import inference_pb2
+from cluster.config import SecuritySettings
 from cluster.engine import Engine, EngineInfo, EngineLeg, EngineOutput
 from cluster.errors import EngineFailed, InvalidRequest, ServingError, TicketRefused, WorkerDraining
+from cluster.internal_rpc import InternalRpc
 
 log = logging.getLogger("baton.worker")
 
@@ -270,9 +271,19 @@ class WorkerHost:
         role: ``prefill``, ``decode`` or ``colocated``.
         host: Address to listen on; other workers and gateways reach it there.
         make_engine: Builds the engine, inside the worker's process.
+        security: Who may call the worker; the files it names are read in the worker's process.
     """
 
-    def __init__(self, worker_id: str, role: str, host: str, make_engine: Callable[[], Engine]) -> None:
+    def __init__(
+        self,
+        worker_id: str,
+        role: str,
+        host: str,
+        make_engine: Callable[[], Engine],
+        security: SecuritySettings | None = None,
+    ) -> None:
+        self._rpc = InternalRpc(security)
+        self._open_metrics = security is not None and security.open_metrics
         self._worker_id = worker_id
         self._role = role
         self._host = host
@@ -295,16 +306,21 @@ class WorkerHost:
         options = [
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.so_reuseport", 0),
         ]
-        self._server = grpc.aio.server(options=options)
+        self._server = self._rpc.server(options)
         worker_pb2_grpc.add_WorkerServicer_to_server(self._service, self._server)
         servicer = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(servicer, self._server)
         await servicer.set("", health_pb2.HealthCheckResponse.SERVING)
-        port = self._server.add_insecure_port(f"{self._host}:0")
+        port = self._rpc.bind(self._server, f"{self._host}:0")
         await self._server.start()
-        self._metrics, metrics_port = await serve_metrics(self._host, self._worker_id, self._role, self._service)
+        self._metrics, metrics_port = await serve_metrics(
+            self._host,
+            self._worker_id,
+            self._role,
+            self._service,
+            check=None if self._open_metrics else self._rpc.check_header,
+        )
         facts = WorkerFacts(
             worker_id=self._worker_id,
             role=self._role,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from cluster.errors import Unauthenticated
 
 if TYPE_CHECKING:
     from kv_transfer.worker_host import WorkerService
@@ -51,12 +53,22 @@ class _Labelled:
             yield counter
 
 
-async def serve_metrics(host: str, worker_id: str, role: str, service: WorkerService) -> tuple[Any, int]:
-    """Serve ``/metrics`` on a free port; returns the runner (to clean up) and the port."""
+async def serve_metrics(
+    host: str, worker_id: str, role: str, service: WorkerService, *, check: Callable[[str], None] | None = None
+) -> tuple[Any, int]:
+    """Serve ``/metrics`` on a free port; returns the runner (to clean up) and the port.
+
+    ``check`` raises `Unauthenticated` for an ``Authorization`` header that is not to be served.
+    """
     registry = CollectorRegistry()
     registry.register(_Labelled(worker_id, role, service))
 
-    async def metrics(_: web.Request) -> web.Response:
+    async def metrics(request: web.Request) -> web.Response:
+        if check is not None:
+            try:
+                check(request.headers.get("Authorization", ""))
+            except Unauthenticated as error:
+                return web.Response(status=401, text=error.message, headers={"WWW-Authenticate": "Bearer"})
         return web.Response(body=generate_latest(registry), content_type="text/plain")
 
     app = web.Application()

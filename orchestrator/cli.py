@@ -29,6 +29,12 @@ NameOption = Annotated[str | None, typer.Option("--name", help="Cluster, where s
 EndpointOption = Annotated[
     str | None, typer.Option("--endpoint", help="host:port of a gateway; without it, the cluster on this machine.")
 ]
+KeyFileOption = Annotated[
+    Path | None, typer.Option("--key-file", envvar="BATON_KEY_FILE", help="File with the API key or token to show.")
+]
+CaFileOption = Annotated[
+    Path | None, typer.Option("--ca-file", envvar="BATON_CA_FILE", help="Authority of the gateway's certificate: TLS.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -60,11 +66,15 @@ def status(
     endpoint: EndpointOption = None,
     as_json: JsonOption = False,
     watch: Annotated[bool, typer.Option("--watch", help="Refresh every second until Ctrl-C.")] = False,
+    key_file: KeyFileOption = None,
+    ca_file: CaFileOption = None,
 ) -> None:
     """Show workers, pairs and requests."""
+    from orchestrator.api.credentials import Credentials
     from orchestrator.commands import status_command
 
-    status_command.status(name, endpoint, as_json=as_json, watch=watch)
+    credentials = Credentials.from_files(key_file, ca_file)
+    status_command.status(name, endpoint, as_json=as_json, watch=watch, credentials=credentials)
 
 
 @app.command()
@@ -79,8 +89,11 @@ def generate(
     raw: Annotated[bool, typer.Option("--raw", help="Send the prompt as it is, without the chat template.")] = False,
     deadline_s: Annotated[float, typer.Option("--deadline-s", help="Seconds the request may take.")] = 600.0,
     as_json: JsonOption = False,
+    key_file: KeyFileOption = None,
+    ca_file: CaFileOption = None,
 ) -> None:
     """Ask one question, stream the answer, and print what it took."""
+    from orchestrator.api.credentials import Credentials
     from orchestrator.commands import generate_command
 
     generate_command.generate(
@@ -92,6 +105,7 @@ def generate(
         raw=raw,
         deadline_s=deadline_s,
         as_json=as_json,
+        credentials=Credentials.from_files(key_file, ca_file),
     )
 
 
@@ -100,11 +114,28 @@ def chat(
     name: NameOption = None,
     endpoint: EndpointOption = None,
     effort: Annotated[str | None, typer.Option(help="Thinking effort: none, low, medium or high.")] = None,
+    key_file: KeyFileOption = None,
+    ca_file: CaFileOption = None,
 ) -> None:
     """Talk with the model; an empty line or Ctrl-D ends it."""
+    from orchestrator.api.credentials import Credentials
     from orchestrator.commands import generate_command
 
-    generate_command.chat(name, endpoint, reasoning=_present(effort=effort))
+    credentials = Credentials.from_files(key_file, ca_file)
+    generate_command.chat(name, endpoint, reasoning=_present(effort=effort), credentials=credentials)
+
+
+@app.command()
+def keys(
+    tenant: Annotated[str, typer.Argument(help="Who the key speaks for.")],
+    file: Annotated[Path | None, typer.Option("-f", "--file", help="Add the entry to this key file.")] = None,
+    valid_days: Annotated[float | None, typer.Option("--valid-days", min=0, help="Days until it expires.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make an API key: the key on stdout, its hash into the key file."""
+    from orchestrator.commands import keys_command
+
+    keys_command.keys(tenant, file, valid_days=valid_days, as_json=as_json)
 
 
 app.command()(doctor)

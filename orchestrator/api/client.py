@@ -20,6 +20,7 @@ from baton.v1 import cluster_pb2, cluster_pb2_grpc, inference_pb2, inference_pb2
 from cluster.errors import DeadlineExceeded, RequestAborted, ServingError
 from orchestrator.api.client_request import GenerateOptions, build_request
 from orchestrator.api.completion import Completion, Event, event_of
+from orchestrator.api.credentials import Credentials
 from orchestrator.api.status import from_rpc
 
 DEFAULT_DEADLINE_S = 600.0
@@ -42,13 +43,22 @@ class Client:
     Args:
         address: ``host:port`` of the gateway's gRPC listener.
         deadline_s: Deadline of short calls, in seconds.
+        credentials: Key and TLS, where the gateway asks for them.
     """
 
-    def __init__(self, address: str, *, deadline_s: float = CALL_DEADLINE_S) -> None:
+    def __init__(
+        self, address: str, *, deadline_s: float = CALL_DEADLINE_S, credentials: Credentials | None = None
+    ) -> None:
         self._deadline_s = deadline_s
-        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+        credentials = credentials or Credentials()
+        self._metadata = credentials.metadata
+        self._channel = credentials.channel(grpc, address, _OPTIONS)
         self._inference = inference_pb2_grpc.InferenceStub(self._channel)
         self._cluster = cluster_pb2_grpc.ClusterStub(self._channel)
+
+    def _call(self, deadline_s: float) -> dict[str, Any]:
+        """What goes with every call."""
+        return {"timeout": deadline_s, "metadata": self._metadata}
 
     def __enter__(self) -> Self:
         return self
@@ -70,7 +80,7 @@ class Client:
         """
         request = build_request(options)
         with _errors_mapped():
-            call = self._inference.Generate(request, timeout=deadline_s)
+            call = self._inference.Generate(request, **self._call(deadline_s))
             try:
                 for response in call:
                     if (event := event_of(response)) is not None:
@@ -92,13 +102,13 @@ class Client:
     def list_models(self) -> list[inference_pb2.Model]:
         """The models served."""
         with _errors_mapped():
-            reply = self._inference.ListModels(inference_pb2.ListModelsRequest(), timeout=self._deadline_s)
+            reply = self._inference.ListModels(inference_pb2.ListModelsRequest(), **self._call(self._deadline_s))
             return list(reply.models)
 
     def get_status(self) -> cluster_pb2.Status:
         """How the cluster is."""
         with _errors_mapped():
-            reply = self._cluster.GetStatus(cluster_pb2.GetStatusRequest(), timeout=self._deadline_s)
+            reply = self._cluster.GetStatus(cluster_pb2.GetStatusRequest(), **self._call(self._deadline_s))
             return _status(reply)
 
     def watch_status(self, interval_s: float = 1.0) -> Iterator[cluster_pb2.Status]:
@@ -112,7 +122,7 @@ class Client:
             came = False
             try:
                 with _errors_mapped():
-                    call = self._cluster.WatchStatus(request, timeout=_watch_deadline_s(interval_s))
+                    call = self._cluster.WatchStatus(request, **self._call(_watch_deadline_s(interval_s)))
                     try:
                         for response in call:
                             came = True
@@ -130,14 +140,23 @@ class AsyncClient:
     Args:
         address: ``host:port`` of the gateway's gRPC listener.
         deadline_s: Deadline of short calls, in seconds.
+        credentials: Key and TLS, where the gateway asks for them.
     """
 
-    def __init__(self, address: str, *, deadline_s: float = CALL_DEADLINE_S) -> None:
+    def __init__(
+        self, address: str, *, deadline_s: float = CALL_DEADLINE_S, credentials: Credentials | None = None
+    ) -> None:
         self._address = address
         self._deadline_s = deadline_s
+        self._credentials = credentials or Credentials()
+        self._metadata = self._credentials.metadata
         self._channel: Any = None
         self._inference: Any = None
         self._cluster: Any = None
+
+    def _call(self, deadline_s: float) -> dict[str, Any]:
+        """What goes with every call."""
+        return {"timeout": deadline_s, "metadata": self._metadata}
 
     async def __aenter__(self) -> Self:
         self._open()
@@ -151,7 +170,7 @@ class AsyncClient:
     def _open(self) -> None:
         """Made at first use and not before, because gRPC ties a channel to the running loop."""
         if self._channel is None:
-            self._channel = grpc.aio.insecure_channel(self._address, options=_OPTIONS)
+            self._channel = self._credentials.channel(grpc.aio, self._address, _OPTIONS)
             self._inference = inference_pb2_grpc.InferenceStub(self._channel)
             self._cluster = cluster_pb2_grpc.ClusterStub(self._channel)
 
@@ -172,7 +191,7 @@ class AsyncClient:
         self._open()
         request = build_request(options)
         with _errors_mapped():
-            call = self._inference.Generate(request, timeout=deadline_s)
+            call = self._inference.Generate(request, **self._call(deadline_s))
             try:
                 async for response in call:
                     if (event := event_of(response)) is not None:
@@ -198,14 +217,16 @@ class AsyncClient:
         """The models served."""
         self._open()
         with _errors_mapped():
-            reply = await self._inference.ListModels(inference_pb2.ListModelsRequest(), timeout=self._deadline_s)
+            reply = await self._inference.ListModels(inference_pb2.ListModelsRequest(), **self._call(self._deadline_s))
             return list(reply.models)
 
     async def get_status(self) -> cluster_pb2.Status:
         """How the cluster is."""
         self._open()
         with _errors_mapped():
-            return _status(await self._cluster.GetStatus(cluster_pb2.GetStatusRequest(), timeout=self._deadline_s))
+            return _status(
+                await self._cluster.GetStatus(cluster_pb2.GetStatusRequest(), **self._call(self._deadline_s))
+            )
 
     async def watch_status(self, interval_s: float = 1.0) -> AsyncIterator[cluster_pb2.Status]:
         """The status, again and again, until the iterator is closed.
@@ -219,7 +240,7 @@ class AsyncClient:
             came = False
             try:
                 with _errors_mapped():
-                    call = self._cluster.WatchStatus(request, timeout=_watch_deadline_s(interval_s))
+                    call = self._cluster.WatchStatus(request, **self._call(_watch_deadline_s(interval_s)))
                     try:
                         async for response in call:
                             came = True

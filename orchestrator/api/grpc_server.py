@@ -17,7 +17,9 @@ from cluster.config import GatewaySettings
 from cluster.errors import ConfigError, InvalidRequest, ServingError
 from orchestrator.api.backend import Backend, closing
 from orchestrator.api.deadline import fold_deadline
+from orchestrator.api.door import Door, current_caller
 from orchestrator.api.failure import report
+from orchestrator.api.slow_reader import reading_within
 from orchestrator.api.status import MAX_MESSAGE_CHARS, status_of, trailing_metadata
 
 INFERENCE_SERVICE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
@@ -35,8 +37,6 @@ _KEEPALIVE_OPTIONS = [
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.http2.max_ping_strikes", 2),
-    ("grpc.max_metadata_size", 16 << 10),
-    ("grpc.max_concurrent_streams", 4096),
     # Two gateways on one port would silently share its connections.
     ("grpc.so_reuseport", 0),
 ]
@@ -56,17 +56,21 @@ class InferenceService:
     Handlers write by themselves rather than yield, so that on cancellation their ``finally`` runs at once.
     """
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, slow_reader_timeout_s: float) -> None:
         self._backend = backend
+        self._slow_reader_timeout_s = slow_reader_timeout_s
 
     async def generate(self, request: inference_pb2.GenerateRequest, context: Any) -> None:
         """Stream one generation."""
         # Made up here and not behind, so that the log of a failure and the caller name the same id.
         request.request_id = request.request_id or uuid.uuid4().hex
+        if caller := current_caller.get():
+            request.tenant = caller.tenant
         fold_deadline(request, context.time_remaining())
         async with closing(self._backend.generate(request)) as events:
             async for event in events:
-                await context.write(event)
+                async with reading_within(self._slow_reader_timeout_s):
+                    await context.write(event)
 
     async def list_models(self, request: inference_pb2.ListModelsRequest, context: Any) -> Any:
         """List the models."""
@@ -76,8 +80,9 @@ class InferenceService:
 class ClusterService:
     """`baton.v1.Cluster`."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, slow_reader_timeout_s: float) -> None:
         self._backend = backend
+        self._slow_reader_timeout_s = slow_reader_timeout_s
 
     async def get_status(self, request: cluster_pb2.GetStatusRequest, context: Any) -> Any:
         """Tell the status once."""
@@ -89,20 +94,29 @@ class ClusterService:
         if not interval_s >= MIN_WATCH_INTERVAL_S:
             raise InvalidRequest(f"interval_s: expected at least {MIN_WATCH_INTERVAL_S} seconds", field="interval_s")
         while True:
-            await context.write(cluster_pb2.WatchStatusResponse(status=self._backend.status()))
+            async with reading_within(self._slow_reader_timeout_s):
+                await context.write(cluster_pb2.WatchStatusResponse(status=self._backend.status()))
             await asyncio.sleep(interval_s)
 
 
-async def serve_grpc(backend: Backend, settings: GatewaySettings) -> tuple[Any, int]:
+async def serve_grpc(backend: Backend, settings: GatewaySettings, door: Door | None = None) -> tuple[Any, int]:
     """Start the gRPC server; returns it (``await server.stop(grace_s)`` ends it) and its port.
 
     Raises:
-        ConfigError: the address cannot be listened on.
+        ConfigError: the address cannot be listened on, or a certificate cannot be used.
     """
+    door = door or Door()
     server = grpc.aio.server(
-        options=[("grpc.max_receive_message_length", settings.max_request_bytes), *_KEEPALIVE_OPTIONS]
+        interceptors=door.guards(),
+        options=[
+            ("grpc.max_receive_message_length", settings.max_request_bytes),
+            ("grpc.max_metadata_size", settings.max_header_bytes),
+            ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
+            *_KEEPALIVE_OPTIONS,
+        ],
     )
-    inference, cluster = InferenceService(backend), ClusterService(backend)
+    inference = InferenceService(backend, settings.slow_reader_timeout_s)
+    cluster = ClusterService(backend, settings.slow_reader_timeout_s)
     server.add_generic_rpc_handlers(
         (
             grpc.method_handlers_generic_handler(
@@ -129,7 +143,7 @@ async def serve_grpc(backend: Backend, settings: GatewaySettings) -> tuple[Any, 
     reflection.enable_server_reflection(names, server)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     try:
-        port: int = server.add_insecure_port(f"{host}:{settings.grpc_port}")
+        port = door.bind(server, f"{host}:{settings.grpc_port}")
     except RuntimeError as error:
         raise ConfigError(f"gateway.grpc_port={settings.grpc_port}: cannot listen on {host}: {error}") from error
     await server.start()

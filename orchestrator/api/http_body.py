@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any, NoReturn
 
@@ -10,12 +11,12 @@ from aiohttp import web
 from cluster.errors import InvalidRequest, RequestTooLarge
 
 
-async def read_json(request: web.Request, limit_bytes: int) -> Any:
+async def read_json(request: web.Request, limit_bytes: int, timeout_s: float) -> Any:
     """The body as JSON. The application's ``client_max_size`` stops the read at the limit.
 
     Raises:
         RequestTooLarge: it is longer than ``limit_bytes``; a length given in the header is refused unread.
-        InvalidRequest: it is not JSON in UTF-8.
+        InvalidRequest: it is not JSON in UTF-8, or did not come within ``timeout_s`` seconds.
     """
     if request.content_type != "application/json":
         raise InvalidRequest("send the body as JSON, with Content-Type: application/json")
@@ -24,7 +25,10 @@ async def read_json(request: web.Request, limit_bytes: int) -> Any:
     if (request.content_length or 0) > limit_bytes:
         raise too_large(limit_bytes)
     try:
-        data = await request.read()
+        async with asyncio.timeout(timeout_s):
+            data = await request.read()
+    except TimeoutError as error:
+        raise InvalidRequest(f"the body did not come within {timeout_s:g} s") from error
     except web.HTTPRequestEntityTooLarge as error:
         raise too_large(limit_bytes) from error
     except web.RequestPayloadError as error:

@@ -12,22 +12,27 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from cluster.config import GatewaySettings
-from cluster.errors import ConfigError, InvalidRequest, ModelNotFound
+from cluster.errors import ConfigError, InvalidRequest, ModelNotFound, RequestAborted
 from orchestrator.api.backend import Backend, closing
 from orchestrator.api.deadline import fold_deadline
+from orchestrator.api.door import Door, current_caller
 from orchestrator.api.failure import report
 from orchestrator.api.http_body import read_json
 from orchestrator.api.http_chunk import Chunks, error_chunk
+from orchestrator.api.http_idle import IdleSweeper
 from orchestrator.api.http_reply import Reply
 from orchestrator.api.http_request import HttpCall, read_chat_call, read_completion_call
 from orchestrator.api.http_status import model_object, to_json
 from orchestrator.api.merge import Event, run_all
+from orchestrator.api.slow_reader import reading_within
 from orchestrator.api.status import REQUEST_ID_KEY, http_headers, openai_error, status_of
 
 LINGER_S = 1.0
 """Seconds that the rest of a refused body is thrown away, so that its sender gets to read the reply."""
 SHUTDOWN_S = 5.0
 """Seconds that running replies have to end by themselves when the server stops."""
+
+HEALTH_PATH = "/health"
 
 Read = Callable[[Any, str], HttpCall]
 
@@ -44,15 +49,20 @@ server_log.addFilter(_is_our_matter)
 class HttpServer:
     """The routes. One handler per request; a caller who leaves cancels it, and with it the backend's stream."""
 
-    def __init__(self, backend: Backend, settings: GatewaySettings) -> None:
+    def __init__(self, backend: Backend, settings: GatewaySettings, door: Door) -> None:
         self._backend = backend
+        self._settings = settings
+        self._door = door
+        self.sweeper = IdleSweeper(settings.body_timeout_s)
         self._limit_bytes = settings.max_request_bytes
         # More prompts than may wait could never all be admitted.
         self._max_prompts = max(1, settings.max_queued_requests)
 
     def app(self) -> web.Application:
         """The application, ready to be run."""
-        app = web.Application(middlewares=[_errors_as_json], client_max_size=self._limit_bytes)
+        app = web.Application(
+            middlewares=[self.sweeper.middleware, _errors_as_json, self._authorised], client_max_size=self._limit_bytes
+        )
         app.add_routes(
             [
                 web.post("/v1/chat/completions", self._chat),
@@ -60,10 +70,19 @@ class HttpServer:
                 web.get("/v1/models", self._models),
                 web.get("/v1/models/{model:.+}", self._model),
                 web.get("/v1/status", self._status),
-                web.get("/health", self._health),
+                web.get(HEALTH_PATH, self._health),
             ]
         )
         return app
+
+    @web.middleware
+    async def _authorised(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        """Serve health to anybody, and the rest to who shows a key."""
+        if request.path != HEALTH_PATH:
+            # Set for every request: those of one connection share a task.
+            current_caller.set(self._door.check(request.headers.get("Authorization", "")))
+        response: web.StreamResponse = await handler(request)
+        return response
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         return await self._run(request, lambda tree, request_id: read_chat_call(tree, request_id=request_id))
@@ -91,15 +110,17 @@ class HttpServer:
         return _json({"status": "ok"})
 
     async def _run(self, request: web.Request, read: Read) -> web.StreamResponse:
-        tree = await read_json(request, self._limit_bytes)
+        tree = await read_json(request, self._limit_bytes, self._settings.body_timeout_s)
         call = read(tree, request.headers.get(REQUEST_ID_KEY, ""))
         try:
             for item in call.requests:
                 fold_deadline(item, None)
+                if caller := current_caller.get():
+                    item.tenant = caller.tenant
             async with closing(run_all(self._backend, call.requests)) as events:
                 created_unix_s = int(time.time())
                 if call.stream:
-                    return await _stream(request, call, events, created_unix_s)
+                    return await _stream(request, call, events, created_unix_s, self._settings.slow_reader_timeout_s)
                 reply = Reply(call, created_unix_s)
                 async for prompt, event in events:
                     reply.add(prompt, event)
@@ -108,14 +129,20 @@ class HttpServer:
             return _failed(error, call.request_id, _id_header(call))
 
 
-async def serve_http(backend: Backend, settings: GatewaySettings) -> tuple[web.AppRunner, int]:
+async def serve_http(
+    backend: Backend, settings: GatewaySettings, door: Door | None = None
+) -> tuple[web.AppRunner, int]:
     """Start the HTTP server; returns its runner (``await runner.cleanup()`` ends it) and its port.
 
     Raises:
-        ConfigError: the address cannot be listened on.
+        ConfigError: the address cannot be listened on, or a certificate cannot be used.
     """
+    door = door or Door()
+    server = HttpServer(backend, settings, door)
+    app = server.app()
+    app.on_shutdown.append(lambda _: server.sweeper.stop())
     runner = web.AppRunner(
-        HttpServer(backend, settings).app(),
+        app,
         access_log=None,
         handler_cancellation=True,
         # A compressed body could unpack to a thousand times its size; nobody sends one here.
@@ -123,20 +150,29 @@ async def serve_http(backend: Backend, settings: GatewaySettings) -> tuple[web.A
         logger=server_log,
         lingering_time=LINGER_S,
         shutdown_timeout=SHUTDOWN_S,
+        max_line_size=settings.max_header_bytes,
+        max_field_size=settings.max_header_bytes,
+        keepalive_timeout=settings.body_timeout_s,
     )
     await runner.setup()
     try:
-        await web.TCPSite(runner, settings.host, settings.http_port, backlog=1024).start()
+        site = web.TCPSite(runner, settings.host, settings.http_port, backlog=1024, ssl_context=door.ssl_context())
+        await site.start()
     except OSError as error:
         await runner.cleanup()
         name = f"gateway.http_port={settings.http_port}"
         raise ConfigError(f"{name}: cannot listen on {settings.host}: {error.strerror}") from error
+    server.sweeper.start(runner)
     port: int = runner.addresses[0][1]
     return runner, port
 
 
 async def _stream(
-    request: web.Request, call: HttpCall, events: AsyncIterator[Event], created_unix_s: int
+    request: web.Request,
+    call: HttpCall,
+    events: AsyncIterator[Event],
+    created_unix_s: int,
+    slow_reader_timeout_s: float,
 ) -> web.StreamResponse:
     """Write each event as it comes; nothing before the first token, so that an error until then has a status."""
     chunks = Chunks(call, created_unix_s)
@@ -154,7 +190,8 @@ async def _stream(
             if chunk := chunks.take(prompt, event):
                 if not response.prepared:
                     await response.prepare(request)
-                await response.write(chunk)
+                async with reading_within(slow_reader_timeout_s):
+                    await response.write(chunk)
         last = chunks.end()
     except ConnectionResetError:
         return response
@@ -165,10 +202,13 @@ async def _stream(
     if not response.prepared:
         await response.prepare(request)
     try:
-        await response.write(last)
-        await response.write_eof()
-    except ConnectionResetError:
-        pass
+        async with reading_within(slow_reader_timeout_s):
+            await response.write(last)
+            await response.write_eof()
+    except (ConnectionResetError, RequestAborted):
+        # What the transport still holds for a reader who stopped is thrown away with the connection.
+        if request.transport is not None:
+            request.transport.abort()
     return response
 
 

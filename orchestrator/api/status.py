@@ -111,6 +111,8 @@ def http_headers(error: ServingError) -> dict[str, str]:
         >>> http_headers(RequestRejected("full", retry_after_s=0.25))
         {'Retry-After': '1', 'retry-after-ms': '250'}
     """
+    if isinstance(error, errors.Unauthenticated):
+        return {"WWW-Authenticate": "Bearer"}
     if not isinstance(error, RequestRejected):
         return {}
     return {

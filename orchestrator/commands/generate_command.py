@@ -14,6 +14,7 @@ from rich.text import Text
 from baton.v1 import inference_pb2 as pb
 from orchestrator.api.client import Client
 from orchestrator.api.completion import Completion
+from orchestrator.api.credentials import Credentials
 from orchestrator.commands.up_command import endpoint_of
 
 GIB = 1 << 30
@@ -29,11 +30,12 @@ def generate(
     raw: bool,
     deadline_s: float,
     as_json: bool,
+    credentials: Credentials | None = None,
 ) -> None:
     """Ask one question; see `baton generate --help`."""
     console = Console(highlight=False, quiet=as_json)
     source: dict[str, Any] = {"prompt": prompt} if raw else {"messages": [{"role": "user", "content": prompt}]}
-    with Client(endpoint_of(name, endpoint)) as client:
+    with Client(endpoint_of(name, endpoint), credentials=credentials) as client:
         if not as_json:
             console.print(Text("> " + prompt, style="bold"))
         completion = _stream(client, console, deadline_s=deadline_s, **source, **sampling, **_reasoning(reasoning))
@@ -44,11 +46,13 @@ def generate(
         console.print(figures(completion))
 
 
-def chat(name: str | None, endpoint: str | None, *, reasoning: dict[str, Any]) -> None:
+def chat(
+    name: str | None, endpoint: str | None, *, reasoning: dict[str, Any], credentials: Credentials | None = None
+) -> None:
     """Talk until an empty line; see `baton chat --help`."""
     console = Console(highlight=False)
     messages: list[dict[str, str]] = []
-    with Client(endpoint_of(name, endpoint)) as client:
+    with Client(endpoint_of(name, endpoint), credentials=credentials) as client:
         while True:
             try:
                 line = console.input("[bold cyan]you>[/] ").strip()

@@ -12,15 +12,18 @@ from rich.text import Text
 
 from baton.v1 import cluster_pb2
 from orchestrator.api.client import Client
+from orchestrator.api.credentials import Credentials
 from orchestrator.commands.up_command import endpoint_of
 
 _COLOURS = {"ready": "green", "starting": "yellow", "draining": "yellow", "lost": "red"}
 
 
-def status(name: str | None, endpoint: str | None, *, as_json: bool, watch: bool) -> None:
+def status(
+    name: str | None, endpoint: str | None, *, as_json: bool, watch: bool, credentials: Credentials | None = None
+) -> None:
     """Show the status; see `baton status --help`."""
     console = Console(highlight=False)
-    with Client(endpoint_of(name, endpoint)) as client:
+    with Client(endpoint_of(name, endpoint), credentials=credentials) as client:
         if not watch:
             _show(client.get_status(), console, as_json)
             return

@@ -15,12 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import grpc
-
 from baton.internal.v1 import registry_pb2, registry_pb2_grpc
 from cluster import model_path
 from cluster.config import ClusterSpec, PoolSettings, Role
 from cluster.errors import EngineFailed, ServingError, TransferError, WorkerDied
+from cluster.internal_rpc import InternalRpc
 from cluster.placement import WorkerPlan, assign, worker_plans
 from cluster.ray_runtime import RayRuntime, WorkerHandle, engine_env
 from decode_workers.worker import ColocatedWorker, DecodeWorker
@@ -61,6 +60,7 @@ class Controller:
         self._workers: dict[str, ManagedWorker] = {}
         self._pairs: dict[tuple[str, str], registry_pb2.Pair] = {}
         self._registry = RegistryService()
+        self._rpc = InternalRpc(spec.security)
         self._server: Any = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._watching: asyncio.Task[None] | None = None
@@ -73,9 +73,9 @@ class Controller:
 
     async def serve_registry(self, host: str, port: int = 0) -> str:
         """Start the registry; returns its address."""
-        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        self._server = self._rpc.server()
         registry_pb2_grpc.add_RegistryServicer_to_server(self._registry, self._server)
-        bound = self._server.add_insecure_port(f"{host}:{port}")
+        bound = self._rpc.bind(self._server, f"{host}:{port}")
         await self._server.start()
         return f"{host}:{bound}"
 
@@ -193,7 +193,7 @@ class Controller:
         started = {key: worker for key, worker in self._workers.items() if worker.member.state in ("starting", "ready")}
         prefills = [worker for worker in started.values() if worker.plan.role is Role.PREFILL]
         decodes = [worker for worker in started.values() if worker.plan.role is Role.DECODE]
-        warm_up = WarmUp({key: worker.member for key, worker in started.items()})
+        warm_up = WarmUp({key: worker.member for key, worker in started.items()}, self._rpc)
         try:
             for worker_id in new:
                 if started[worker_id].plan.role is Role.COLOCATED:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from baton.internal.v1 import registry_pb2, worker_pb2
 from cluster.config import Role
+from cluster.internal_rpc import InternalRpc
 from kv_transfer.ticket import TicketBook
 from orchestrator.live.worker_link import WorkerLink
 from orchestrator.policy.prefix_index import PrefixIndex
@@ -64,7 +65,10 @@ class FleetWorker:
 class Fleet:
     """All workers. ``on_change`` is called when a request that waits might now be placed."""
 
-    def __init__(self, *, on_change: Callable[[], None], on_lost: Callable[[str], None]) -> None:
+    def __init__(
+        self, *, on_change: Callable[[], None], on_lost: Callable[[str], None], rpc: InternalRpc | None = None
+    ) -> None:
+        self._rpc = rpc
         self.workers: dict[str, FleetWorker] = {}
         self.tickets = TicketBook()
         self.prefixes: PrefixIndex | None = None
@@ -102,7 +106,9 @@ class Fleet:
             self.prefixes = PrefixIndex(member.block_size_tokens)
         self.prefixes.add_worker(member.worker_id, member.total_blocks)
         self.tickets.worker_up(member.worker_id, member.incarnation)
-        link = WorkerLink(member.worker_id, member.address, on_lost=self._link_lost, on_load=self._take_load)
+        link = WorkerLink(
+            member.worker_id, member.address, on_lost=self._link_lost, on_load=self._take_load, rpc=self._rpc
+        )
         self.workers[member.worker_id] = FleetWorker(member, link)
         log.info("worker %s joined as %s", member.worker_id, member.role)
 

@@ -14,13 +14,14 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 from baton.internal.v1 import registry_pb2, worker_pb2
 from baton.v1 import cluster_pb2
 from baton.v1 import inference_pb2 as pb
 from cluster.config import ClusterSpec, Role
 from cluster.errors import NoReadyWorker, RequestRejected, ServingError, TicketRefused, WorkerDied
+from cluster.internal_rpc import InternalRpc
 from kv_transfer import ticket as tickets
 from kv_transfer.ticket import HandoffTicket
 from orchestrator.lifecycle import Displaced, LegFailed, StartLeg, WorkerLost
@@ -50,7 +51,7 @@ class Gateway:
         self.spec = spec
         self.front = front
         self.metrics = GatewayMetrics()
-        self.fleet = Fleet(on_change=self._place_waiting, on_lost=self._worker_lost)
+        self.fleet = Fleet(on_change=self._place_waiting, on_lost=self._worker_lost, rpc=InternalRpc(spec.security))
         self.block_size_tokens = next(pool.engine.block_size_tokens for _, pool in spec.pools.items())
         self._queue: AdmissionQueue[ChoiceRun] = AdmissionQueue(
             spec.gateway.max_queued_requests, lambda tenant: spec.tenant(tenant).weight
@@ -91,6 +92,8 @@ class Gateway:
                 self.metrics.failed.labels(type(error).__name__).inc()
             raise
         self._counts["finished"] += 1
+        if self.spec.security.log_text:
+            self._log_text(prepared, runs)
         yield pb.GenerateResponse(finished=self._finished(prepared, runs))
 
     def models(self) -> list[pb.Model]:
@@ -175,6 +178,14 @@ class Gateway:
                 more_tokens = used_tokens - first.charged_tokens
                 self._queue.settle(prepared.tenant, more_tokens, priority=prepared.priority)
             self._entry.charge(prepared.tenant, used_tokens - expected_tokens)
+
+    def _log_text(self, prepared: PreparedRequest, runs: list[ChoiceRun]) -> None:
+        def text(ids: Sequence[int]) -> str:
+            decoded: str = self.front.tokenizer.decode(list(ids), skip_special_tokens=False)
+            return decoded
+
+        answers = [text(run.life.output_ids) for run in runs]
+        log.info("request %s: prompt %r, output %r", prepared.request_id, text(prepared.prompt_ids), answers)
 
     def _forecast(self, request: PreparedRequest) -> int:
         """Output tokens that a choice is expected to have."""

@@ -18,6 +18,8 @@ from aiohttp import web
 
 from cluster import model_path
 from cluster.config import ClusterSpec, load
+from cluster.internal_rpc import InternalRpc
+from orchestrator.api.door import Door
 from orchestrator.api.grpc_server import serve_grpc
 from orchestrator.api.http_server import serve_http
 from orchestrator.live.gateway import Gateway
@@ -33,10 +35,12 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-async def _serve_metrics(gateway: Gateway, host: str, port: int) -> tuple[Any, int]:
-    runner = web.AppRunner(gateway.metrics.serve(gateway.refresh_gauges), access_log=None)
+async def _serve_metrics(gateway: Gateway, host: str, port: int, door: Door) -> tuple[Any, int]:
+    if gateway.spec.security.open_metrics:
+        door = Door()
+    runner = web.AppRunner(gateway.metrics.serve(gateway.refresh_gauges, door.check), access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, host, port).start()
+    await web.TCPSite(runner, host, port, ssl_context=door.ssl_context()).start()
     return runner, runner.addresses[0][1]
 
 
@@ -45,14 +49,17 @@ async def serve(spec: ClusterSpec, controller: str, ports_file: Path | None) -> 
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+    door = Door(spec.security)
     gateway = Gateway(spec, load_model_front(spec, model_path.check(spec.model.path)))
-    watcher = asyncio.create_task(watch(controller, gateway.update_members))
+    watcher = asyncio.create_task(watch(controller, gateway.update_members, InternalRpc(spec.security)))
     settings = spec.gateway
-    metrics_runner, metrics_port = await _serve_metrics(gateway, settings.host, settings.metrics_port)
-    grpc_server, grpc_port = await serve_grpc(gateway, settings)
-    http_runner, http_port = await serve_http(gateway, settings)
+    metrics_runner, metrics_port = await _serve_metrics(gateway, settings.host, settings.metrics_port, door)
+    grpc_server, grpc_port = await serve_grpc(gateway, settings, door)
+    http_runner, http_port = await serve_http(gateway, settings, door)
     ports = {"grpc_port": grpc_port, "http_port": http_port, "metrics_port": metrics_port, "pid": os.getpid()}
     log.info("serving: %s", ports)
+    if not door.is_guarded and settings.host not in ("127.0.0.1", "::1", "localhost"):
+        log.warning("anybody who reaches %s may use this cluster: set security.api_keys_file or jwt", settings.host)
     if ports_file is not None:
         partial = ports_file.with_suffix(".part")
         partial.write_text(json.dumps(ports))

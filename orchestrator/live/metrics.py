@@ -8,6 +8,8 @@ from typing import Any
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from cluster.errors import Unauthenticated
+
 _LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
 _ITL_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 5)
 _BYTES = tuple(float(1 << power) for power in range(12, 38, 2))
@@ -39,10 +41,17 @@ class GatewayMetrics:
         self.kv_reserved = Gauge("baton_kv_reserved_blocks", "KV blocks promised", ["pool", "worker"], **make)
         self.workers = Gauge("baton_workers", "Workers by pool and state", ["pool", "state"], **make)
 
-    def serve(self, refresh: Callable[[], None]) -> web.Application:
-        """A web application with ``/metrics``; ``refresh`` sets the gauges before each scrape."""
+    def serve(self, refresh: Callable[[], None], check: Callable[[str], object] = lambda _: None) -> web.Application:
+        """A web application with ``/metrics``; ``refresh`` sets the gauges before each scrape.
 
-        async def metrics(_: web.Request) -> web.Response:
+        ``check`` raises `Unauthenticated` for an ``Authorization`` header that is not to be served.
+        """
+
+        async def metrics(request: web.Request) -> web.Response:
+            try:
+                check(request.headers.get("Authorization", ""))
+            except Unauthenticated as error:
+                return web.Response(status=401, text=error.message, headers={"WWW-Authenticate": "Bearer"})
             refresh()
             return web.Response(body=generate_latest(self.registry), content_type="text/plain")
 

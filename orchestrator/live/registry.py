@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 
 from baton.internal.v1 import registry_pb2, registry_pb2_grpc
+from cluster.internal_rpc import InternalRpc
 
 log = logging.getLogger("baton.registry")
 
@@ -40,16 +41,23 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
             yield current
 
 
-async def watch(address: str, on_members: Callable[[registry_pb2.WatchMembersResponse], None]) -> None:
+async def watch(
+    address: str,
+    on_members: Callable[[registry_pb2.WatchMembersResponse], None],
+    rpc: InternalRpc | None = None,
+) -> None:
     """Follow the controller at ``address`` for ever, through its restarts.
 
     While the controller is away the last membership stands: workers that live go on serving.
     """
-    async with grpc.aio.insecure_channel(address) as channel:
+    rpc = rpc or InternalRpc()
+    async with rpc.channel(address) as channel:
         stub = registry_pb2_grpc.RegistryStub(channel)
         while True:
             try:
-                async for message in stub.WatchMembers(registry_pb2.WatchMembersRequest(), wait_for_ready=True):
+                async for message in stub.WatchMembers(
+                    registry_pb2.WatchMembersRequest(), wait_for_ready=True, metadata=rpc.metadata
+                ):
                     on_members(message)
             except grpc.aio.AioRpcError as error:
                 log.warning("controller not reachable (%s); going on with the members known", error.code().name)

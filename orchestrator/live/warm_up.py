@@ -11,6 +11,7 @@ import numpy as np
 from baton.internal.v1 import registry_pb2, worker_pb2
 from baton.v1.inference_pb2 import Sampling
 from cluster.errors import ServingError, TransferTimeout
+from cluster.internal_rpc import InternalRpc
 from kv_transfer import ticket as tickets
 from orchestrator.live.worker_link import WorkerLink, leg_error, ticket_message
 
@@ -24,10 +25,12 @@ class WarmUp:
 
     Args:
         members: Workers by id; each is linked to on first use.
+        rpc: How the cluster's processes call each other.
     """
 
-    def __init__(self, members: dict[str, registry_pb2.Member]) -> None:
+    def __init__(self, members: dict[str, registry_pb2.Member], rpc: InternalRpc | None = None) -> None:
         self._members = members
+        self._rpc = rpc
         self._links: dict[str, WorkerLink] = {}
         self._count = 0
 
@@ -66,7 +69,11 @@ class WarmUp:
         link = self._links.get(worker_id)
         if link is None:
             link = WorkerLink(
-                worker_id, self._members[worker_id].address, on_lost=lambda _: None, on_load=lambda _: None
+                worker_id,
+                self._members[worker_id].address,
+                on_lost=lambda _: None,
+                on_load=lambda _: None,
+                rpc=self._rpc,
             )
             self._links[worker_id] = link
         self._count += 1

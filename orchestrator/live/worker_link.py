@@ -14,6 +14,7 @@ import grpc
 import cluster.errors
 from baton.internal.v1 import worker_pb2, worker_pb2_grpc
 from cluster.errors import EngineFailed, ServingError, WorkerDied
+from cluster.internal_rpc import InternalRpc
 from kv_transfer.ticket import HandoffTicket
 from kv_transfer.worker_host import MAX_MESSAGE_BYTES
 
@@ -54,15 +55,25 @@ class WorkerLink:
         address: ``host:port`` of its service.
         on_lost: Called once when the stream ends though it should not.
         on_load: Called with every load report.
+        rpc: How the cluster's processes call each other.
     """
 
-    def __init__(self, worker_id: str, address: str, *, on_lost: LostHandler, on_load: LoadHandler) -> None:
+    def __init__(
+        self,
+        worker_id: str,
+        address: str,
+        *,
+        on_lost: LostHandler,
+        on_load: LoadHandler,
+        rpc: InternalRpc | None = None,
+    ) -> None:
         self.worker_id = worker_id
         self._handlers: dict[str, OutputHandler] = {}
         self._commands: asyncio.Queue[worker_pb2.WorkerCommand | None] = asyncio.Queue()
         self._on_lost = on_lost
         self._on_load = on_load
-        self._channel = grpc.aio.insecure_channel(
+        self._rpc = rpc or InternalRpc()
+        self._channel = self._rpc.channel(
             address,
             options=[
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -115,7 +126,7 @@ class WorkerLink:
         stub = worker_pb2_grpc.WorkerStub(self._channel)
         reason = "the stream ended"
         try:
-            call: Any = stub.Connect(self._outgoing(), wait_for_ready=True)
+            call: Any = stub.Connect(self._outgoing(), wait_for_ready=True, metadata=self._rpc.metadata)
             async for events in call:
                 self.last_event_s = time.monotonic()
                 handlers = self._handlers
