@@ -85,6 +85,11 @@ class EngineConstants:
             if not low <= value <= high:
                 raise ConfigError(f"engine.{self.engine}.{field.name}={value}: expected {low:g} to {high:g}")
 
+    @property
+    def prefill_first(self) -> bool:
+        """Prompts have steps of their own and decode waits (SGLang), in place of steps that do both."""
+        return self.engine.startswith("sglang")
+
     def with_overrides(self, **values: float) -> EngineConstants:
         """The same engine with some constants replaced.
 

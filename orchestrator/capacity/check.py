@@ -78,6 +78,7 @@ def profile(problem: Problem, sized: Sized) -> EngineProfile:
         overhead_s=problem.engine.first_token_s,
         gpus=worker.tp,
         name=f"{worker.tp}x {worker.gpu.name}",
+        prefill_first=problem.engine.prefill_first,
     )
 
 

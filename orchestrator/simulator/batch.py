@@ -100,6 +100,7 @@ class DecodeBatch:
         self._finishing: _Due = []
         self._answering: _Due = []
         self._overrunning: _Due = []
+        self._paused_s = 0.0
 
     # --- members --------------------------------------------------------------------------------------------
 
@@ -181,11 +182,19 @@ class DecodeBatch:
         at_low_s, per_token_s, low, high = self._table.piece(batch, context)
         steps = min(due[0][0] - self.step, -((context - high) // batch))
         steps = self._growth.steps_within(self.step, max(1, steps), self._pool.free)
+        if self._paused_s:
+            steps = 1  # its gap is longer than those of the steps after it
         self.begin(now_s, max(1, steps), at_low_s + per_token_s * (context - low), per_token_s * batch)
 
     def begin(self, now_s: float, steps: int, step_s: float, slope_s: float = 0.0) -> None:
         """Begin a run of given length and pace."""
         self.start_s, self.left, self.step_s, self.slope_s = now_s, steps, step_s, slope_s
+
+    def pause(self, now_s: float, pause_s: float) -> None:
+        """Make no step for so long: the next token of every member comes so much later."""
+        self.start_s, self.left = now_s, 0
+        if self.legs:
+            self._paused_s += pause_s
 
     def end_s(self, steps: int) -> float:
         """When ``steps`` more steps of the run are done."""
@@ -232,9 +241,12 @@ class DecodeBatch:
 
     def _count_gaps(self, members: int, steps: int, first_s: float, last_s: float) -> None:
         limit_s = self.slow_gap_s
+        done_s = self.start_s + first_s
+        if self._paused_s:
+            first_s, last_s = first_s + self._paused_s, last_s + self._paused_s
+            self._paused_s = 0.0
         first_slow = first_s > limit_s
         if self._fresh:
-            done_s = self.start_s + first_s
             for leg in self._fresh:
                 if leg.last_token_s >= 0:
                     gap_s = done_s - leg.last_token_s

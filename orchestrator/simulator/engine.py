@@ -204,7 +204,8 @@ class Engine:
 
     def _chunk_step(self, now_s: float) -> bool:
         batch = self.batch
-        budget = self.profile.max_num_batched_tokens - len(batch.legs)
+        beside = 0 if self.profile.prefill_first else len(batch.legs)
+        budget = self.profile.max_num_batched_tokens - beside
         costs: list[tuple[int, int]] = []
         for leg in self.prefilling:
             if budget <= 0:
@@ -215,11 +216,12 @@ class Engine:
             budget -= tokens
         if not costs:
             return False
-        if batch.legs:
-            step_s = self._mixed.mixed_step_s(len(batch.legs), batch.context_tokens, costs)
+        if beside:
+            step_s = self._mixed.mixed_step_s(beside, batch.context_tokens, costs)
+            batch.begin(now_s, 1, step_s)
         else:
             step_s = self.profile.prefill.chunk_s(costs)
-        batch.begin(now_s, 1, step_s)
+            batch.pause(now_s, step_s)
         self._running = True
         self.busy_s += step_s
         self._schedule(now_s + step_s)

@@ -188,6 +188,7 @@ class FleetBlock(Settings):
             overhead_s=engine.first_token_s if pool.overhead_s is None else pool.overhead_s,
             gpus=pool.tensor_parallel if pool.gpus is None else pool.gpus,
             name=pool.gpu,
+            prefill_first=engine.prefill_first,
         )
 
     def _transfer(self, link: LinkBlock | Link) -> AnyTransferCost:

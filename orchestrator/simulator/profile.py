@@ -29,6 +29,8 @@ class EngineProfile:
         overhead_s: Seconds outside any step that each prefill adds before its first token is out.
         gpus: For GPU-hours.
         name: Kind, for reports.
+        prefill_first: Prompts have steps of their own and decode waits, as in SGLang; else a step does both, as in
+            vLLM and TensorRT-LLM.
     """
 
     decode: DecodeCost
@@ -42,6 +44,7 @@ class EngineProfile:
     overhead_s: float = 0.0
     gpus: int = 1
     name: str = "worker"
+    prefill_first: bool = False
 
     def __post_init__(self) -> None:
         for key in ("total_blocks", "block_size_tokens", "max_num_seqs", "max_num_batched_tokens"):

@@ -81,6 +81,7 @@ def simulations(draw: st.DrawFn) -> Simulation:
         max_num_seqs=draw(st.sampled_from([1, 4, 64])),
         max_num_batched_tokens=draw(st.sampled_from([64, 512])),
         kv_bytes_per_token=1000.0,
+        prefill_first=draw(st.booleans()),
     )
     colocated = draw(st.booleans())
     pools = (

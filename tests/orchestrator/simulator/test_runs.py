@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 from cluster.config import Role
 from cluster.errors import ConfigError
 from orchestrator import lifecycle as lc
+from orchestrator.simulator.cost import AffineCost, AffineTransfer
+from orchestrator.simulator.engine import EngineProfile
 from orchestrator.simulator.failures import FailurePlan
-from orchestrator.simulator.fleet import FleetSpec
+from orchestrator.simulator.fleet import FleetSpec, PoolSpec
 from orchestrator.simulator.forecast import FixedForecast
 from orchestrator.simulator.records import Outcome
 from orchestrator.simulator.scaling import ChangeRole, DrainWorker, ScalingAction, StartWorker
@@ -208,3 +211,25 @@ def test_both_handoffs_deliver_the_same_tokens(fleet: MakeFleet, workload: MakeW
     assert result.records.done().all()
     assert result.tokens_out == requests.osl_tokens.sum()
     assert (result.records["answer_s"] >= result.records["first_token_s"]).all()
+
+
+def test_prefill_first_lets_decode_wait_and_prompts_not(fleet: MakeFleet) -> None:
+    """SGLang's order: the second prompt has a step to itself, and the first request's gap holds all of it."""
+    cost = AffineCost(decode_base_s=0.01, prefill_base_s=0.005, prefill_token_s=1e-4)
+    two = Workload(np.array([0.0, 0.5]), np.array([100, 1000]), np.zeros(2, int), np.array([100, 2]))
+    found = {}
+    for first in (False, True):
+        kind = EngineProfile(cost, cost, 10_000, mixed=cost, prefill_first=first)
+        spec = FleetSpec([PoolSpec(Role.COLOCATED, kind, 1)], AffineTransfer(1e9))
+        found[first] = Simulation(spec, two, GatewaySpec(slow_gap_s=0.05)).run()
+    prompt_s = 0.005 + 1000 * 1e-4
+    step_end_s = 0.015 + 0.01 * math.ceil((0.5 - 0.015) / 0.01)
+    records = found[True].records
+    assert records.ttft_s()[1] == pytest.approx(step_end_s + prompt_s - 0.5)
+    assert records["slow_gaps"].tolist() == [1, 0]
+    # All other steps take 10 ms; the one gap that holds the prompt takes the prompt's time on top.
+    assert records.e2e_s()[0] == pytest.approx(0.015 + 99 * 0.01 + prompt_s)
+    assert found[True].gaps.quantile_s(1.0) == pytest.approx(prompt_s + 0.01, rel=0.01)
+    mixed = found[False].records
+    assert mixed.ttft_s()[1] > records.ttft_s()[1]
+    assert mixed.e2e_s()[0] < records.e2e_s()[0]
