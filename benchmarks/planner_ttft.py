@@ -2,10 +2,11 @@
 
     python benchmarks/planner_ttft.py ../shared/data/silicon_h100_h200_calibration.csv --aiconfigurator rows.csv
 
-The rows do not say how their load generator started. Assumed: all clients start at once and each sends
-``--rounds`` requests; in the gap-analysis sheets every length is the nominal one, in the InferenceMAX sheets input
-and output are uniform between 80 and 100 % of it. ``--every`` takes each n-th row; ``--tuning`` scores the
-calibration rows, on which the assumption was chosen.
+The rows do not say how their load generator started. Assumed, as chosen on the calibration rows (``--tuning``):
+all clients start at once and each sends ``--rounds`` requests; prompts and outputs are uniform between a share and
+all of the nominal length: ``--inferencemax-low`` in the InferenceMAX sheets, which say so, ``--low`` in those of the
+gap analysis but for the sheets of SGLang 0.5.1 and 0.5.8, whose requests stay in step (``--fixed-low``). SGLang reads
+prompts in steps of their own. ``--every`` takes each n-th row.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +37,7 @@ from orchestrator.simulator.workload import Workload
 from prefill_workers.cost import PrefillCost
 
 
-def simulate(row: Measured, rounds: int, stagger: float) -> tuple[float, float, float, float]:
+def simulate(row: Measured, rounds: int, low: float, stagger: float) -> tuple[float, float, float, float]:
     """Mean, p50 and p95 of TTFT, and mean TPOT, seconds."""
     constants = engine_constants(row.engine)
     cost = row.cost(constants)
@@ -62,9 +65,9 @@ def simulate(row: Measured, rounds: int, stagger: float) -> tuple[float, float, 
         kv_bytes_per_token=kv_bytes_per_token(row.model, row.kv_dtype_bytes),
         overhead_s=constants.first_token_s,
         gpus=row.tp,
+        prefill_first=constants.prefill_first,
     )
     size, rng = row.clients * rounds, np.random.default_rng(0)
-    low = 1.0 if row.lockstep else 0.8
 
     def lengths(tokens: int) -> np.ndarray:
         return np.maximum(1, rng.uniform(low * tokens, tokens, size)).astype(np.int64)
@@ -92,6 +95,15 @@ def simulate(row: Measured, rounds: int, stagger: float) -> tuple[float, float, 
     )
 
 
+IN_STEP = ("0.5.1.post1", "0.5.8.post1")
+
+
+def _sheet(row: Measured) -> str:
+    if not row.lockstep:
+        return "InferenceMAX"
+    return "in step" if row.row["backend"] == "sglang" and row.row["backend_version"] in IN_STEP else "gap analysis"
+
+
 def _line(name: str, errors: Sequence[float]) -> str:
     values = np.array(errors)
     if not values.size:
@@ -107,9 +119,14 @@ def main() -> None:
     parser.add_argument("--aiconfigurator", type=Path)
     parser.add_argument("--every", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--stagger", type=float, default=0.25)
+    parser.add_argument("--stagger", type=float, default=0.0, help="clients start over this share of a request")
+    parser.add_argument("--low", type=float, default=0.9)
+    parser.add_argument("--fixed-low", type=float, default=1.0)
+    parser.add_argument("--inferencemax-low", type=float, default=0.8)
+    parser.add_argument("--rows", action="store_true", help="print every row")
     parser.add_argument("--most-clients", type=int, default=256)
     parser.add_argument("--tuning", action="store_true")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
     options = parser.parse_args()
     tuning = read(options.calibration)
     if options.tuning:
@@ -123,20 +140,26 @@ def main() -> None:
     theirs = read_aiconfigurator(options.aiconfigurator) if options.aiconfigurator else {}
     errors: dict[str, list[float]] = {}
     inside = 0
-    for i, row in enumerate(rows):
-        mean_s, p50_s, p95_s, tpot_s = simulate(row, options.rounds, options.stagger if row.lockstep else 0.0)
+    lows = {"in step": options.fixed_low, "gap analysis": options.low, "InferenceMAX": options.inferencemax_low}
+    with ProcessPoolExecutor(options.jobs) as pool:
+        rounds, stagger = repeat(options.rounds), repeat(options.stagger)
+        found = list(pool.map(simulate, rows, rounds, [lows[_sheet(row)] for row in rows], stagger))
+    for row, (mean_s, p50_s, p95_s, tpot_s) in zip(rows, found, strict=True):
+        sheet = _sheet(row)
+        if options.rows:
+            where = f"{row.row['backend']} {row.row['backend_version']} {row.model_name} {row.gpu.name} tp{row.tp}"
+            shape = f"{row.isl_tokens}/{row.osl_tokens} x{row.clients}"
+            print(f"{where} {shape}: {row.ttft_s:.3f} s, simulated {mean_s / row.ttft_s:.2f} of it", flush=True)
         inside += p50_s * 0.75 <= row.ttft_s <= p95_s * 1.25
         kind = "dense" if row.model_name in DENSE else "moe"
         answered = not theirs or row.row.get("id") in theirs
-        for group in ("all", kind, f"{kind} {'lockstep' if row.lockstep else 'spread'}"):
+        for group in ("all", kind, f"{kind}, {sheet}"):
             errors.setdefault(f"baton TTFT {group}", []).append(abs(mean_s / row.ttft_s - 1))
             errors.setdefault(f"baton TPOT {group}", []).append(abs(tpot_s / row.tpot_s - 1))
             if theirs and answered:
                 errors.setdefault(f"baton TTFT {group}, shared", []).append(abs(mean_s / row.ttft_s - 1))
                 their_s = theirs[row.row["id"]][1]
                 errors.setdefault(f"aiconfigurator TTFT {group}", []).append(abs(their_s / row.ttft_s - 1))
-        if sys.stderr.isatty() or i % 20 == 0:
-            print(f"{i + 1}/{len(rows)}", file=sys.stderr, flush=True)
     print(f"{len(rows)} rows with 5 to {options.most_clients} clients; measured mean within the p50-p95 band")
     print(f"widened by a quarter: {inside / max(1, len(rows)):.0%}\n")
     print(f"{'':<34} rows     mean   median  in 25 %")
