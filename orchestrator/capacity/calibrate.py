@@ -74,7 +74,7 @@ def predict(
     cost, generator = _cost(problem, gpu, tp, scales), LoadGenerator("closed loop", 0.8, 0.3)
     found = []
     for point in points:
-        estimate = closed_loop(cost, point.clients, point.isl_tokens, point.osl_tokens, generator)
+        estimate = closed_loop(cost, point.clients, point.isl_tokens, point.osl_tokens, generator, problem.chunk_tokens)
         found.append((estimate.tpot_s, estimate.ttft_s))
     return found
 

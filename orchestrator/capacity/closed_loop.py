@@ -67,7 +67,12 @@ def prefill_added_s(
 
 
 def closed_loop(
-    cost: DecodeCost, clients: int, isl_tokens: int, osl_tokens: int, generator: LoadGenerator | None = None
+    cost: DecodeCost,
+    clients: int,
+    isl_tokens: int,
+    osl_tokens: int,
+    generator: LoadGenerator | None = None,
+    chunk_tokens: int = CHUNK_TOKENS,
 ) -> ClosedLoopEstimate:
     """Mean TPOT and TTFT of ``clients`` requests kept in flight on one colocated worker.
 
@@ -77,6 +82,7 @@ def closed_loop(
         isl_tokens: Input length of every request.
         osl_tokens: Output length of every request.
         generator: How the clients start; spread over time if ``None``.
+        chunk_tokens: Most prompt tokens of one step.
     """
     generator = generator or LoadGenerator.spread()
     mean_context = isl_tokens + 0.5 * osl_tokens
@@ -88,10 +94,10 @@ def closed_loop(
     batch = max(1, round(min(float(clients), room)))
     context = int(batch * mean_context)
     step_s = cost.step_s(batch, context)
-    added_s = prefill_added_s(cost, isl_tokens, batch, context)
+    added_s = prefill_added_s(cost, isl_tokens, batch, context, chunk_tokens)
     others = batch - 1
     tpot_s = step_s + generator.stall_share * others / osl_tokens * added_s
-    alone_s = prefill_added_s(cost, isl_tokens, others, int(others * mean_context))
+    alone_s = prefill_added_s(cost, isl_tokens, others, int(others * mean_context), chunk_tokens)
     wait_s = 0.5 * step_s if others else 0.0
     step_now_s = cost.step_s(others, int(others * mean_context)) if others else 0.0
     ttft_s = (
