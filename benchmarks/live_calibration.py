@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write what was measured here")
     parser.add_argument("--small", action="store_true", help="try the script on a few small loads")
     options = parser.parse_args()
-    six, twelve = (SIX, TWELVE) if not options.small else (SIX[:1] + SIX[2:5:2] + SIX[4:5], TWELVE[5:6])
+    six, twelve = (SIX, TWELVE) if not options.small else (SIX[:5:2], TWELVE[5:6])
     problem = plan(options.model)
     if options.points:
         points = read_points([options.points])

@@ -107,16 +107,16 @@ def cost_by_trace(rows: Sequence[Resized], what: str = "trace length") -> bytes:
         assert each.plan is not None
         axes.annotate(
             f"{each.plan.best.gpus} GPUs", (each.factor, each.plan.best.cost.usd_month / 1e3),
-            textcoords="offset points", xytext=(0, -14), fontsize=7,
+            textcoords="offset points", xytext=(0, -14), fontsize=7, ha="center",
         )  # fmt: skip
     for each in rows:
         if each.plan is None:
             axes.axvline(each.factor, color=COLOURS["red"], linestyle="--", linewidth=1)
     axes.set_xlabel(f"{what}, times the plan's")
     axes.set_ylabel("thousand $ a month")
+    axes.margins(x=0.06, y=0.15)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
-    axes.margins(y=0.15)
     return _png(figure)
 
 
