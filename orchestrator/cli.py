@@ -11,7 +11,9 @@ import typer
 
 from cluster.errors import ConfigError, ServingError
 from orchestrator.bench.command import bench
-from orchestrator.capacity.commands import calibrate, plan_app, whatif
+from orchestrator.capacity.calibrate_command import calibrate
+from orchestrator.capacity.commands import plan_app
+from orchestrator.capacity.whatif_command import whatif
 from orchestrator.doctor_command import doctor
 from orchestrator.simulator.simulate_command import simulate
 from orchestrator.simulator.trace_command import trace as trace_app

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,9 +11,11 @@ from numpy.typing import NDArray
 from cluster.config import TransferSettings
 from cluster.errors import PlacementInfeasible
 from orchestrator.capacity.lengths import Floats, LengthDistribution
-from orchestrator.capacity.planner import Candidate, Latency, Plan, evaluate, objective_of
-from orchestrator.capacity.pools import Sized, infeasible
+from orchestrator.capacity.plan import Candidate, Latency, Plan
+from orchestrator.capacity.planner import evaluate, objective_of
+from orchestrator.capacity.pools import Sized
 from orchestrator.capacity.resolve import Problem
+from orchestrator.capacity.worker_model import infeasible
 from orchestrator.simulator.engine import EngineProfile
 from orchestrator.simulator.fleet import FleetSpec, PoolSpec
 from orchestrator.simulator.forecast import FixedForecast
@@ -24,7 +25,6 @@ from prefill_workers.cost import PrefillCost
 
 MOST_GROWN = 4
 MOST_REQUESTS = 20_000
-DAY_REQUESTS = 12_000
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,10 @@ def arrivals(rate_per_s: float, cv: float, size: int, seed: int) -> Floats:
     return np.cumsum(rng.gamma(shape, 1.0 / (shape * rate_per_s), size))
 
 
-def _simulation(
+def simulation_of(
     problem: Problem, spec: FleetSpec, workload: Workload, progress: Callable[[float], None] | None
 ) -> Simulation:
+    """A run of these requests on this fleet, under the gateway settings that the plan emits."""
     return Simulation(
         fleet_spec=spec,
         workload=workload,
@@ -146,7 +147,7 @@ def simulate(problem: Problem, candidate: Candidate, progress: Callable[[float],
     size = min(MOST_REQUESTS, plan.requests + int(rate * 2.0 * warm_s))
     arrived = arrivals(rate, workload.arrival_cv, size, plan.seed)
     lost = problem.spec.survive_failures
-    result = _simulation(problem, fleet(problem, candidate, lost), draw(problem, arrived, plan.seed), progress).run()
+    result = simulation_of(problem, fleet(problem, candidate, lost), draw(problem, arrived, plan.seed), progress).run()
     records, done = result.records, result.records.done()
     # The last to arrive run on an emptying fleet, the first on an empty one: neither is counted.
     counted = done & (records["arrival_s"] >= min(warm_s, 0.5 * arrived[-1]))
@@ -251,68 +252,3 @@ def _finalists(plan: Plan) -> Sequence[Candidate]:
             chosen.append(best)
     chosen += [each for each in plan.candidates if all(each is not old for old in chosen)]
     return chosen[:count]
-
-
-@dataclass(frozen=True, eq=False)
-class Day:
-    """A simulated day.
-
-    Args:
-        time_h: Hours.
-        rate_per_s: Arrivals at that hour.
-        running: Requests in flight.
-        queued: Requests waiting.
-        caption: What was simulated.
-    """
-
-    time_h: Sequence[float]
-    rate_per_s: Sequence[float]
-    running: Sequence[float]
-    queued: Sequence[float]
-    caption: str
-
-
-def day_shape(peak_to_mean: float) -> Callable[[float], float]:
-    """Rate over the peak at a share of the day: a raised cosine to the power that gives this ratio.
-
-    Example:
-        >>> shape = day_shape(2.0)
-        >>> shape(0.5), round(shape(0.0), 6)
-        (1.0, 0.0)
-    """
-    grid = 0.5 - 0.5 * np.cos(2 * np.pi * (np.arange(480) + 0.5) / 480)
-    low, high = 0.0, 200.0
-    for _ in range(60):
-        power = 0.5 * (low + high)
-        if float((grid**power).mean()) > 1.0 / peak_to_mean:
-            low = power
-        else:
-            high = power
-    return lambda share: (0.5 - 0.5 * math.cos(2 * math.pi * share)) ** power
-
-
-def simulate_day(plan: Plan, progress: Callable[[float], None] | None = None) -> Day:
-    """A day of the chosen fleet, the clock run faster where a whole day holds too many requests to simulate."""
-    problem, best = plan.problem, plan.best
-    workload = problem.spec.workload
-    peak = workload.peak_rate_per_s
-    length_s = min(86400.0, max(DAY_REQUESTS / workload.mean_rate_per_s, 12 * best.e2e.p95_s))
-    shape, rng = day_shape(workload.peak_to_mean), np.random.default_rng(problem.spec.simulate.seed)
-    # Thinning: arrivals at the peak rate, each kept with the chance that the hour gives it.
-    raw = np.cumsum(rng.exponential(1.0 / peak, int(peak * length_s * 1.05) + 10))
-    raw = raw[raw < length_s]
-    kept = raw[rng.random(raw.size) < np.array([shape(float(each / length_s)) for each in raw])]
-    run = _simulation(problem, fleet(problem, best), draw(problem, kept, problem.spec.simulate.seed), progress)
-    run.sample_s = length_s / 288
-    timeline = run.run().timeline
-    inside = timeline["time_s"] <= length_s
-    hours = timeline["time_s"][inside] / length_s * 24.0
-    faster = 86400.0 / length_s
-    clock = "" if faster < 1.01 else f", the day run {faster:.0f} times as fast"
-    return Day(
-        time_h=hours.tolist(),
-        rate_per_s=[peak * shape(float(each / 24.0)) for each in hours],
-        running=timeline["in_flight"][inside].tolist(),
-        queued=timeline["queued"][inside].tolist(),
-        caption=f"{len(kept):,} simulated requests on {best.label}{clock}.",
-    )

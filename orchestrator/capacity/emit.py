@@ -9,7 +9,7 @@ import yaml
 
 from cluster.config import ClusterSpec, Role
 from cluster.config import parse as parse_cluster
-from orchestrator.capacity.planner import Candidate
+from orchestrator.capacity.plan import Candidate
 from orchestrator.capacity.pools import Sized
 from orchestrator.capacity.resolve import Problem
 

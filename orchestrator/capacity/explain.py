@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.capacity.planner import Candidate
+from orchestrator.capacity.plan import Candidate
 from orchestrator.capacity.resolve import Problem
 from orchestrator.capacity.spec import HOURS_PER_MONTH
 

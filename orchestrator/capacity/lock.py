@@ -13,7 +13,8 @@ from cluster.engine_constants import EngineConstants
 from cluster.errors import ConfigError
 from cluster.hardware import GpuSpec
 from cluster.model import ModelSpec, Precision
-from orchestrator.capacity.planner import Plan, plan_for
+from orchestrator.capacity.plan import Plan
+from orchestrator.capacity.planner import plan_for
 from orchestrator.capacity.resolve import Problem
 from orchestrator.capacity.spec import parse
 from orchestrator.capacity.view import candidate_record

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cluster.errors import ConfigError
-from orchestrator.capacity.planner import Plan
+from orchestrator.capacity.plan import Plan
 from orchestrator.capacity.spec import Mode
 from orchestrator.capacity.whatif import Resized
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import jinja2
 
 from orchestrator.capacity import explain, plots
-from orchestrator.capacity.check import Day
-from orchestrator.capacity.planner import Plan
+from orchestrator.capacity.day import Day
+from orchestrator.capacity.plan import Plan
 from orchestrator.capacity.view import assumptions, seconds, shown
 from orchestrator.capacity.whatif import HELD_LEVERS, Lever, breaking_point, resize
 

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from orchestrator.capacity.pools import Load, Sized
+from orchestrator.capacity.pools import Sized
 from orchestrator.capacity.resolve import Problem
+from orchestrator.capacity.worker_model import Load
 
 FITTED_GPUS = ("H100-SXM", "H200-SXM")
 FITTED_TP = 8

@@ -6,7 +6,8 @@ from typing import Any
 
 from rich.table import Table
 
-from orchestrator.capacity.planner import Candidate, Latency, Plan
+from orchestrator.capacity.check import Checked
+from orchestrator.capacity.plan import Candidate, Latency, Plan
 
 
 def _latency(latency: Latency) -> dict[str, float]:
@@ -139,3 +140,38 @@ def table(plan: Plan) -> Table:
             f"{each.trust.tag.value} ±{100 * each.trust.band:.0f} %",
         )
     return found
+
+
+def check_record(checked: Checked) -> dict[str, Any]:
+    """What the simulator says of a finalist, as plain data."""
+    return {
+        "fleet": checked.candidate.label,
+        "requests": checked.requests,
+        "added_workers": checked.added_workers,
+        "broken": list(checked.broken),
+        **{
+            name: {"p50_s": each.p50_s, "p95_s": each.p95_s, "p99_s": each.p99_s}
+            for name, each in (
+                ("ttft", checked.ttft),
+                ("ttfat", checked.ttfat),
+                ("itl", checked.itl),
+                ("e2e", checked.e2e),
+            )
+        },
+    }
+
+
+def check_table(checks: list[Checked]) -> Table:
+    """The finalists in the simulator."""
+    shown = Table(title="Finalists in the simulator, at the peak (p50/p95/p99)", title_justify="left")
+    for name in ("fleet", "TTFT", "TTFAT", "ITL", "E2E", "requests", "objectives"):
+        shown.add_column(name, overflow="fold")
+    for each in checks:
+        kept = "kept" if not each.broken else f"missed: {', '.join(each.broken)}"
+        added = f" after {each.added_workers} more workers" if each.added_workers else ""
+        triples = [
+            "/".join(seconds(value) for value in (latency.p50_s, latency.p95_s, latency.p99_s))
+            for latency in (each.ttft, each.ttfat, each.itl, each.e2e)
+        ]
+        shown.add_row(each.candidate.label, *triples, str(each.requests), kept + added)
+    return shown

@@ -7,17 +7,20 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from cluster.errors import ConfigError, PlacementInfeasible
+from cluster.hardware import gpu as gpu_named
 from orchestrator.capacity.lengths import LengthDistribution, RequestLengths
-from orchestrator.capacity.planner import Candidate, Plan, evaluate, plan_for, with_price
-from orchestrator.capacity.pools import Sized, WorkerModel
+from orchestrator.capacity.plan import Candidate, Plan
+from orchestrator.capacity.planner import evaluate, plan_for, with_price
+from orchestrator.capacity.pools import Sized
 from orchestrator.capacity.resolve import Problem
 from orchestrator.capacity.spec import Mode, PlanSpec
+from orchestrator.capacity.worker_model import WorkerModel
 
 MOST = 64.0
 
 
 class Lever(StrEnum):
-    """What may be varied, each by a factor."""
+    """What may be varied, each by a factor; the kind of GPU by name."""
 
     TRACE_LENGTH = "trace_length"
     SPREAD = "spread"
@@ -25,6 +28,7 @@ class Lever(StrEnum):
     PRICE = "price"
     BUDGET = "budget"
     PREFIX_HIT = "prefix_hit"
+    GPU = "gpu"
 
 
 def changed(problem: Problem, lever: Lever, factor: float) -> Problem:
@@ -55,6 +59,8 @@ def changed(problem: Problem, lever: Lever, factor: float) -> Problem:
             return _with_trace(problem, lambda lengths: lengths.spread(factor))
         case Lever.BUDGET:
             return _with_trace(problem, lambda lengths: lengths.capped(factor * lengths.quantile(0.95)))
+        case Lever.GPU:
+            raise ConfigError("gpu: kinds of GPU have names, not factors; see resize_gpus")
 
 
 _POSITIVE = (Lever.RATE, Lever.TRACE_LENGTH, Lever.BUDGET)
@@ -82,16 +88,22 @@ class Resized:
     """One value of a lever with the fleet sized again.
 
     Args:
-        factor: The value.
+        value: The factor, or the name of a kind of GPU.
         plan: The new answer, or ``None`` where there is none.
         reason: Why not.
         clipped_share: Share of traces that a budget cuts.
     """
 
-    factor: float
+    value: float | str
     plan: Plan | None
     reason: str = ""
     clipped_share: float = 0.0
+
+    @property
+    def factor(self) -> float:
+        """The value, where it is a number."""
+        assert not isinstance(self.value, str)
+        return self.value
 
 
 def resize(problem: Problem, lever: Lever, factors: list[float]) -> list[Resized]:
@@ -105,6 +117,27 @@ def resize(problem: Problem, lever: Lever, factors: list[float]) -> list[Resized
             found.append(Resized(factor, plan_for(changed(problem, lever, factor)), "", clipped))
         except PlacementInfeasible as error:
             found.append(Resized(factor, None, error.message, clipped))
+    return found
+
+
+def with_gpu(problem: Problem, name: str) -> Problem:
+    """The problem with one kind of GPU alone, at the plan's price for it where it has one.
+
+    Raises:
+        ConfigError: an unknown kind.
+    """
+    known = next((each for each in problem.gpus if each.name == name), None)
+    return replace(problem, gpus=(known or gpu_named(name),))
+
+
+def resize_gpus(problem: Problem, names: list[str]) -> list[Resized]:
+    """(a) for kinds of GPU: the plan on each alone."""
+    found, problems = [], [with_gpu(problem, name) for name in names]
+    for name, changed_problem in zip(names, problems, strict=True):
+        try:
+            found.append(Resized(name, plan_for(changed_problem)))
+        except (ConfigError, PlacementInfeasible) as error:
+            found.append(Resized(name, None, error.message))
     return found
 
 

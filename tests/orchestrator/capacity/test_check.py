@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from cluster.errors import PlacementInfeasible
-from orchestrator.capacity.check import arrivals, check, day_shape, draw, simulate, simulate_day
+from orchestrator.capacity.check import arrivals, check, draw, simulate
+from orchestrator.capacity.day import day_shape, simulate_day
 from orchestrator.capacity.planner import plan_for
 from orchestrator.capacity.spec import Mode
 

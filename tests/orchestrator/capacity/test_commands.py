@@ -11,8 +11,10 @@ import yaml
 from typer.testing import CliRunner
 
 from cluster.config import load as load_cluster
-from orchestrator.capacity.commands import calibrate, plan_app, whatif
-from orchestrator.capacity.measured import measure
+from orchestrator.capacity.calibrate_command import calibrate
+from orchestrator.capacity.commands import plan_app
+from orchestrator.capacity.live_points import measure
+from orchestrator.capacity.whatif_command import whatif
 
 from .plans import tree, workload
 
@@ -69,6 +71,16 @@ def test_explain_and_whatif_print_terms_and_limits(plan_file: Path) -> None:
     assert [row["factor"] for row in found["resized"]] == [1.0, 2.0]
     assert {row["lever"] for row in found["held"]} == {"trace_length", "spread", "rate"}
     assert "fleet held" in run.invoke(app, ["whatif", "-f", str(plan_file)]).stdout
+
+
+def test_whatif_sizes_again_on_each_kind_of_gpu(plan_file: Path) -> None:
+    asked = ["whatif", "-f", str(plan_file), "--vary", "gpu", "--factors", "H200-SXM, L40S"]
+    rows = json.loads(run.invoke(app, [*asked, "--json"]).stdout)["resized"]
+    assert [row["factor"] for row in rows] == ["H200-SXM", "L40S"]
+    assert "H200-SXM" in rows[0]["fleet"] and "H200" not in (rows[1]["fleet"] or "")
+    assert rows[1]["fleet"] or rows[1]["reason"]
+    assert "L40S" in run.invoke(app, asked).stdout
+    assert run.invoke(app, [*asked[:-1], "H9000"]).exit_code == 2
 
 
 @pytest.mark.parametrize(

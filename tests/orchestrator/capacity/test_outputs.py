@@ -10,7 +10,8 @@ from cluster.config import parse as parse_cluster
 from cluster.errors import ConfigError
 from orchestrator.capacity import explain, lock, report
 from orchestrator.capacity.emit import cluster_spec, gpus_of, helm_values
-from orchestrator.capacity.planner import Plan, plan_for
+from orchestrator.capacity.plan import Plan
+from orchestrator.capacity.planner import plan_for
 from orchestrator.capacity.spec import Mode
 from orchestrator.capacity.view import candidate_record
 

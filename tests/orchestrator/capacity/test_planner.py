@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from cluster.errors import PlacementInfeasible
 from cluster.hardware import gpu
-from orchestrator.capacity.planner import Plan, evaluate, plan_for
-from orchestrator.capacity.pools import WorkerModel, size_colocated, size_decode, size_prefill
+from orchestrator.capacity.plan import Plan
+from orchestrator.capacity.planner import evaluate, plan_for
+from orchestrator.capacity.pools import size_colocated, size_decode, size_prefill
 from orchestrator.capacity.resolve import scaled_constants
 from orchestrator.capacity.spec import Mode, ScalesPlan
+from orchestrator.capacity.worker_model import WorkerModel
 
 from .plans import problem, workload
 
