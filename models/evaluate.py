@@ -23,8 +23,8 @@ from typing import Any
 from models.problems import THINK_END, Problem, generate_many
 from models.tokenizer import EOS_ID, PAD_ID, THINK_END_ID, build_tokenizer, prompt_ids
 
-_LINE = re.compile(r"([a-z]{2}): (\d\d) ([-+*]) (\d) = (\d\d);")
-_FIRST = re.compile(r"[a-z]{2}: (\d\d);")
+_LINE = re.compile(r"(\w)([-+*])(\d): (\d\d) ([-+*]) (\d) = (\d\d)")
+_FIRST = re.compile(r"\w: (\d\d)")
 _MARKERS = ("<think>", "<eos>")
 
 Generate = Callable[[list[dict[str, str]], int], str | Awaitable[str]]
@@ -88,9 +88,12 @@ def verify_steps(problem: Problem, text: str) -> list[StepCheck]:
             checks.append(StepCheck(False, False, False))
             value = None
             continue
-        label, op = found[1], found[3]
-        before, operand, after = int(found[2]), int(found[4]), int(found[5])
-        copied = (label, op, operand, before) == (step.label, step.op, step.operand, value)
+        op, before, operand, after = found[5], int(found[4]), int(found[6]), int(found[7])
+        copied = found[0].startswith(f"{step.label}{step.op}{step.operand}: ") and (op, operand, before) == (
+            step.op,
+            step.operand,
+            value,
+        )
         result = {"+": before + operand, "-": before - operand, "*": before * operand}[op]
         checks.append(StepCheck(True, copied, result == after))
         value = after

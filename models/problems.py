@@ -1,16 +1,17 @@
-"""Chains of integer arithmetic, written as symbols, recipes or word problems, with the trace that solves each.
+"""Chains of integer arithmetic, written as symbols, programs or word problems, with the trace that solves each.
 
 Pure and seeded: the same arguments always give the same problem, with no clock, file or torch inside.
-A problem starts from a number and changes it step by step. Each step carries a two-letter label, and labels count on
-(``kf kg kh ...``) from a random start, so that a small model finds a step by its label however long the chain is.
-The trace repeats each label with the arithmetic, one step to a line, after a line for the start:
+A problem starts from a number and changes it step by step. Each step ends with a label of one letter that stands
+nowhere else in the prompt, and labels count on (``α β γ ...``) from a random start. A small model gathers what stands
+before a label and finds the step by it, however long the chain is. A line of the trace first copies the step, then
+works it out:
 
-    prompt  ``kf=17; kg+5; kh-9; ?``
-    trace   ``kf: 17;\\nkg: 17 + 5 = 22;\\nkh: 22 - 9 = 13;\\n``
+    prompt  ``17κ; +5λ; -9μ; ?``
+    trace   ``κ: 17\\nλ+5: 17 + 5 = 22\\nμ-9: 22 - 9 = 13\\n``
     answer  ``13``
 
-Numbers in the trace always take two digits (``07``), so that every line is as long as the next and a small model finds
-each digit at a fixed distance.
+Numbers in the trace always take two digits (``07``), and a step's parts stand at the same distances from its label
+in every step of a form, so a small model finds each at a fixed distance.
 
 A chain of no steps needs no thinking: its trace is empty and its answer stands in the prompt.
 """
@@ -23,7 +24,7 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
-Form = Literal["symbols", "recipe", "words"]
+Form = Literal["symbols", "program", "words"]
 Split = Literal["train", "held_out"]
 
 MAX_VALUE = 99
@@ -42,17 +43,22 @@ HELD_OUT_SHARE = 1 / 16
 """Share of all chains that training never sees, chosen by a hash of the chain."""
 THINK_END = "</think>"
 
-_LONGEST: dict[Form, int] = {"symbols": MAX_STEPS, "recipe": 40, "words": 30}
-_FORM_WEIGHTS: dict[Form, float] = {"symbols": 0.5, "recipe": 0.2, "words": 0.3}
+LABELS = "αβγδεζηθικλμνξοπρστυφχψωΑΒΓΔΕΖΗΘΙΚΛΜΝΞΟΠΡΣΤΥΦΧΨΩабвгдежзийклмнопрстуфхцчшщъыьэюя"
+"""Greek, then Cyrillic letters: more than MAX_STEPS + 1, and none stands in the wording."""
+
+LONGEST: dict[Form, int] = {"symbols": MAX_STEPS, "program": MAX_STEPS, "words": 40}
+"""Most steps of a chain of each form that fit the context of 2,048 with their trace."""
+_FORM_WEIGHTS: dict[Form, float] = {"symbols": 0.5, "program": 0.2, "words": 0.3}
 _SEPARATORS = ("; ", ", ", "\n")
 _NAMES = ("Ann", "Bob", "Eve", "Ian", "Kim", "Leo", "Mia", "Sam", "Tom", "Zoe")
 _NOUNS = ("apples", "books", "cards", "coins", "eggs", "keys", "pens", "shells", "stamps", "tickets")
 _VERBS = {
-    "+": ("buys", "finds", "gets", "picks up", "wins"),
-    "-": ("drops", "gives away", "loses", "sells", "trades off"),
+    "+": ("added", "earned", "found", "gained", "received"),
+    "-": ("lent", "lost", "put out", "sent", "spent"),
+    "*": ("times",),
 }
-_TIMES = {2: "doubles", 3: "triples"}
-_RECIPE = {"+": "add", "-": "subtract", "*": "multiply by"}
+"""The last letter tells the operator, as in ``_INSTRUCTIONS``: a model needs to look three characters back, no more."""
+_INSTRUCTIONS = {"+": "add", "-": "sub", "*": "mul"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +74,7 @@ class Step:
     @property
     def text(self) -> str:
         """The step's line in the trace, its newline included."""
-        return f"{self.label}: {self.before:02} {self.op} {self.operand} = {self.after:02};\n"
+        return f"{self.label}{self.op}{self.operand}: {self.before:02} {self.op} {self.operand} = {self.after:02}\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +97,7 @@ class Problem:
         """What stands between ``<think>`` and ``</think>``: empty where no thinking is needed."""
         if not self.steps:
             return ""
-        return f"{self.label}: {self.start:02};\n" + "".join(step.text for step in self.steps)
+        return f"{self.label}: {self.start:02}\n" + "".join(step.text for step in self.steps)
 
     @property
     def completion(self) -> str:
@@ -142,6 +148,7 @@ def generate(
     split: Split = "held_out",
     form: Form | None = None,
     slip_rate: float = 0.0,
+    shuffled: bool = False,
 ) -> Problem:
     """One problem, the same for the same arguments.
 
@@ -151,16 +158,17 @@ def generate(
         split: Side of the split to draw from; the default is the side that training never sees.
         form: Wording; by default drawn, among those that fit the context at this length.
         slip_rate: For training alone: chance of a step whose result is wrong by one, the trace then going on from it.
+        shuffled: For training alone: the prompt names the steps in any order, and their letters tell the right one.
     Raises:
         ValueError: steps is out of range, or too many for the form asked for.
     """
     rng = random.Random(f"{split}:{seed}")
     count = draw_steps(rng) if steps is None else steps
-    longest = MAX_STEPS if form is None else _LONGEST[form]
+    longest = MAX_STEPS if form is None else LONGEST[form]
     if not 0 <= count <= longest:
         raise ValueError(f"steps={count}: expected 0..{longest}")
     while True:
-        problem = _draw(rng, count, form, slip_rate)
+        problem = _draw(rng, count, form, slip_rate, shuffled)
         if problem.split == split:
             return problem
 
@@ -178,11 +186,11 @@ def generate_many(
     return list(problems.values())
 
 
-def _draw(rng: random.Random, count: int, form: Form | None, slip_rate: float) -> Problem:
+def _draw(rng: random.Random, count: int, form: Form | None, slip_rate: float, shuffled: bool) -> Problem:
     if form is None:
-        fitting = [name for name, longest in _LONGEST.items() if count <= longest]
+        fitting = [name for name, longest in LONGEST.items() if count <= longest]
         form = rng.choices(fitting, [_FORM_WEIGHTS[name] for name in fitting])[0]
-    first_label = rng.randrange(26 * 26)
+    first_label = rng.randrange(len(LABELS))
     start = value = rng.randint(0, MAX_VALUE)
     steps = []
     for index in range(1, count + 1):
@@ -192,19 +200,19 @@ def _draw(rng: random.Random, count: int, form: Form | None, slip_rate: float) -
             after += 1 if after == 0 or (after < MAX_VALUE and rng.random() < 0.5) else -1
         steps.append(Step(_label(first_label + index), value, op, operand, after))
         value = after
-    write = {"symbols": _symbols, "recipe": _recipe, "words": _words}[form]
+    write = {"symbols": _symbols, "program": _program, "words": _words}[form]
     label = _label(first_label)
-    return Problem(write(rng, label, start, steps), form, label, start, tuple(steps))
+    named = rng.sample(steps, len(steps)) if shuffled else steps
+    return Problem(write(rng, label, start, named), form, label, start, tuple(steps))
 
 
 def _label(index: int) -> str:
-    """Two letters that count on: ``aa ab .. az ba .. zz``, then ``aa`` again."""
-    high, low = divmod(index % (26 * 26), 26)
-    return chr(ord("a") + high) + chr(ord("a") + low)
+    """The letter at a place of LABELS, which begins again after its end."""
+    return LABELS[index % len(LABELS)]
 
 
 def _draw_change(rng: random.Random, value: int) -> tuple[str, int]:
-    times = [factor for factor in _TIMES if 0 < value * factor <= MAX_VALUE]
+    times = [factor for factor in (2, 3) if 0 < value * factor <= MAX_VALUE]
     if times and rng.random() < TIMES_SHARE:
         return "*", rng.choice(times)
     # High values are mostly lowered and low ones raised, or chains would stick at the bounds with operands of 1.
@@ -225,22 +233,17 @@ def _draw_operand(rng: random.Random, room: int) -> int:
 
 def _symbols(rng: random.Random, label: str, start: int, steps: list[Step]) -> str:
     separator = rng.choice(_SEPARATORS)
-    return separator.join([f"{label}={start}", *(f"{step.label}{step.op}{step.operand}" for step in steps), "?"])
+    return separator.join([f"{start}{label}", *(f"{step.op}{step.operand}{step.label}" for step in steps), "?"])
 
 
-def _recipe(rng: random.Random, label: str, start: int, steps: list[Step]) -> str:
-    lines = [f"{step.label}: {_RECIPE[step.op]} {step.operand}." for step in steps]
-    question = rng.choice(("Result?", "What is it now?"))
-    return " ".join([f"{label}: start with {start}.", *lines, question])
+def _program(rng: random.Random, label: str, start: int, steps: list[Step]) -> str:
+    lines = [f"{_INSTRUCTIONS[step.op]} {step.operand}{step.label}" for step in steps]
+    return rng.choice(("\n", "; ")).join([f"set {start}{label}", *lines, "Result?"])
 
 
 def _words(rng: random.Random, label: str, start: int, steps: list[Step]) -> str:
     name, noun = rng.choice(_NAMES), rng.choice(_NOUNS)
-    subject = rng.choice((f"{name} ", ""))
-    lines = [f"({label}) {name} has {start} {noun}."]
-    for step in steps:
-        multiplied = step.op == "*"
-        change = f"{_TIMES[step.operand]} them" if multiplied else f"{rng.choice(_VERBS[step.op])} {step.operand}"
-        lines.append(f"({step.label}) {subject}{change}.")
+    clauses = [f"{rng.choice(_VERBS[step.op])} {step.operand}{step.label}" for step in steps]
+    events = f", {', '.join(clauses)}" if clauses else ""
     question = rng.choice((f"How many {noun} has {name}?", f"How many {noun} are there?"))
-    return " ".join([*lines, question])
+    return f"{name} had {start}{label} {noun}{events}. {question}"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from models.problems import LABELS
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<think>", "</think>")
-CHARACTERS = ("\n", *(chr(code) for code in range(32, 127)))
+CHARACTERS = ("\n", *(chr(code) for code in range(32, 127)), *LABELS)
 VOCABULARY = {token: index for index, token in enumerate((*SPECIALS, *CHARACTERS))}
 PAD_ID, BOS_ID, EOS_ID, THINK_ID, THINK_END_ID = range(len(SPECIALS))
 

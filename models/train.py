@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import random
 import time
@@ -19,9 +18,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from models.problems import MAX_STEPS, MIN_STEPS, Form, Problem, draw_steps, generate, generate_many
+from models.lookup import plant_lookup
+from models.muon import Muon
+from models.problems import LABELS, LONGEST, MAX_STEPS, MIN_STEPS, Form, Problem, draw_steps, generate, generate_many
 from models.tokenizer import BOS_ID, EOS_ID, PAD_ID, VOCABULARY, build_tokenizer, completion_ids, prompt_ids
 
+COLON_ID, SPACE_ID, FIRST_LABEL_ID = (VOCABULARY[character] for character in (":", " ", LABELS[0]))
 IGNORED = -100
 """Label of a position that carries no loss (PyTorch's own convention)."""
 
@@ -35,79 +37,45 @@ class Recipe:
     layers: int = 4
     heads: int = 4
     intermediate: int = 512
-    rope_theta: float = 10_000.0
-    updates: int = 2700
+    rope_theta: float = 1_000_000.0
+    """High, so that half of a head turns slowly enough to compare labels a thousand tokens apart."""
+    updates: int = 2250
     """Optimizer steps. Only the cool-down depends on it, so a run may be lengthened or cut before that begins."""
     batch_tokens: int = 2048
     """Tokens of one update, padding included, in ``micro_batches`` batches of different lengths."""
     micro_batches: int = 2
-    matrix_rate: float = 0.012
-    vector_rate: float = 0.008
+    matrix_rate: float = 0.003
+    vector_rate: float = 0.0025
     weight_decay: float = 0.02
     warmup_updates: int = 50
-    cooldown: float = 0.35
+    plateau_to: int = 900
+    """Update at which the rates drop: high ones find the circuits, but keep a few tokens in a hundred wrong."""
+    drop: float = 0.7
+    """Factor of that drop."""
+    half_life_updates: float = 450.0
+    """Updates in which the rates then halve."""
+    cooldown: float = 0.1
     """Share of the updates, at the end, over which the rates fall linearly to nothing."""
-    symbols_to: int = 1100
-    """Update up to which only symbols are drawn: short prompts, so the arithmetic is seen most often."""
-    ramp_from: int = 1000
-    ramp_to: int = 1900
-    """Updates between which the longest chain grows from 6 steps to MAX_STEPS."""
+    first_longest: int = 5
+    """Steps of the longest chain at first: more problems of fewer tokens, so that the arithmetic is learned soon."""
+    shuffle_share: float = 0.3
+    """Share of batches whose prompts name the steps in any order: only the label finds a step there, not its place."""
+    grows_at: float = 0.97
+    """Share of looked-up tokens right, averaged over some 20 updates, above which the longest chain grows."""
+    growth: float = 1.006
+    """Factor by which it then grows in one update, up to MAX_STEPS."""
+    lookup_weight: float = 2.0
+    """Weight of a looked-up token (a step's operator and operand) in the loss; the others weigh 1."""
     natural_share: float = 0.5
     """Share of batches drawn at the natural mix's lengths; the others are uniform, so that long chains are learned."""
-    slip_rate: float = 0.05
-    slips_from: int = 2000
+    slip_rate: float = 0.04
+    slips_from: int = 1800
     """Update at which slips begin: the arithmetic is learned sooner from clean traces."""
 
     @property
     def cooldown_from(self) -> int:
         """Update at which the rates begin to fall."""
         return round(self.updates * (1 - self.cooldown))
-
-
-class Muon(torch.optim.Optimizer):  # type: ignore[misc]
-    """Momentum made orthogonal by Newton-Schulz, for the weight matrices; it needs fewer updates than AdamW.
-
-    ``torch.optim.Muon`` rounds to bfloat16 on the way, which CPUs without bfloat16 units do slowly; this one stays in
-    float32 and takes matrices of one shape together. Source: Jordan et al. 2024, "Muon"; the update is scaled to the
-    root mean square of AdamW's, ``0.2 * sqrt(max(rows, columns))``, as in arXiv:2502.16982.
-    """
-
-    def __init__(
-        self, matrices: list[torch.nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
-    ):
-        super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-
-    def step(self) -> None:
-        """Update every matrix once."""
-        for group in self.param_groups:
-            shapes: dict[tuple[int, int], list[torch.nn.Parameter]] = {}
-            for matrix in group["params"]:
-                rows, columns = matrix.shape
-                shapes.setdefault((rows, columns), []).append(matrix)
-            for matrices in shapes.values():
-                self._update(matrices, group["lr"], group["momentum"], group["weight_decay"])
-
-    def _update(self, matrices: list[torch.nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
-        directions = []
-        with torch.no_grad():
-            for matrix in matrices:
-                buffer = self.state[matrix].setdefault("momentum", torch.zeros_like(matrix))
-                buffer.lerp_(matrix.grad, 1 - momentum)
-                directions.append(matrix.grad.lerp(buffer, momentum))
-            updates = _orthogonal(torch.stack(directions)) * (0.2 * math.sqrt(max(matrices[0].shape)))
-            for matrix, update in zip(matrices, updates, strict=True):
-                matrix.mul_(1 - lr * weight_decay).add_(update, alpha=-lr)
-
-
-def _orthogonal(matrices: torch.Tensor) -> torch.Tensor:
-    """Nearest semi-orthogonal matrices, roughly: five quintic Newton-Schulz steps."""
-    tall = matrices.size(-2) > matrices.size(-1)
-    x = matrices.mT if tall else matrices
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(5):
-        gram = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x.mT if tall else x
 
 
 def build_model(recipe: Recipe) -> LlamaForCausalLM:
@@ -128,7 +96,9 @@ def build_model(recipe: Recipe) -> LlamaForCausalLM:
         eos_token_id=EOS_ID,
         pad_token_id=PAD_ID,
     )
-    return LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
+    plant_lookup(model)
+    return model
 
 
 def collate(problems: list[Problem]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -145,24 +115,23 @@ def collate(problems: list[Problem]) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, labels
 
 
-def draw_batch(recipe: Recipe, update: int, micro: int) -> tuple[torch.Tensor, torch.Tensor]:
+def draw_batch(recipe: Recipe, update: int, micro: int, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
     """One micro-batch: chains of one form and about one length, so that little is padding. A pure function."""
     rng = random.Random(f"batch:{recipe.seed}:{update}:{micro}")
-    grown = min(max((update - recipe.ramp_from) / (recipe.ramp_to - recipe.ramp_from), 0.0), 1.0)
-    longest = round(6 + (MAX_STEPS - 6) * grown)
     steps = draw_steps(rng) if rng.random() < recipe.natural_share else rng.randint(MIN_STEPS, longest)
     steps = min(steps, longest)
     slip_rate = recipe.slip_rate if update >= recipe.slips_from else 0.0
-    form: Form | None = "symbols" if update < recipe.symbols_to else None
+    shuffled = rng.random() < recipe.shuffle_share
+    form: Form | None = None
     problems: list[Problem] = []
     width, budget = 0, recipe.batch_tokens // recipe.micro_batches
     while True:
         count = min(max(round(steps * rng.uniform(0.9, 1.1)), min(steps, 1)), longest)
-        if form == "words":
-            count = min(count, 30)
-        elif form == "recipe":
-            count = min(count, 40)
-        problem = generate(rng.getrandbits(62), steps=count, split="train", form=form, slip_rate=slip_rate)
+        if form is not None:
+            count = min(count, LONGEST[form])
+        problem = generate(
+            rng.getrandbits(62), steps=count, split="train", form=form, slip_rate=slip_rate, shuffled=shuffled
+        )
         form = problem.form
         width = max(width, len(problem.prompt) + len(problem.completion) + 8)
         if problems and width * (len(problems) + 1) > budget:
@@ -170,13 +139,25 @@ def draw_batch(recipe: Recipe, update: int, micro: int) -> tuple[torch.Tensor, t
         problems.append(problem)
 
 
-def loss_of(model: LlamaForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy summed over the completions; the vocabulary is projected to only where there is loss."""
+def loss_of(
+    model: LlamaForCausalLM, ids: torch.Tensor, labels: torch.Tensor, lookup_weight: float = 1.0
+) -> tuple[torch.Tensor, int, int]:
+    """Weighted cross-entropy summed over the completions, right looked-up tokens, and how many there are.
+
+    The vocabulary is projected to only where there is loss.
+    """
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
     targets = labels[:, 1:]
     wanted = targets != IGNORED
-    logits = model.lm_head(hidden[wanted])
-    return torch.nn.functional.cross_entropy(logits, targets[wanted], reduction="sum")
+    # The operator follows the step's label, the operand follows the operator; the start's label is followed by a colon.
+    after_label = ids[:, :-1] >= FIRST_LABEL_ID
+    second = torch.zeros_like(after_label)
+    second[:, 1:] = after_label[:, :-1]
+    lookup = ((after_label | second) & (targets != COLON_ID) & (targets != SPACE_ID))[wanted]
+    logits, targets = model.lm_head(hidden[wanted]), targets[wanted]
+    losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    right = int((logits.detach().argmax(-1) == targets)[lookup].sum())
+    return (losses * (1 + (lookup_weight - 1) * lookup)).sum(), right, int(lookup.sum())
 
 
 def exact_share(model: LlamaForCausalLM, problems: list[Problem], rows: int = 8) -> float:
@@ -199,9 +180,12 @@ def exact_share(model: LlamaForCausalLM, problems: list[Problem], rows: int = 8)
 
 
 def rate_at(recipe: Recipe, update: int) -> float:
-    """Learning-rate factor: a short rise, a plateau, a linear fall."""
+    """Learning-rate factor: a short rise, a plateau, a drop, halving from there, and a linear end."""
     left = (recipe.updates - update) / (recipe.updates - recipe.cooldown_from)
-    return min(1.0, (update + 1) / recipe.warmup_updates, left)
+    factor = min(1.0, (update + 1) / recipe.warmup_updates, left)
+    if update >= recipe.plateau_to:
+        factor *= recipe.drop * 0.5 ** ((update - recipe.plateau_to) / recipe.half_life_updates)
+    return factor
 
 
 def save(model: LlamaForCausalLM, recipe: Recipe, folder: Path) -> None:
@@ -228,18 +212,19 @@ def train(recipe: Recipe, checkpoint: Path, device: torch.device, *, report_ever
     vectors = [p for p in model.parameters() if id(p) not in chosen]
     muon = Muon(matrices, lr=recipe.matrix_rate, weight_decay=recipe.weight_decay)
     adam = torch.optim.AdamW(vectors, lr=recipe.vector_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-    update = 0
+    update, longest, looked_up = 0, float(recipe.first_longest), 0.0
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
         written = Recipe(**json.loads(saved["recipe"]))
         before_cooldown = saved["update"] <= min(written.cooldown_from, recipe.cooldown_from)
         if written != recipe and not (before_cooldown and replace(written, updates=recipe.updates) == recipe):
             raise ValueError(f"{checkpoint} was written by another recipe; remove it, or pass --checkpoint")
+        longest, looked_up = saved["longest"], saved["looked_up"]
         model.load_state_dict(saved["model"])
         muon.load_state_dict(saved["muon"])
         adam.load_state_dict(saved["adam"])
         update = saved["update"]
-    probes = {steps: generate_many(7, count, steps=steps) for steps, count in ((3, 32), (12, 16), (30, 8), (60, 2))}
+    probes = {steps: generate_many(7, count, steps=steps) for steps, count in ((4, 32), (12, 16), (30, 8), (60, 4))}
     console = Console(width=None if os.isatty(1) else 160)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     begun_s, seen, total = time.monotonic(), 0, 0.0
@@ -248,13 +233,17 @@ def train(recipe: Recipe, checkpoint: Path, device: torch.device, *, report_ever
         task = progress.add_task("training", total=recipe.updates, completed=update)
         model.train()
         while update < recipe.updates:
-            batches = [draw_batch(recipe, update, micro) for micro in range(recipe.micro_batches)]
+            batches = [draw_batch(recipe, update, micro, round(longest)) for micro in range(recipe.micro_batches)]
             wanted = sum(int((labels != IGNORED).sum()) for _, labels in batches)
             for ids, labels in batches:
-                loss = loss_of(model, ids.to(device), labels.to(device)) / wanted
-                loss.backward()
-                total += float(loss.detach()) * wanted
+                loss, right, lookups = loss_of(model, ids.to(device), labels.to(device), recipe.lookup_weight)
+                (loss / wanted).backward()
+                total += float(loss.detach())
                 seen += ids.numel()
+                if lookups:
+                    looked_up += 0.05 / recipe.micro_batches * (right / lookups - looked_up)
+            if looked_up > recipe.grows_at:
+                longest = min(longest * recipe.growth, MAX_STEPS)
             targets += wanted
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             factor = rate_at(recipe, update)
@@ -268,13 +257,15 @@ def train(recipe: Recipe, checkpoint: Path, device: torch.device, *, report_ever
                 scores = " ".join(f"{steps}:{exact_share(model, some):.2f}" for steps, some in probes.items())
                 speed = seen / (time.monotonic() - begun_s)
                 console.print(
-                    f"update {update}  loss {total / targets:.4f}  exact by steps {scores}  {speed:,.0f} tokens/s"
+                    f"update {update}  loss {total / targets:.4f}  looked up {looked_up:.3f}  longest {longest:.0f}  "
+                    f"exact by steps {scores}  {speed:,.0f} tokens/s"
                 )
                 begun_s, seen, total, targets = time.monotonic(), 0, 0.0, 1
                 state = {"model": model.state_dict(), "muon": muon.state_dict(), "adam": adam.state_dict()}
                 checkpoint.parent.mkdir(parents=True, exist_ok=True)
                 partial = checkpoint.with_suffix(".partial")
-                torch.save({**state, "update": update, "recipe": json.dumps(asdict(recipe))}, partial)
+                state |= {"update": update, "longest": longest, "looked_up": looked_up}
+                torch.save({**state, "recipe": json.dumps(asdict(recipe))}, partial)
                 partial.replace(checkpoint)
     return model
 
@@ -295,11 +286,10 @@ def main() -> None:
         "batch_tokens",
         "micro_batches",
         "slips_from",
-        "ramp_from",
-        "ramp_to",
+        "first_longest",
     ):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(Recipe(), name))
-    for name in ("matrix_rate", "vector_rate", "rope_theta", "slip_rate"):
+    for name in ("matrix_rate", "vector_rate", "rope_theta", "slip_rate", "lookup_weight", "growth", "grows_at"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=getattr(Recipe(), name))
     given = vars(parser.parse_args())
     out, checkpoint, threads, every = (given.pop(name) for name in ("out", "checkpoint", "threads", "report_every"))

@@ -41,9 +41,9 @@ def test_a_wrong_result_is_charged_to_its_own_step_alone() -> None:
     lines = PROBLEM.trace.splitlines()
     second, third = PROBLEM.steps[1], PROBLEM.steps[2]
     wrong = second.after + 1
-    lines[2] = f"{second.label}: {second.before:02} {second.op} {second.operand} = {wrong:02};"
+    lines[2] = lines[2][:-2] + f"{wrong:02}"
     carried = eval(f"{wrong}{third.op}{third.operand}")
-    lines[3] = f"{third.label}: {wrong:02} {third.op} {third.operand} = {carried:02};"
+    lines[3] = f"{third.label}{third.op}{third.operand}: {wrong:02} {third.op} {third.operand} = {carried:02}"
     checks = verify_steps(PROBLEM, "\n".join(lines[:4]) + "\n")
     assert [check.correct for check in checks] == [True, False, True, False, False]
     assert checks[1].copied
@@ -54,14 +54,15 @@ def test_a_wrong_result_is_charged_to_its_own_step_alone() -> None:
 def test_a_miscopied_step_is_caught() -> None:
     step = PROBLEM.steps[0]
     other = "+" if step.op == "-" else "-"
-    line = f"{step.label}: {step.before:02} {other} {step.operand} = {eval(f'{step.before}{other}{step.operand}'):02};"
-    checks = verify_steps(PROBLEM, f"{PROBLEM.label}: {PROBLEM.start:02};\n{line}\n")
+    result = eval(f"{step.before}{other}{step.operand}")
+    line = f"{step.label}{other}{step.operand}: {step.before:02} {other} {step.operand} = {result:02}"
+    checks = verify_steps(PROBLEM, f"{PROBLEM.label}: {PROBLEM.start:02}\n{line}\n")
     assert not checks[0].copied
     assert checks[0].arithmetic
 
 
 def test_nonsense_is_no_step_and_raises_nothing() -> None:
-    for text in ("", "\n\n\n", "kf: \n: = \n", "</think>", "x" * 3000):
+    for text in ("", "\n\n\n", "κ: \n: = \n", "</think>", "x" * 3000):
         assert not any(check.correct for check in verify_steps(PROBLEM, text))
 
 

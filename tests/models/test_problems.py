@@ -5,6 +5,8 @@ import pytest
 
 from models.problems import (
     HELD_OUT_SHARE,
+    LABELS,
+    LONGEST,
     MAX_STEPS,
     MAX_VALUE,
     MIN_STEPS,
@@ -15,7 +17,7 @@ from models.problems import (
     split_of,
 )
 
-FORMS = ("symbols", "recipe", "words")
+FORMS = ("symbols", "program", "words")
 
 
 def test_the_same_arguments_give_the_same_problem() -> None:
@@ -49,13 +51,22 @@ def test_a_known_problem_reads_as_documented() -> None:
     problem = generate(3, steps=2, form="symbols")
     first, second = problem.steps
     assert problem.trace == (
-        f"{problem.label}: {problem.start:02};\n"
-        f"{first.label}: {problem.start:02} {first.op} {first.operand} = {first.after:02};\n"
-        f"{second.label}: {first.after:02} {second.op} {second.operand} = {problem.answer:02};\n"
+        f"{problem.label}: {problem.start:02}\n"
+        f"{first.label}{first.op}{first.operand}: {problem.start:02} {first.op} {first.operand} = {first.after:02}\n"
+        f"{second.label}{second.op}{second.operand}: "
+        f"{first.after:02} {second.op} {second.operand} = {problem.answer:02}\n"
     )
 
 
-@pytest.mark.parametrize(("steps", "form"), [(-1, None), (MAX_STEPS + 1, None), (31, "words"), (41, "recipe")])
+def test_labels_stand_nowhere_in_the_wording() -> None:
+    for form in FORMS:
+        for problem in generate_many(2, 50, steps=20, form=form):  # type: ignore[arg-type]
+            assert sorted(c for c in problem.prompt if c in LABELS) == sorted(
+                [problem.label, *(step.label for step in problem.steps)]
+            )
+
+
+@pytest.mark.parametrize(("steps", "form"), [(-1, None), (MAX_STEPS + 1, None), (41, "words"), (61, "program")])
 def test_too_many_steps_are_refused(steps: int, form: str | None) -> None:
     with pytest.raises(ValueError, match="expected 0"):
         generate(1, steps=steps, form=form)  # type: ignore[arg-type]
@@ -86,12 +97,12 @@ def test_natural_lengths_are_heavy_tailed() -> None:
     traces = sorted(len(problem.trace) for problem in generate_many(3, 2000))
     assert traces[int(0.99 * len(traces))] >= 10 * statistics.median(traces)
     assert traces[0] == 0
-    assert traces[-1] > 950
+    assert traces[-1] > 1000
 
 
 def test_the_longest_problems_fit_the_context() -> None:
-    for form, steps in (("symbols", 60), ("recipe", 40), ("words", 30)):
-        for problem in generate_many(1, 100, steps=steps, form=form):  # type: ignore[arg-type]
+    for form, steps in LONGEST.items():
+        for problem in generate_many(1, 100, steps=steps, form=form):
             assert len(problem.prompt) + len(problem.completion) < 1800
 
 

@@ -42,16 +42,11 @@ def test_the_shipped_tokenizer_is_the_built_one() -> None:
     assert shipped.decode(shipped.encode(problem.completion), skip_special_tokens=True) == problem.completion
 
 
-# Strict: the day the weights are good, these fail until the mark is taken off.
-unfinished = pytest.mark.xfail(strict=True, reason="the shipped weights are an early checkpoint (see the model card)")
-
-
 @pytest.fixture(scope="module")
 def complete():  # type: ignore[no-untyped-def]
     return torch_backend(FOLDER)
 
 
-@unfinished
 def test_it_answers_short_chains(complete) -> None:  # type: ignore[no-untyped-def]
     problems = [*generate_many(101, 4, steps=0), *generate_many(101, 16, steps=5)]
     tokenizer = build_tokenizer()
@@ -64,11 +59,10 @@ def test_it_answers_short_chains(complete) -> None:  # type: ignore[no-untyped-d
     assert sum(steps) >= 0.97 * len(steps)
 
 
-@unfinished
 def test_it_answers_a_long_chain(complete) -> None:  # type: ignore[no-untyped-def]
     problems = generate_many(102, 5, steps=30, form="symbols")
     tokenizer = build_tokenizer()
     texts = [
         tokenizer.decode(many[0], skip_special_tokens=True) for many in complete(problems, Sampling(max_tokens=600))
     ]
-    assert sum(verify_answer(problem, text) for problem, text in zip(problems, texts, strict=True)) >= 3
+    assert sum(verify_answer(problem, text) for problem, text in zip(problems, texts, strict=True)) >= 4

@@ -2,7 +2,7 @@ import string
 
 import pytest
 
-from models.problems import generate_many
+from models.problems import LABELS, generate_many
 from models.tokenizer import (
     CHARACTERS,
     EOS_ID,
@@ -21,7 +21,7 @@ def test_one_token_to_a_character() -> None:
     text = "".join(CHARACTERS)
     assert TOKENIZER.encode(text) == encode(text)
     assert TOKENIZER.decode(encode(text)) == text
-    assert len(VOCABULARY) == len(SPECIALS) + len(CHARACTERS) == 101
+    assert len(VOCABULARY) == len(SPECIALS) + len(CHARACTERS) == 101 + len(LABELS)
     assert set(string.printable[:95]) < set(CHARACTERS)
 
 
@@ -43,12 +43,12 @@ def test_the_thinking_markers_survive_decoding_and_the_others_do_not() -> None:
 def test_only_the_last_question_is_shown() -> None:
     messages = [
         {"role": "system", "content": "be brief"},
-        {"role": "user", "content": "kf=1; ?"},
+        {"role": "user", "content": "1κ; ?"},
         {"role": "assistant", "content": "1"},
-        {"role": "user", "content": "kf=2; ?"},
+        {"role": "user", "content": "2κ; ?"},
     ]
     text = TOKENIZER.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    assert text == "<bos>kf=2; ?<think>"
+    assert text == "<bos>2κ; ?<think>"
 
 
 def test_unknown_characters_are_refused_in_training() -> None:
