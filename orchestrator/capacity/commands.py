@@ -22,7 +22,7 @@ from orchestrator.capacity.plan import Candidate, Plan
 from orchestrator.capacity.planner import plan_for
 from orchestrator.capacity.resolve import resolve
 from orchestrator.capacity.spec import Mode, load
-from orchestrator.capacity.view import assumptions, check_record, check_table, plan_record, table
+from orchestrator.capacity.view import assumptions, check_record, check_table, plan_record, tables
 
 plan_app = typer.Typer(help="Plan capacity: how many GPUs, at what cost, and why.", no_args_is_help=False)
 
@@ -84,7 +84,8 @@ def plan(
             typer.echo(json.dumps(record, indent=2))
             return
         CONSOLE.print(found.headline(), style="bold", markup=False, highlight=False, soft_wrap=True)
-        CONSOLE.print(table(found))
+        for each in tables(found, CONSOLE.width):
+            CONSOLE.print(each)
         if checks:
             CONSOLE.print(check_table(checks))
         for line in assumptions(found):

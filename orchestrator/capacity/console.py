@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,8 @@ from cluster.errors import ConfigError, PlacementInfeasible
 EXIT_BAD_INPUT = 2
 EXIT_INFEASIBLE = 3
 
-CONSOLE = Console(soft_wrap=False)
+# A file or pipe has no width to fold at.
+CONSOLE = Console(soft_wrap=False, width=None if sys.stdout.isatty() else 160)
 ERRORS = Console(stderr=True, soft_wrap=True, highlight=False)
 
 PlanFile = Annotated[Path, typer.Option("--file", "-f", help="Plan file (YAML) or plan.lock.json.")]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from orchestrator.capacity.check import Checked
@@ -111,34 +113,58 @@ def seconds(value_s: float) -> str:
     return f"{1e3 * value_s:.0f} ms" if value_s < 1 else f"{value_s:.1f} s" if value_s < 1000 else f"{value_s:.0f} s"
 
 
-def _triple(latency: Latency) -> str:
-    return "/".join(seconds(each) for each in (latency.p50_s, latency.p95_s, latency.p99_s))
+def triple(latency: Latency) -> str:
+    """p50, p95 and p99 in the unit of the longest.
+
+    Example:
+        >>> triple(Latency(0.031, 0.045, 0.12)), triple(Latency(0.5, 2.25, 130.0))
+        ('31/45/120 ms', '0.5/2.2/130 s')
+    """
+    values = (latency.p50_s, latency.p95_s, latency.p99_s)
+    if max(values) < 1:
+        return "/".join(f"{1e3 * each:.0f}" for each in values) + " ms"
+    return "/".join(f"{each:.1f}" if each < 100 else f"{each:.0f}" for each in values) + " s"
 
 
-def table(plan: Plan) -> Table:
-    """The ranked table."""
-    found = Table(title="Plans, best first (times p50/p95/p99 at the peak)", title_justify="left")
-    for name in ("#", "fleet", "GPUs", "TTFT", "TTFAT", "ITL", "E2E", "KV", "binds"):
-        found.add_column(name, overflow="fold")
-    for name in ("$/month", "$/query", "$/1M out"):
-        found.add_column(name, justify="right")
-    found.add_column("trust")
-    for i, each in enumerate(shown(plan), 1):
-        found.add_row(
-            str(i),
-            each.label,
-            f"{each.gpus} ({each.fractional_gpus:.1f} + {100 * each.rounding_loss:.0f} %)",
-            _triple(each.ttft),
-            _triple(each.ttfat),
-            _triple(each.itl),
-            _triple(each.e2e),
-            f"{100 * each.load.kv_share:.0f} %",
-            each.limit,
-            f"{each.cost.usd_month:,.0f}",
-            f"{each.cost.usd_per_query:.4f}",
-            f"{each.cost.usd_per_million_output_tokens:.2f}",
-            f"{each.trust.tag.value} ±{100 * each.trust.band:.0f} %",
-        )
+WIDE = 132
+"""Columns of a terminal that the whole table takes."""
+
+
+def tables(plan: Plan, width: int) -> list[Table]:
+    """The ranked table, in two halves where the terminal is narrow."""
+    rows = list(enumerate(shown(plan), 1))
+    what = {
+        "fleet": lambda each: each.label,
+        "GPUs": lambda each: f"{each.gpus} ({each.fractional_gpus:.1f} + {100 * each.rounding_loss:.0f} %)",
+    }
+    times = {
+        "TTFT": lambda each: triple(each.ttft),
+        "TTFAT": lambda each: triple(each.ttfat),
+        "ITL": lambda each: triple(each.itl),
+        "E2E": lambda each: triple(each.e2e),
+        "KV": lambda each: f"{100 * each.load.kv_share:.0f} %",
+        "binds": lambda each: each.limit,
+    }
+    dollars = {
+        "$/month": lambda each: f"{each.cost.usd_month:,.0f}",
+        "$/query": lambda each: f"{each.cost.usd_per_query:.4f}",
+        "$/1M out": lambda each: f"{each.cost.usd_per_million_output_tokens:.2f}",
+    }
+    trust = {"trust": lambda each: f"{each.trust.tag.value} ±{100 * each.trust.band:.0f} %"}
+    title, quantiles = "Plans, best first", "p50/p95/p99 at the peak"
+    if width >= WIDE:
+        return [_table(f"{title} (times {quantiles})", what | times | dollars | trust, rows)]
+    return [_table(title, what | dollars | trust, rows), _table(f"Times, {quantiles}", times, rows)]
+
+
+def _table(title: str, columns: dict[str, Callable[[Candidate], str]], rows: list[tuple[int, Candidate]]) -> Table:
+    found = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    found.add_column("#")
+    for name in columns:
+        fold = name in ("fleet", "trust")
+        found.add_column(name, overflow="fold", no_wrap=not fold, justify="right" if name.startswith("$") else "left")
+    for number, each in rows:
+        found.add_row(str(number), *(show(each) for show in columns.values()))
     return found
 
 
@@ -163,15 +189,17 @@ def check_record(checked: Checked) -> dict[str, Any]:
 
 def check_table(checks: list[Checked]) -> Table:
     """The finalists in the simulator."""
-    shown = Table(title="Finalists in the simulator, at the peak (p50/p95/p99)", title_justify="left")
+    shown = Table(
+        title="Finalists in the simulator, at the peak (p50/p95/p99)",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for name in ("fleet", "TTFT", "TTFAT", "ITL", "E2E", "requests", "objectives"):
         shown.add_column(name, overflow="fold")
     for each in checks:
         kept = "kept" if not each.broken else f"missed: {', '.join(each.broken)}"
         added = f" after {each.added_workers} more workers" if each.added_workers else ""
-        triples = [
-            "/".join(seconds(value) for value in (latency.p50_s, latency.p95_s, latency.p99_s))
-            for latency in (each.ttft, each.ttfat, each.itl, each.e2e)
-        ]
+        triples = [triple(latency) for latency in (each.ttft, each.ttfat, each.itl, each.e2e)]
         shown.add_row(each.candidate.label, *triples, str(each.requests), kept + added)
     return shown

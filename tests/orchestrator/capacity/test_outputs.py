@@ -1,10 +1,12 @@
 """What a plan is turned into: cluster spec, Helm values, lock file, explanation, report."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
 from cluster.config import parse as parse_cluster
 from cluster.errors import ConfigError
@@ -13,7 +15,7 @@ from orchestrator.capacity.emit import cluster_spec, gpus_of, helm_values
 from orchestrator.capacity.plan import Plan
 from orchestrator.capacity.planner import plan_for
 from orchestrator.capacity.spec import Mode
-from orchestrator.capacity.view import candidate_record
+from orchestrator.capacity.view import candidate_record, tables, triple
 
 from .plans import problem, workload
 
@@ -94,3 +96,17 @@ def test_the_report_is_one_file_with_its_plots(tmp_path: Path) -> None:
     assert text.count("data:image/png;base64,") == 3
     assert PLAN.headline().replace("&", "&amp;") in text
     assert "http://" not in text and "https://" not in text
+
+
+@pytest.mark.parametrize(("width", "count"), [(80, 2), (100, 2), (160, 1)])
+def test_the_table_is_whole_at_any_width(width: int, count: int) -> None:
+    plan = plan_for(problem())
+    found = tables(plan, width)
+    assert len(found) == count
+    out = io.StringIO()
+    console = Console(file=out, width=width)
+    for each in found:
+        console.print(each)
+    text = out.getvalue()
+    assert "\u2026" not in text, text
+    assert f"{plan.best.cost.usd_month:,.0f}" in text and triple(plan.best.ttft) in text
