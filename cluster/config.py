@@ -318,6 +318,26 @@ class SecuritySettings(Settings):
     """Log prompts and answers. Off: no log has a word of either."""
 
 
+class DrainSettings(Settings):
+    """How a worker is emptied before it is stopped."""
+
+    timeout_s: float = Field(60.0, gt=0)
+    """Seconds until a draining worker is stopped with what it still has. A pod's grace period must be longer."""
+    moves_at_once: int = Field(4, ge=1)
+    """Requests that one gateway moves off a worker at a time. Its stream pauses while it moves; the others run."""
+
+
+class HealthSettings(Settings):
+    """When a worker counts as lost. Judged by its progress, not only by its process."""
+
+    interval_s: float = Field(2.0, gt=0)
+    """Seconds between the controller's questions."""
+    silence_timeout_s: float = Field(10.0, gt=0)
+    """Seconds without a word from a worker, which otherwise reports at least once a second."""
+    stall_timeout_s: float = Field(20.0, gt=0)
+    """Seconds in which an engine that has work makes no step. Above the longest step, a prefill of the whole batch."""
+
+
 class SloSettings(Settings):
     """Service level objectives, for goodput and for the planner."""
 
@@ -357,6 +377,10 @@ class ClusterSpec(Settings):
     """Weights and limits by tenant; the entry ``default`` holds for every tenant that has none of its own."""
     security: SecuritySettings = SecuritySettings()
     """TLS, keys and the cluster's own credential."""
+    drain: DrainSettings = DrainSettings()
+    """Emptying workers."""
+    health: HealthSettings = HealthSettings()
+    """Judging workers."""
     slo: SloSettings = SloSettings()
     """Objectives."""
     cost: CostSettings = CostSettings()

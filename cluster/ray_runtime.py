@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray.exceptions import RayError
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from cluster.errors import PlacementInfeasible, WorkerDied
+from cluster.errors import PlacementInfeasible, ServingError, WorkerDied
 from cluster.nixl_progress import CPU_PROGRESS_DELAY_US, PROGRESS_DELAY_ENV
 from cluster.placement import WorkerPlan
 from cluster.topology import NodeView, node_view
@@ -221,13 +222,30 @@ class RayRuntime:
         finally:
             ray.kill(actor)
 
-    def remove(self, handle: WorkerHandle) -> None:
-        """End the actor and give its resources back."""
-        self._workers.pop(handle.worker_id, None)
+    def remove(self, handle: WorkerHandle, processes: Sequence[ProcessId] = ()) -> None:
+        """End the actor and give its resources back.
+
+        ``processes`` are its own on its node; those that live on are killed there. A stopped process hears no one, and
+        an engine core whose actor was killed may hold its memory for ever.
+        """
+        if self._workers.get(handle.worker_id) is handle:
+            self._workers.pop(handle.worker_id)
         try:
             ray.kill(handle.actor)
+            if processes:
+                self._kill(handle.node, processes)
         finally:
             remove_placement_group(handle.group)
+
+    def _kill(self, node: NodeView, processes: Sequence[ProcessId]) -> None:
+        if not self._address:
+            kill_processes(processes)
+            return
+        try:
+            with self.visitor(node, _Killer) as call:
+                call("kill", 30.0, list(processes))
+        except ServingError as error:
+            log.warning("processes on node %s not ended: %s", node.host, error)  # most likely with their node
 
     def stop(self) -> None:
         """End all workers; end Ray and remove its session if it was started here."""
@@ -239,6 +257,32 @@ class RayRuntime:
         ray.shutdown()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+ProcessId = tuple[int, float]
+"""Process id and start time (unix seconds): ids are used again."""
+KILL_GRACE_S = 3.0
+
+
+def kill_processes(processes: Sequence[ProcessId]) -> None:
+    """Kill what still lives of these processes of this machine, after a moment in which they may end by themselves."""
+    found = []
+    for pid, created_s in processes:
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(pid)
+            if abs(process.create_time() - created_s) < 0.01:
+                found.append(process)
+    _, alive = psutil.wait_procs(found, timeout=KILL_GRACE_S)
+    for process in alive:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+
+
+class _Killer:
+    """`kill_processes` on another node."""
+
+    def kill(self, processes: list[ProcessId]) -> None:
+        kill_processes(processes)
 
 
 def engine_env(*, on_cpu: bool, omp_threads: int, kv_cache_gib: int, ucx_tls: str) -> dict[str, str]:

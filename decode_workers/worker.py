@@ -15,7 +15,14 @@ class DecodeWorker(WorkerHost):
 
     def __init__(self, spec: ClusterSpec, pool: PoolSettings, worker_id: str, host: str) -> None:
         role = self.role
-        super().__init__(worker_id, role, host, lambda: VllmEngine(engine_settings(spec, pool, role)), spec.security)
+        super().__init__(
+            worker_id,
+            role,
+            host,
+            lambda: VllmEngine(engine_settings(spec, pool, role)),
+            spec.security,
+            stall_timeout_s=spec.health.stall_timeout_s,
+        )
 
 
 class ColocatedWorker(DecodeWorker):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 import socket
 import time
@@ -20,19 +21,25 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import psutil
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from baton.internal.v1 import worker_pb2, worker_pb2_grpc
 from baton.v1 import inference_pb2
 from cluster.config import SecuritySettings
 from cluster.engine import Engine, EngineInfo, EngineLeg, EngineOutput
-from cluster.errors import EngineFailed, InvalidRequest, ServingError, TicketRefused, WorkerDraining
+from cluster.errors import EngineFailed, InvalidRequest, ServingError, TicketRefused, WorkerDied, WorkerDraining
 from cluster.internal_rpc import InternalRpc
+from kv_transfer.progress import ProgressWatch
 
 log = logging.getLogger("baton.worker")
 
 LOAD_INTERVAL_S = 0.5
 IDLE_LOAD_INTERVAL_S = 1.0
+DRAIN_GRACE_S = 1.0
+"""Work that gateways sent before they heard of the drain is still taken; refused, it would be prefilled again."""
+IMPORT_GRACE_S = 30.0
+"""A leg that waits for its KV need not make the engine step; after this long it should have failed or begun."""
 MAX_MESSAGE_BYTES = 64 << 20
 """Between gateway and worker. A 128k-token prompt is 512 KiB; the rest is room for batches."""
 
@@ -46,6 +53,8 @@ class WorkerFacts:
     address: str
     metrics_address: str
     pid: int
+    processes: list[tuple[int, float]]
+    """The worker and its children, the engine core among them, each with its start time."""
     engine: EngineInfo
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,6 +76,7 @@ class _Connection:
     def __init__(self) -> None:
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.aborted: set[str] = set()
+        self.report_load = False
         self._pending: list[worker_pb2.LegOutput] = []
         self._open_entry: dict[str, worker_pb2.LegOutput] = {}
         self._wake = asyncio.Event()
@@ -84,8 +94,13 @@ class _Connection:
             entry.MergeFrom(output)
         self._wake.set()
 
+    def report(self) -> None:
+        """Tell the load at once."""
+        self.report_load = True
+        self._wake.set()
+
     async def take(self, timeout_s: float) -> list[worker_pb2.LegOutput]:
-        if not self._pending:
+        if not self._pending and not self.report_load:
             try:
                 async with asyncio.timeout(timeout_s):
                     await self._wake.wait()
@@ -100,17 +115,46 @@ class _Connection:
 class WorkerService(worker_pb2_grpc.WorkerServicer):
     """`baton.internal.v1.Worker` over one engine."""
 
-    def __init__(self, worker_id: str, engine: Engine, info: EngineInfo) -> None:
+    def __init__(self, worker_id: str, engine: Engine, info: EngineInfo, *, stall_timeout_s: float = 20.0) -> None:
         self.worker_id = worker_id
         self.draining = False
         self._engine = engine
         self._info = info
         self._redeemed: OrderedDict[str, None] = OrderedDict()
+        self._refuses_from_s = math.inf
+        self._connections: set[_Connection] = set()
+        self._watch = ProgressWatch(stall_timeout_s)
+        self._engine_died = False
+        self._must_step_from_s: dict[str, float] = {}
+        """By running leg, when it counts as work that makes the engine step."""
+
+    def drain(self, grace_s: float = DRAIN_GRACE_S) -> None:
+        """Tell the gateways to move what they have here; after ``grace_s`` refuse new work."""
+        if not self.draining:
+            self.draining = True
+            self._refuses_from_s = time.monotonic() + grace_s
+            for connection in self._connections:
+                connection.report()
+
+    @property
+    def hung(self) -> bool:
+        """Whether the engine has work and makes no step, or is gone though this process lives."""
+        if self._engine_died:
+            return True
+        now = time.monotonic()
+        busy = any(since_s <= now for since_s in self._must_step_from_s.values())
+        return self._watch.hung(self._engine.load().steps, busy, now)
+
+    @property
+    def legs(self) -> int:
+        """Legs that run here, of all gateways."""
+        return sum(len(connection.tasks) for connection in self._connections)
 
     async def Connect(  # noqa: N802, D102
         self, request_iterator: AsyncIterator[worker_pb2.WorkerCommand], context: Any
     ) -> AsyncIterator[worker_pb2.WorkerEvents]:
         connection = _Connection()
+        self._connections.add(connection)
         reader = asyncio.create_task(self._read(connection, request_iterator))
         loaded_s = time.monotonic()
         try:
@@ -120,11 +164,13 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
                 outputs = await connection.take(LOAD_INTERVAL_S if connection.tasks else IDLE_LOAD_INTERVAL_S)
                 events = worker_pb2.WorkerEvents(outputs=outputs)
                 now = time.monotonic()
-                if now - loaded_s >= LOAD_INTERVAL_S or not outputs:
+                if now - loaded_s >= LOAD_INTERVAL_S or not outputs or connection.report_load:
+                    connection.report_load = False
                     events.load.CopyFrom(self.load())
                     loaded_s = now
                 yield events
         finally:
+            self._connections.discard(connection)
             reader.cancel()
             # Legs that the engine has not heard of are stopped by this mark, the others by the abort.
             connection.aborted.update(connection.tasks)
@@ -168,7 +214,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         try:
             params = self._redeem(submit.ticket) if submit.HasField("ticket") else None
             unread = params
-            if self.draining:
+            if time.monotonic() >= self._refuses_from_s and not submit.moves_away:
                 raise WorkerDraining("the worker takes no new work", worker_id=self.worker_id)
             if submit.export:
                 params = {"do_remote_prefill": False, **(params or {}), "do_remote_decode": True}
@@ -188,7 +234,10 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
                 await self._release_unread(unread)
                 connection.put(worker_pb2.LegOutput(leg_id=leg.leg_id, finish_reason="abort"))
                 return
+            now = time.monotonic()
+            self._must_step_from_s[leg.leg_id] = now + IMPORT_GRACE_S if unread else now
             async for output in self._engine.generate(leg):
+                self._must_step_from_s[leg.leg_id] = now
                 connection.put(_to_message(output))
                 if not output.finish_reason and leg.leg_id in connection.aborted:
                     # The first abort came while the engine was taking the leg in, and found nothing.
@@ -196,10 +245,15 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         except ServingError as error:
             if isinstance(error, InvalidRequest | WorkerDraining):  # refused before any KV was read
                 await self._release_unread(unread)
+            self._engine_died |= isinstance(error, WorkerDied)
             self._report(connection, submit.leg_id, error)
+            if self._engine_died:
+                connection.report()
         except Exception as error:
             log.exception("leg %s failed", submit.leg_id)
             self._report(connection, submit.leg_id, EngineFailed(f"{type(error).__name__}: {error}"))
+        finally:
+            self._must_step_from_s.pop(submit.leg_id, None)
 
     async def _release_unread(self, params: dict[str, Any] | None) -> None:
         """The source keeps the blocks of a redeemed ticket until its lease ends, unless it is told."""
@@ -232,6 +286,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             output_tokens=load.output_tokens,
             prefill_tokens_per_s=load.prefill_tokens_per_s,
             draining=self.draining,
+            hung=self.hung,
         )
 
 
@@ -272,6 +327,7 @@ class WorkerHost:
         host: Address to listen on; other workers and gateways reach it there.
         make_engine: Builds the engine, inside the worker's process.
         security: Who may call the worker; the files it names are read in the worker's process.
+        stall_timeout_s: As in the spec's ``health``.
     """
 
     def __init__(
@@ -281,6 +337,8 @@ class WorkerHost:
         host: str,
         make_engine: Callable[[], Engine],
         security: SecuritySettings | None = None,
+        *,
+        stall_timeout_s: float = 30.0,
     ) -> None:
         self._rpc = InternalRpc(security)
         self._open_metrics = security is not None and security.open_metrics
@@ -288,6 +346,7 @@ class WorkerHost:
         self._role = role
         self._host = host
         self._make_engine = make_engine
+        self._stall_timeout_s = stall_timeout_s
         self._engine: Engine | None = None
         self._service: WorkerService | None = None
         self._server: Any = None
@@ -302,7 +361,7 @@ class WorkerHost:
         os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(free_port(self._host))
         self._engine = self._make_engine()
         info = await self._engine.start()
-        self._service = WorkerService(self._worker_id, self._engine, info)
+        self._service = WorkerService(self._worker_id, self._engine, info, stall_timeout_s=self._stall_timeout_s)
         options = [
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -321,26 +380,36 @@ class WorkerHost:
             self._service,
             check=None if self._open_metrics else self._rpc.check_header,
         )
+        own = psutil.Process()
         facts = WorkerFacts(
             worker_id=self._worker_id,
             role=self._role,
             address=f"{self._host}:{port}",
             metrics_address=f"{self._host}:{metrics_port}",
             pid=os.getpid(),
+            processes=[(each.pid, each.create_time()) for each in (own, *own.children(recursive=True))],
             engine=info,
         )
         return facts.to_dict()
 
     async def check_health(self) -> dict[str, Any]:
-        """Raise if the engine is gone; else its progress."""
+        """Raise if the engine is gone or hangs; else its load, ``legs`` (of all gateways) and ``draining``."""
         assert self._engine is not None
+        assert self._service is not None
         await self._engine.check_health()
-        return asdict(self._engine.load())
+        if self._service.hung:
+            raise EngineFailed("the engine has work and makes no step", worker_id=self._worker_id)
+        return {**asdict(self._engine.load()), "legs": self._service.legs, "draining": self._service.draining}
+
+    async def drain(self) -> None:
+        """Take no new work, and have the gateways move what is here."""
+        if self._service is not None:
+            self._service.drain()
 
     async def stop(self) -> None:
         """Stop taking work, end the engine, close the ports."""
         if self._service is not None:
-            self._service.draining = True
+            self._service.drain(grace_s=0)
         if self._server is not None:
             await self._server.stop(grace=1)
         if self._metrics is not None:

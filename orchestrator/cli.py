@@ -80,6 +80,31 @@ def status(
 
 
 @app.command()
+def drain(
+    workers: Annotated[list[str] | None, typer.Argument(help="Workers, as `baton status` names them.")] = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="All workers on this machine, which goes away: for a pod's preStop.")
+    ] = False,
+    timeout_s: Annotated[
+        float | None, typer.Option("--timeout-s", help="Stop them after this long; by default the spec's.")
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Start a new worker in each one's place.")] = False,
+    controller: Annotated[
+        str | None,
+        typer.Option("--controller", envvar="BATON_CONTROLLER", help="host:port of the controller's registry."),
+    ] = None,
+    name: NameOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Empty workers, moving their requests elsewhere with the KV, then stop them."""
+    from orchestrator.commands import drain_command
+
+    drain_command.drain(
+        workers or [], name, controller, local=local, replace=replace, timeout_s=timeout_s, as_json=as_json
+    )
+
+
+@app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="The question.")],
     name: NameOption = None,

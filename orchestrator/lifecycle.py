@@ -115,7 +115,10 @@ class Displaced:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """The decoding request is to go on at ``decode_id``, where KV is reserved; its present worker hands the KV over."""
+    """The request is to decode at ``decode_id``, where KV is reserved.
+
+    A decoding one is handed over by its present worker; one that is still prefilling goes there when it is done.
+    """
 
     decode_id: str
 
@@ -225,6 +228,7 @@ class Lifecycle:
     prefill_id: str | None = None
     decode_id: str | None = None
     retries: int = 0
+    moves: int = 0
     _leg: StartLeg | None = None
     _legs_started: int = 0
     _avoid: frozenset[str] = frozenset()
@@ -236,6 +240,17 @@ class Lifecycle:
     def ended(self) -> bool:
         """Whether nothing more will happen."""
         return self.state in (State.FINISHED, State.ENDED)
+
+    @property
+    def settled(self) -> bool:
+        """Whether it decodes and could be moved: its KV is where it decodes, and its meaning does not hang on that."""
+        return self.resumable and self.has_output
+
+    @property
+    def has_output(self) -> bool:
+        """Whether its present decode leg has made a token, so that its KV is there."""
+        leg = self._leg
+        return self.state is State.DECODING and leg is not None and len(self.output_ids) > leg.generated_tokens
 
     @property
     def leg_id(self) -> str | None:
@@ -300,10 +315,15 @@ class Lifecycle:
     def _moved(self, event: Moved) -> list[Action]:
         """Stop where it decodes, export there from the engine's own cache, and go on at the target."""
         source_id = self.decode_id
-        if self.state is not State.DECODING or source_id is None or source_id == event.decode_id:
+        if self.state is State.PREFILLING and event.decode_id not in (source_id, self.prefill_id):
+            actions = self._free()
+            self.decode_id = self._reserved_on = event.decode_id
+            return actions
+        if not self.settled or source_id is None or source_id == event.decode_id:
             return [FreeReservation(event.decode_id)] if self._reserved_on != event.decode_id else []
         actions = [*self._give_up_leg(), *self._free()]
         self.prefill_id, self.decode_id, self._reserved_on = source_id, event.decode_id, event.decode_id
+        self.moves += 1
         return [*actions, self._start_prefill(source_id)]
 
     def _output(self, event: LegOutput) -> list[Action]:

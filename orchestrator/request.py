@@ -323,6 +323,23 @@ def _budget(request: GenerateRequest, front: ModelFront, spec: ClusterSpec) -> i
     return min(budgets[name], front.max_model_len_tokens)
 
 
+def movable(request: PreparedRequest, markers: ReasoningMarkers | None, output_ids: Sequence[int]) -> bool:
+    """Whether a running request may go on elsewhere of our own will, with every token as if it had stayed.
+
+    A budget is counted anew from the ledger. That comes out the same where the reasoning is open from the first token
+    on; tokens before the marker are counted by one engine and not by the other. A budget's end of several tokens, cut
+    in the middle, would be begun again.
+    """
+    if not request.resumable:
+        return False
+    if request.thinking_budget_tokens is None or markers is None:
+        return True
+    opened = open_at_end(request.prompt_ids, markers) or (
+        tuple(output_ids[: len(markers.start_ids)]) == markers.start_ids
+    )
+    return opened and len(markers.end_ids) == 1
+
+
 def _closed_reasoning(prompt: Sequence[int], markers: ReasoningMarkers) -> tuple[int, ...]:
     """Tokens that close the reasoning before it begins, so that a budget of 0 holds for the first token too."""
     return markers.end_ids if open_at_end(prompt, markers) else markers.start_ids + markers.end_ids

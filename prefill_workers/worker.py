@@ -12,4 +12,11 @@ class PrefillWorker(WorkerHost):
     """Computes prompts and keeps their KV until decode has read it."""
 
     def __init__(self, spec: ClusterSpec, pool: PoolSettings, worker_id: str, host: str) -> None:
-        super().__init__(worker_id, Role.PREFILL, host, lambda: VllmEngine(engine_settings(spec, pool)), spec.security)
+        super().__init__(
+            worker_id,
+            Role.PREFILL,
+            host,
+            lambda: VllmEngine(engine_settings(spec, pool)),
+            spec.security,
+            stall_timeout_s=spec.health.stall_timeout_s,
+        )

@@ -38,7 +38,7 @@ from orchestrator.lifecycle import (
 from orchestrator.live.worker_link import leg_error
 from orchestrator.output_text import OutputText, Phase, Piece
 from orchestrator.policy.prefix_index import block_hashes
-from orchestrator.request import PreparedRequest
+from orchestrator.request import PreparedRequest, movable
 
 if TYPE_CHECKING:
     from orchestrator.live.gateway import Gateway
@@ -148,12 +148,21 @@ class ChoiceRun:
                 self.post(LegFailed(action.leg_id, error))
                 return
         if self.life.leg_id == action.leg_id:
+            if action.export and action.generated_tokens and self.life.moves and output.token_ids:
+                recomputed = len(action.token_ids) - output.cached_tokens
+                self.summary.moved_recomputed_tokens += recomputed
+                self._gateway.metrics.moved_recomputed.inc(recomputed)
             if not self.summary.timings.first_token_s and output.cached_tokens:
                 self._cached_tokens = output.cached_tokens
             self._stop_reason = output.stop_reason
             if action.ticket is not None and self._handoff_begun_s and output.token_ids:
                 self._note_handoff(action, now)
         self.post(LegOutput(action.leg_id, tuple(output.token_ids), output.finish_reason, ticket))
+
+    @property
+    def movable(self) -> bool:
+        """Whether it could decode elsewhere from here on and nobody would notice."""
+        return movable(self.request, self._gateway.front.markers, self.life.output_ids)
 
     # --- the loop -------------------------------------------------------------------------------------------
 
@@ -264,8 +273,11 @@ class ChoiceRun:
                 self._handoff_begun_s = now
                 if not self.summary.timings.handoff_start_s:
                     self.summary.timings.handoff_start_s = now - self._received_s
-            if self.request.thinking_budget_tokens is not None:
-                message.thinking_budget_tokens = self.request.thinking_budget_tokens
+        budget = self.request.thinking_budget_tokens
+        # The first token is within any budget; a ledger that is prefilled again may be at its end.
+        if budget is not None and (not prefill_leg or action.generated_tokens):
+            message.thinking_budget_tokens = budget
+        message.moves_away = self.life.prefill_id == action.worker_id and self.life.moves > 0
         plain_prefill = prefill_leg and self.life.handoff is Handoff.PLAIN
         if plain_prefill:
             # Its token is dropped, so neither penalties nor a grammar need to be kept up for it.
@@ -379,6 +391,7 @@ class ChoiceRun:
         summary, metrics = self.summary, self._gateway.metrics
         summary.finish_reason = reason
         summary.retries = self.life.retries
+        summary.moves = self.life.moves
         summary.usage.CopyFrom(
             pb.Usage(
                 prompt_tokens=len(self.request.prompt_ids),

@@ -18,20 +18,22 @@ from typing import Any
 from baton.internal.v1 import registry_pb2, registry_pb2_grpc
 from cluster import model_path
 from cluster.config import ClusterSpec, PoolSettings, Role
-from cluster.errors import EngineFailed, ServingError, TransferError, WorkerDied
+from cluster.errors import ConfigError, EngineFailed, ServingError, TransferError, WorkerDied
 from cluster.internal_rpc import InternalRpc
 from cluster.placement import WorkerPlan, assign, worker_plans
-from cluster.ray_runtime import RayRuntime, WorkerHandle, engine_env
+from cluster.ray_runtime import ProcessId, RayRuntime, WorkerHandle, engine_env
 from decode_workers.worker import ColocatedWorker, DecodeWorker
 from kv_transfer.transport import Endpoint, choose, ucx_tls
+from orchestrator.live.drain import WorkerDrain, serve_drain
 from orchestrator.live.registry import RegistryService
 from orchestrator.live.warm_up import WarmUp
 from prefill_workers.worker import PrefillWorker
 
 log = logging.getLogger("baton.controller")
 
-HEALTH_INTERVAL_S = 5.0
-HEALTH_TIMEOUT_S = 20.0
+NODE_LEAVES_TIMEOUT_S = 600.0
+"""A node that was said to go away and stays is used again after this long."""
+NODE_POLL_S = 5.0
 RESTART_BACKOFF_S = (1.0, 5.0, 15.0, 60.0)
 
 Progress = Callable[[str, str, str], None]
@@ -47,6 +49,18 @@ class ManagedWorker:
     handle: WorkerHandle | None = None
     member: registry_pb2.Member = field(default_factory=registry_pb2.Member)
     restarts: int = 0
+    processes: list[ProcessId] = field(default_factory=list)
+    """The actor and its children, to end what outlives it."""
+    draining: bool = False
+    """The controller drains it, and decides what becomes of it."""
+
+
+@dataclass(slots=True)
+class DrainWork:
+    """Workers being drained together. ``task`` ends when all are stopped."""
+
+    drains: list[WorkerDrain]
+    task: asyncio.Task[None]
 
 
 class Controller:
@@ -59,7 +73,7 @@ class Controller:
         self._log_folder = log_folder
         self._workers: dict[str, ManagedWorker] = {}
         self._pairs: dict[tuple[str, str], registry_pb2.Pair] = {}
-        self._registry = RegistryService()
+        self._registry = RegistryService(lambda request: serve_drain(request, self, spec.drain.timeout_s))
         self._rpc = InternalRpc(spec.security)
         self._server: Any = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -104,19 +118,91 @@ class Controller:
         for task in self._tasks:
             task.cancel()
 
-        async def end(worker: ManagedWorker) -> None:
-            if worker.handle is None:
-                return
-            self._say(worker.plan.worker_id, "stopping", "")
-            try:
-                async with asyncio.timeout(10):
-                    await self._runtime.call(worker.handle, "stop")
-            except (ServingError, TimeoutError) as error:
-                log.warning("worker %s did not stop by itself: %s", worker.plan.worker_id, error)
-
-        await asyncio.gather(*(end(worker) for worker in self._workers.values()))
+        await asyncio.gather(*(self._end(worker) for worker in self._workers.values()))
         if self._server is not None:
             await self._server.stop(grace=0.5)
+
+    # --- drain ----------------------------------------------------------------------------------------------
+
+    async def call(self, worker: ManagedWorker, method: str) -> Any:
+        """Await a method of the worker, for at most ``health.silence_timeout_s``.
+
+        Raises:
+            WorkerDied: it is gone.
+            TimeoutError: it does not answer.
+        """
+        if worker.handle is None:
+            raise WorkerDied("the worker is gone", worker_id=worker.plan.worker_id)
+        async with asyncio.timeout(self._spec.health.silence_timeout_s):
+            return await self._runtime.call(worker.handle, method)
+
+    def drain(
+        self, worker_ids: list[str], timeout_s: float, *, replace: bool = False, node_leaves: bool = False
+    ) -> DrainWork:
+        """Empty workers, then stop them; gateways move their requests. Goes on if nobody waits for it.
+
+        Args:
+            worker_ids: Ready workers.
+            timeout_s: Seconds after which a worker is stopped with what it still has.
+            replace: Start a worker in the place of each one.
+            node_leaves: Not before its node has left the Ray cluster.
+
+        Raises:
+            ConfigError: a worker is not known, not ready, or drains already.
+        """
+        for worker_id in worker_ids:
+            known = self._workers.get(worker_id)
+            if known is None or known.member.state != "ready" or known.draining:
+                state = "unknown" if known is None else "draining" if known.draining else known.member.state or "gone"
+                ready = [key for key, each in self._workers.items() if each.member.state == "ready"]
+                raise ConfigError(f"{worker_id} is {state}; workers that can be drained: {', '.join(ready) or 'none'}")
+        workers = [self._workers[worker_id] for worker_id in dict.fromkeys(worker_ids)]
+        for worker in workers:
+            worker.draining = True
+            worker.member.state = "draining"
+        drains = [WorkerDrain(self, worker, timeout_s) for worker in workers]
+
+        async def work() -> None:
+            await self._publish()
+            await asyncio.gather(*(drain.run() for drain in drains))
+            await asyncio.gather(*(self._retire(worker, replace, node_leaves) for worker in workers))
+
+        task = asyncio.create_task(work())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return DrainWork(drains, task)
+
+    async def _retire(self, worker: ManagedWorker, replace: bool, node_leaves: bool) -> None:
+        """Stop a drained worker; start another in its place, or leave it be."""
+        left = worker.handle.node.node_id if worker.handle is not None and node_leaves else None
+        worker.member.state = "lost"
+        await self._publish()
+        await self._end(worker)
+        await self._remove(worker)
+        self._say(worker.plan.worker_id, "drained", "a new one starts" if replace else "stopped")
+        worker.draining = False
+        if replace and not self._stopping:
+            task = asyncio.create_task(self._restart(worker, once_gone=left))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _end(self, worker: ManagedWorker) -> None:
+        """Have a worker stop by itself."""
+        if worker.handle is None:
+            return
+        self._say(worker.plan.worker_id, "stopping", "")
+        try:
+            async with asyncio.timeout(10):
+                await self._runtime.call(worker.handle, "stop")
+        except (ServingError, TimeoutError) as error:
+            log.warning("worker %s did not stop by itself: %s", worker.plan.worker_id, error)
+
+    async def _remove(self, worker: ManagedWorker) -> None:
+        """Give a worker's resources back, and end what is left of its processes."""
+        if worker.handle is not None:
+            handle, worker.handle = worker.handle, None
+            processes, worker.processes = worker.processes, []
+            await asyncio.to_thread(self._runtime.remove, handle, processes)
 
     # --- one worker -----------------------------------------------------------------------------------------
 
@@ -166,6 +252,7 @@ class Controller:
             accelerators=pool.accelerators_per_worker,
             cpus=pool.cpus_per_worker,
         )
+        worker.processes = facts["processes"]
         self._say(plan.worker_id, "loaded", f"{time.monotonic() - started_s:.0f} s")
 
     def _keep_logs(self) -> Path:
@@ -231,18 +318,19 @@ class Controller:
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(HEALTH_INTERVAL_S)
+            await asyncio.sleep(self._spec.health.interval_s)
             ready = [worker for worker in self._workers.values() if worker.member.state == "ready"]
             results = await asyncio.gather(*(self._is_healthy(worker) for worker in ready))
             for worker, healthy in zip(ready, results, strict=True):
-                if not healthy and not self._stopping:
+                if not healthy and not self._stopping and not worker.draining:
                     await self._replace(worker)
 
     async def _is_healthy(self, worker: ManagedWorker) -> bool:
-        assert worker.handle is not None
         try:
-            async with asyncio.timeout(HEALTH_TIMEOUT_S):
-                await self._runtime.call(worker.handle, "check_health")
+            load = await self.call(worker, "check_health")
+            if load["draining"] and not worker.draining:
+                log.warning("worker %s was told to end; it is drained and replaced", worker.plan.worker_id)
+                self.drain([worker.plan.worker_id], self._spec.drain.timeout_s, replace=True)
         except (ServingError, TimeoutError) as error:
             log.error("worker %s is lost: %s", worker.plan.worker_id, error or "it does not answer")
             return False
@@ -256,11 +344,11 @@ class Controller:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _restart(self, worker: ManagedWorker) -> None:
+    async def _restart(self, worker: ManagedWorker, *, once_gone: str | None = None) -> None:
+        if once_gone is not None:
+            await self._until_gone(once_gone)
         while not self._stopping:
-            if worker.handle is not None:
-                handle, worker.handle = worker.handle, None
-                await asyncio.to_thread(self._runtime.remove, handle)
+            await self._remove(worker)
             backoff = RESTART_BACKOFF_S[min(worker.restarts, len(RESTART_BACKOFF_S) - 1)]
             worker.restarts += 1
             await asyncio.sleep(backoff)
@@ -271,3 +359,10 @@ class Controller:
                 log.error("worker %s could not be replaced, next try follows: %s", worker.plan.worker_id, error)
                 continue
             return
+
+    async def _until_gone(self, node_id: str) -> None:
+        """Wait for a node to leave, or Ray would place the new worker on it again."""
+        for _ in range(int(NODE_LEAVES_TIMEOUT_S / NODE_POLL_S)):
+            if node_id not in {node.node_id for node in await asyncio.to_thread(self._runtime.nodes)}:
+                return
+            await asyncio.sleep(NODE_POLL_S)

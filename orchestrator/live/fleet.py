@@ -38,6 +38,11 @@ class FleetWorker:
     """Whether the worker has reported on this link; until then nothing is sent there."""
 
     @property
+    def draining(self) -> bool:
+        """Whether it is being emptied: the controller says so, or the worker itself."""
+        return self.member.state == "draining" or self.load.draining
+
+    @property
     def role(self) -> Role:
         """Role of the worker."""
         return Role(self.member.role)
@@ -58,7 +63,7 @@ class FleetWorker:
             queued_tokens=sum(self.queued_tokens.values()),
             prefill_tokens_per_s=self.load.prefill_tokens_per_s or usual_tokens_per_s,
             domain=self.member.domain or self.member.node,
-            accepting=self.connected and self.member.state == "ready" and not self.load.draining,
+            accepting=self.connected and self.member.state == "ready" and not self.load.draining and not self.load.hung,
         )
 
 
@@ -66,7 +71,12 @@ class Fleet:
     """All workers. ``on_change`` is called when a request that waits might now be placed."""
 
     def __init__(
-        self, *, on_change: Callable[[], None], on_lost: Callable[[str], None], rpc: InternalRpc | None = None
+        self,
+        *,
+        on_change: Callable[[], None],
+        on_lost: Callable[[str], None],
+        silence_timeout_s: float = 15.0,
+        rpc: InternalRpc | None = None,
     ) -> None:
         self._rpc = rpc
         self.workers: dict[str, FleetWorker] = {}
@@ -77,6 +87,7 @@ class Fleet:
         self._on_lost = on_lost
         self._closing: set[asyncio.Task[None]] = set()
         self._wanted: dict[str, registry_pb2.Member] = {}
+        self._silence_timeout_s = silence_timeout_s
 
     def views(self) -> list[WorkerView]:
         """What the router is told of all workers."""
@@ -140,10 +151,21 @@ class Fleet:
         worker = self.workers.get(load.worker_id)
         if worker is not None and worker.member.incarnation == load.incarnation:
             freed = load.used_blocks < worker.load.used_blocks
+            news = load.draining != worker.load.draining or load.hung != worker.load.hung
             worker.load = load
-            if freed or not worker.connected:
+            if load.hung and worker.legs:
+                log.warning("worker %s makes no progress; its requests go on elsewhere", load.worker_id)
+                self._link_lost(load.worker_id)
+            elif freed or news or not worker.connected:
                 worker.connected = True
                 self._on_change()
+
+    def drop_silent(self, now_s: float) -> None:
+        """Give up workers that have said nothing for too long: a stopped process keeps its connections open."""
+        for worker_id, worker in list(self.workers.items()):
+            if worker.connected and now_s - worker.link.last_event_s >= self._silence_timeout_s:
+                log.warning("worker %s is silent; its requests go on elsewhere", worker_id)
+                self._link_lost(worker_id)
 
     async def close(self) -> None:
         """Close all links."""

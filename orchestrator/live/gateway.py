@@ -26,6 +26,7 @@ from kv_transfer import ticket as tickets
 from kv_transfer.ticket import HandoffTicket
 from orchestrator.lifecycle import Displaced, LegFailed, StartLeg, WorkerLost
 from orchestrator.live.choice_run import ChoiceRun
+from orchestrator.live.drainer import Drainer
 from orchestrator.live.entry import Entry
 from orchestrator.live.fleet import Fleet, FleetWorker
 from orchestrator.live.metrics import GatewayMetrics
@@ -51,7 +52,13 @@ class Gateway:
         self.spec = spec
         self.front = front
         self.metrics = GatewayMetrics()
-        self.fleet = Fleet(on_change=self._place_waiting, on_lost=self._worker_lost, rpc=InternalRpc(spec.security))
+        self.fleet = Fleet(
+            on_change=self._fleet_changed,
+            on_lost=self._worker_lost,
+            silence_timeout_s=spec.health.silence_timeout_s,
+            rpc=InternalRpc(spec.security),
+        )
+        self._drainer = Drainer(self)
         self.block_size_tokens = next(pool.engine.block_size_tokens for _, pool in spec.pools.items())
         self._queue: AdmissionQueue[ChoiceRun] = AdmissionQueue(
             spec.gateway.max_queued_requests, lambda tenant: spec.tenant(tenant).weight
@@ -152,12 +159,17 @@ class Gateway:
         """Take a membership from the registry."""
         self.fleet.update(message.members, message.pairs)
 
+    def _fleet_changed(self) -> None:
+        self._place_waiting()
+        self._drainer.nudge()
+
     def _worker_lost(self, worker_id: str) -> None:
         for run in list(self._runs.values()):
             run.post(WorkerLost(worker_id))
 
     async def close(self) -> None:
         """End all links; streams still open end with an error."""
+        await self._drainer.close()
         await self.fleet.close()
 
     # --- one request ----------------------------------------------------------------------------------------
@@ -300,6 +312,16 @@ class Gateway:
                 return  # in order: a small request does not overtake a large one for ever
             cost_tokens = self._queue.take(run, now_s=time.monotonic())
             run.charged_tokens = run.charged_tokens or cost_tokens
+
+    def runs(self) -> list[ChoiceRun]:
+        """Every choice that is queued or runs."""
+        return list(self._runs.values())
+
+    def remaining_tokens(self, run: ChoiceRun) -> int:
+        """Forecast of the output still to come, at least a block's worth unless the limit is nearer."""
+        made = len(run.life.output_ids)
+        usual = self._lengths.quantile(FORECAST_QUANTILE) - made
+        return min(run.request.max_tokens - made, max(usual, self.block_size_tokens))
 
     def _try_place(self, run: ChoiceRun) -> bool:
         forecast = self._forecast(run.request)

@@ -36,6 +36,10 @@ class GatewayMetrics:
         self.failed = Counter("baton_requests_failed", "Requests failed by error", ["error"], **make)
         self.rejected = Counter("baton_requests_rejected", "Requests refused by reason", ["reason"], **make)
         self.retries = Counter("baton_retries", "Ledgers prefilled again after a failure", **make)
+        self.moves = Counter("baton_moves", "Requests moved off a draining worker with their KV", **make)
+        self.moved_recomputed = Counter(
+            "baton_moved_recomputed_tokens", "Tokens computed again in a move: the last, partial block", **make
+        )
         self.in_flight = Gauge("baton_in_flight_requests", "Requests by state", ["state"], **make)
         self.kv_used = Gauge("baton_kv_used_ratio", "KV blocks in use", ["pool", "worker"], **make)
         self.kv_reserved = Gauge("baton_kv_reserved_blocks", "KV blocks promised", ["pool", "worker"], **make)

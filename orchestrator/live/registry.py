@@ -10,15 +10,23 @@ from typing import Any
 import grpc
 
 from baton.internal.v1 import registry_pb2, registry_pb2_grpc
+from cluster.errors import ConfigError
 from cluster.internal_rpc import InternalRpc
+
+DrainHandler = Callable[[registry_pb2.DrainRequest], AsyncIterator[registry_pb2.DrainResponse]]
 
 log = logging.getLogger("baton.registry")
 
 
 class RegistryService(registry_pb2_grpc.RegistryServicer):
-    """Holds the membership and sends it to whoever watches, at once and after every change."""
+    """Holds the membership and sends it to whoever watches, at once and after every change.
 
-    def __init__(self) -> None:
+    Args:
+        drain: Serves ``Drain``; without it, the call is refused.
+    """
+
+    def __init__(self, drain: DrainHandler | None = None) -> None:
+        self._drain = drain
         self._current = registry_pb2.WatchMembersResponse()
         self._changed = asyncio.Condition()
         self._version = 0
@@ -39,6 +47,18 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
                 await self._changed.wait_for(lambda seen=seen: self._version != seen)  # type: ignore[misc]
                 seen, current = self._version, self._current
             yield current
+
+    async def Drain(  # noqa: N802, D102
+        self, request: registry_pb2.DrainRequest, context: Any
+    ) -> AsyncIterator[registry_pb2.DrainResponse]:
+        if self._drain is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this registry has no controller that drains")
+            return
+        try:
+            async for progress in self._drain(request):
+                yield progress
+        except ConfigError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.message)
 
 
 async def watch(

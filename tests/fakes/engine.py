@@ -168,6 +168,8 @@ class FakeEngine:
                 if state.aborted:
                     yield EngineOutput(leg.leg_id, fresh, "abort")
                     return
+                if len(state.ledger) % BLOCK_SIZE_TOKENS == 0:
+                    self._remember(state.ledger)  # a full block is cached from here on, however the leg ends
                 token = self._rule(state.ledger)
                 state.ledger.append(token)
                 state.blocks = self._blocks(len(state.ledger))

@@ -107,7 +107,8 @@ async def test_a_ticket_past_its_deadline_is_refused_by_the_worker(cluster: Clus
 @pytest.mark.parametrize("why", ["draining", "sampling"])
 async def test_a_leg_refused_before_the_read_gives_its_blocks_back(cluster: Cluster, caller: Caller, why: str) -> None:
     ticket = ticket_message(await export(cluster, caller), time.monotonic())
-    cluster.workers["decode-0"].service.draining = why == "draining"
+    if why == "draining":
+        cluster.workers["decode-0"].service.drain(grace_s=0)
     sampling = Sampling(temperature=-1.0 if why == "sampling" else 0.0)
     (refused,) = await caller.leg("decode-0", PROMPT, ticket=ticket, sampling=sampling)
     assert refused.error_kind == {"draining": "WorkerDraining", "sampling": "InvalidRequest"}[why]

@@ -32,6 +32,7 @@ from orchestrator.lifecycle import (
     LegFailed,
     LegOutput,
     Lifecycle,
+    Moved,
     Placed,
     ReleaseTicket,
     SendTokens,
@@ -271,6 +272,57 @@ def test_an_end_from_outside_aborts_and_frees(event: Event, error: type[ServingE
     assert run.handle(event) == []
 
 
+# --- moves ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_move_exports_where_it_decodes_and_goes_on_at_the_target() -> None:
+    run = life()
+    prefilled(run)
+    run.handle(LegOutput("r/2", (11,)))
+    assert run.handle(Moved("d1")) == [
+        AbortLeg("r/2", "d0"),
+        FreeReservation("d0"),
+        StartLeg("r/3", "d0", (*PROMPT, 10, 11), 2, max_tokens=1, export=True),
+    ]
+    assert run.handle(LegOutput("r/2", (12,), "abort")) == []
+    kept = ticket("d0", tokens=5)
+    assert run.handle(LegOutput("r/3", (12,), "length", kept)) == [
+        SendTokens((12,)),
+        StartLeg("r/4", "d1", (*PROMPT, 10, 11, 12), 3, max_tokens=5, ticket=kept),
+    ]
+    assert (run.moves, run.retries) == (1, 0)
+
+
+def test_a_move_during_prefill_changes_the_target_alone() -> None:
+    run = life()
+    run.handle(Placed("p0", "d0"))
+    assert run.handle(Moved("d1")) == [FreeReservation("d0")]
+    kept = ticket()
+    assert run.handle(LegOutput("r/1", (10,), "length", kept))[-1] == StartLeg(
+        "r/2", "d1", (*PROMPT, 10), 1, max_tokens=7, ticket=kept
+    )
+    assert run.moves == 0
+
+
+def test_what_cannot_move_gives_the_promise_back() -> None:
+    run = life()
+    prefilled(run)  # its KV is still being read
+    assert run.handle(Moved("d1")) == [FreeReservation("d1")]
+    run = life(handoff=Handoff.PLAIN, resumable=False)
+    run.handle(Placed("p0", "d0"))
+    run.handle(LegOutput("r/1", (10,), "length", ticket()))
+    run.handle(LegOutput("r/2", (20,)))
+    assert run.handle(Moved("d1")) == [FreeReservation("d1")]
+
+
+def test_a_source_lost_during_the_move_is_a_failure_like_any_other() -> None:
+    run = life()
+    prefilled(run)
+    run.handle(LegOutput("r/2", (11,)))
+    run.handle(Moved("d1"))
+    assert run.handle(WorkerLost("d0")) == [FreeReservation("d1"), AskPlacement(frozenset({"d0"}))]
+
+
 # --- any order of events --------------------------------------------------------------------------------------------
 
 PREFILLS = ("p0", "p1")
@@ -387,6 +439,15 @@ class AnyOrder(RuleBasedStateMachine):
         self.over.add(leg_id)
         self.final.append(LegOutput(leg_id, (), "stop"))  # it says no more
         self.feed(LegFailed(leg_id, error))
+
+    @rule(decode=st.sampled_from(DECODES))
+    def move(self, decode: str) -> None:
+        if self.life.state is State.QUEUED or decode in self.reserved:
+            return  # a drain moves what runs, to where it has nothing yet
+        was = self.life.state
+        self.reserved.add(decode)
+        self.feed(Moved(decode))
+        assert self.life.decode_id == decode or decode not in self.reserved or was is not self.life.state
 
     @rule(ids=tokens)
     def foreign(self, ids: tuple[int, ...]) -> None:

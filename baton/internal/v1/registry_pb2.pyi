@@ -1,10 +1,60 @@
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class DrainStage(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DRAIN_STAGE_UNSPECIFIED: _ClassVar[DrainStage]
+    DRAIN_STAGE_DRAINING: _ClassVar[DrainStage]
+    DRAIN_STAGE_DRAINED: _ClassVar[DrainStage]
+    DRAIN_STAGE_TIMED_OUT: _ClassVar[DrainStage]
+    DRAIN_STAGE_LOST: _ClassVar[DrainStage]
+DRAIN_STAGE_UNSPECIFIED: DrainStage
+DRAIN_STAGE_DRAINING: DrainStage
+DRAIN_STAGE_DRAINED: DrainStage
+DRAIN_STAGE_TIMED_OUT: DrainStage
+DRAIN_STAGE_LOST: DrainStage
+
+class DrainRequest(_message.Message):
+    __slots__ = ("worker_ids", "timeout_s", "replace", "node_leaves")
+    WORKER_IDS_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    REPLACE_FIELD_NUMBER: _ClassVar[int]
+    NODE_LEAVES_FIELD_NUMBER: _ClassVar[int]
+    worker_ids: _containers.RepeatedScalarFieldContainer[str]
+    timeout_s: float
+    replace: bool
+    node_leaves: bool
+    def __init__(self, worker_ids: _Optional[_Iterable[str]] = ..., timeout_s: _Optional[float] = ..., replace: _Optional[bool] = ..., node_leaves: _Optional[bool] = ...) -> None: ...
+
+class DrainResponse(_message.Message):
+    __slots__ = ("workers", "elapsed_s", "timeout_s")
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    ELAPSED_S_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    workers: _containers.RepeatedCompositeFieldContainer[WorkerDrain]
+    elapsed_s: float
+    timeout_s: float
+    def __init__(self, workers: _Optional[_Iterable[_Union[WorkerDrain, _Mapping]]] = ..., elapsed_s: _Optional[float] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class WorkerDrain(_message.Message):
+    __slots__ = ("worker_id", "stage", "requests_at_start", "requests", "used_blocks")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_AT_START_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    USED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    stage: DrainStage
+    requests_at_start: int
+    requests: int
+    used_blocks: int
+    def __init__(self, worker_id: _Optional[str] = ..., stage: _Optional[_Union[DrainStage, str]] = ..., requests_at_start: _Optional[int] = ..., requests: _Optional[int] = ..., used_blocks: _Optional[int] = ...) -> None: ...
 
 class WatchMembersRequest(_message.Message):
     __slots__ = ()

@@ -40,6 +40,11 @@ class RegistryStub:
                 request_serializer=baton_dot_internal_dot_v1_dot_registry__pb2.WatchMembersRequest.SerializeToString,
                 response_deserializer=baton_dot_internal_dot_v1_dot_registry__pb2.WatchMembersResponse.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_stream(
+                '/baton.internal.v1.Registry/Drain',
+                request_serializer=baton_dot_internal_dot_v1_dot_registry__pb2.DrainRequest.SerializeToString,
+                response_deserializer=baton_dot_internal_dot_v1_dot_registry__pb2.DrainResponse.FromString,
+                _registered_method=True)
 
 
 class RegistryServicer:
@@ -53,6 +58,14 @@ class RegistryServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """Empties workers, then stops them. Sends how far it is until all are gone; each is stopped at the end of the time,
+        empty or not. A caller that goes away does not end the drain.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegistryServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +73,11 @@ def add_RegistryServicer_to_server(servicer, server):
                     servicer.WatchMembers,
                     request_deserializer=baton_dot_internal_dot_v1_dot_registry__pb2.WatchMembersRequest.FromString,
                     response_serializer=baton_dot_internal_dot_v1_dot_registry__pb2.WatchMembersResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_stream_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=baton_dot_internal_dot_v1_dot_registry__pb2.DrainRequest.FromString,
+                    response_serializer=baton_dot_internal_dot_v1_dot_registry__pb2.DrainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +108,33 @@ class Registry:
             '/baton.internal.v1.Registry/WatchMembers',
             baton_dot_internal_dot_v1_dot_registry__pb2.WatchMembersRequest.SerializeToString,
             baton_dot_internal_dot_v1_dot_registry__pb2.WatchMembersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/baton.internal.v1.Registry/Drain',
+            baton_dot_internal_dot_v1_dot_registry__pb2.DrainRequest.SerializeToString,
+            baton_dot_internal_dot_v1_dot_registry__pb2.DrainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -18,7 +18,7 @@ class WorkerCommand(_message.Message):
     def __init__(self, submit: _Optional[_Union[SubmitLeg, _Mapping]] = ..., abort: _Optional[_Union[AbortLeg, _Mapping]] = ..., release: _Optional[_Union[ReleaseTicket, _Mapping]] = ...) -> None: ...
 
 class SubmitLeg(_message.Message):
-    __slots__ = ("leg_id", "token_ids", "sampling", "max_tokens", "min_tokens", "thinking_budget_tokens", "export", "ticket", "priority")
+    __slots__ = ("leg_id", "token_ids", "sampling", "max_tokens", "min_tokens", "thinking_budget_tokens", "export", "ticket", "priority", "moves_away")
     LEG_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
@@ -28,6 +28,7 @@ class SubmitLeg(_message.Message):
     EXPORT_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    MOVES_AWAY_FIELD_NUMBER: _ClassVar[int]
     leg_id: str
     token_ids: bytes
     sampling: _inference_pb2.Sampling
@@ -37,7 +38,8 @@ class SubmitLeg(_message.Message):
     export: bool
     ticket: Ticket
     priority: int
-    def __init__(self, leg_id: _Optional[str] = ..., token_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[_inference_pb2.Sampling, _Mapping]] = ..., max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., thinking_budget_tokens: _Optional[int] = ..., export: _Optional[bool] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., priority: _Optional[int] = ...) -> None: ...
+    moves_away: bool
+    def __init__(self, leg_id: _Optional[str] = ..., token_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[_inference_pb2.Sampling, _Mapping]] = ..., max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., thinking_budget_tokens: _Optional[int] = ..., export: _Optional[bool] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., priority: _Optional[int] = ..., moves_away: _Optional[bool] = ...) -> None: ...
 
 class Ticket(_message.Message):
     __slots__ = ("ticket_id", "source_id", "incarnation", "num_tokens", "expires_in_s", "params_json")
@@ -112,7 +114,7 @@ class Transfer(_message.Message):
     def __init__(self, bytes: _Optional[int] = ..., duration_s: _Optional[float] = ..., start_unix_s: _Optional[float] = ..., descriptors: _Optional[int] = ...) -> None: ...
 
 class WorkerLoad(_message.Message):
-    __slots__ = ("worker_id", "incarnation", "running_requests", "waiting_requests", "used_blocks", "total_blocks", "steps", "prompt_tokens", "output_tokens", "prefill_tokens_per_s", "draining")
+    __slots__ = ("worker_id", "incarnation", "running_requests", "waiting_requests", "used_blocks", "total_blocks", "steps", "prompt_tokens", "output_tokens", "prefill_tokens_per_s", "draining", "hung")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
@@ -124,6 +126,7 @@ class WorkerLoad(_message.Message):
     OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PREFILL_TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    HUNG_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     incarnation: str
     running_requests: int
@@ -135,4 +138,5 @@ class WorkerLoad(_message.Message):
     output_tokens: int
     prefill_tokens_per_s: float
     draining: bool
-    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., used_blocks: _Optional[int] = ..., total_blocks: _Optional[int] = ..., steps: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ..., draining: _Optional[bool] = ...) -> None: ...
+    hung: bool
+    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., used_blocks: _Optional[int] = ..., total_blocks: _Optional[int] = ..., steps: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ..., draining: _Optional[bool] = ..., hung: _Optional[bool] = ...) -> None: ...

@@ -1,0 +1,118 @@
+"""Empties draining workers of this gateway's requests, and gives up workers that fell silent.
+
+What moves and where is decided by `orchestrator.policy.drain`; here the moves are begun and followed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from cluster.config import Role
+from orchestrator.lifecycle import Moved, State
+from orchestrator.policy.drain import HeldRequest, Hold, next_moves
+
+if TYPE_CHECKING:
+    from orchestrator.live.choice_run import ChoiceRun
+    from orchestrator.live.gateway import Gateway
+
+log = logging.getLogger("baton.gateway")
+
+TICK_S = 0.05
+"""While a worker drains: a move takes some 0.1 s on two cores, so the next one begins soon after."""
+IDLE_TICK_S = 1.0
+
+
+class Drainer:
+    """Runs beside a gateway until cancelled."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._begun: dict[str, str] = {}
+        """Target of each move under way, by request."""
+        self._task: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+
+    def nudge(self) -> None:
+        """Something changed; look at once if a worker drains. Starts the loop on first use."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+        if self._draining():
+            self._wake.set()
+
+    async def close(self) -> None:
+        """End the loop."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def _draining(self) -> list[str]:
+        return [worker_id for worker_id, worker in self._gateway.fleet.workers.items() if worker.draining]
+
+    async def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            self._gateway.fleet.drop_silent(time.monotonic())
+            busy = False
+            for worker_id in self._draining():
+                busy |= self._step(worker_id)
+            if busy:
+                await asyncio.sleep(TICK_S)
+                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(IDLE_TICK_S):
+                    await self._wake.wait()
+
+    def _step(self, worker_id: str) -> bool:
+        """Begin what may begin; whether the worker still has anything of ours."""
+        gateway = self._gateway
+        worker = gateway.fleet.workers.get(worker_id)
+        runs = {run.life.request_id: run for run in gateway.runs() if self._concerned(run, worker_id)}
+        self._begun = {key: target for key, target in self._begun.items() if key in runs}
+        if worker is None or not runs:
+            return False
+        if worker.role is not Role.DECODE:
+            return True  # prefills end by themselves; a colocated engine cannot export
+        held = [self._held(run, worker_id) for run in runs.values()]
+        for move in next_moves(
+            held,
+            gateway.fleet.views(),
+            source_id=worker_id,
+            block_size_tokens=gateway.block_size_tokens,
+            moves_at_once=gateway.spec.drain.moves_at_once,
+        ):
+            run = runs[move.request_id]
+            if run.life.state is State.DECODING:
+                self._begun[move.request_id] = move.target_id
+                gateway.metrics.moves.inc()
+            gateway.fleet.workers[move.target_id].reserved[move.request_id] = move.reserve_blocks
+            log.info("request %s moves from %s to %s", move.request_id, worker_id, move.target_id)
+            run.post(Moved(move.target_id))
+        return True
+
+    def _concerned(self, run: ChoiceRun, worker_id: str) -> bool:
+        """Whether the run has anything on the worker, or is still on its way off it."""
+        life = run.life
+        if life.decode_id == worker_id:
+            return True
+        return life.prefill_id == worker_id and (life.state is State.PREFILLING or not self._landed(run))
+
+    def _landed(self, run: ChoiceRun) -> bool:
+        life = run.life
+        return life.request_id not in self._begun or life.state is not State.DECODING or life.has_output
+
+    def _held(self, run: ChoiceRun, worker_id: str) -> HeldRequest:
+        life, gateway = run.life, self._gateway
+        context = len(life.prompt_ids) + len(life.output_ids)
+        if life.request_id in self._begun:
+            hold = Hold.MOVING
+        elif life.state is State.PREFILLING:
+            hold = Hold.RESERVED if life.decode_id == worker_id else Hold.BUSY
+        elif not run.movable:
+            hold = Hold.STAYS
+        else:
+            hold = Hold.DECODING if life.settled else Hold.BUSY
+        return HeldRequest(life.request_id, hold, context, gateway.remaining_tokens(run))

@@ -1,0 +1,97 @@
+"""What leaves a draining worker next, and where it goes. Pure; the live gateway and the simulator ask it alike.
+
+A request moves with its KV: its worker exports it, another decode worker reads it, and its stream pauses meanwhile. So
+few move at a time. Those with the most work left go first: the ones with the least may be done before their turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from cluster.config import Role
+from orchestrator.policy.router import WorkerView
+
+
+class Hold(StrEnum):
+    """What of a request is on the draining worker.
+
+    RESERVED: only the promise of blocks, its prefill runs elsewhere. DECODING: its KV. MOVING: on its way already.
+    BUSY: in a phase in which it cannot be moved, such as the reading of its KV; a moment later it can.
+    STAYS: its sampling would not keep its meaning elsewhere; it finishes where it is.
+    """
+
+    RESERVED = "reserved"
+    DECODING = "decoding"
+    MOVING = "moving"
+    BUSY = "busy"
+    STAYS = "stays"
+
+
+@dataclass(frozen=True, slots=True)
+class HeldRequest:
+    """One request of a draining worker. ``remaining_tokens`` is a forecast; ``context_tokens`` have KV."""
+
+    request_id: str
+    hold: Hold
+    context_tokens: int
+    remaining_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Let the request go on at ``target_id``, where this many blocks are to be reserved first."""
+
+    request_id: str
+    target_id: str
+    reserve_blocks: int
+
+
+def next_moves(
+    held: Iterable[HeldRequest],
+    workers: Sequence[WorkerView],
+    *,
+    source_id: str,
+    block_size_tokens: int,
+    moves_at_once: int,
+) -> list[Move]:
+    """The moves to begin at this moment.
+
+    Args:
+        held: Every request that has anything on the worker.
+        workers: All workers; only decode workers that take work and have room are targets.
+        source_id: The draining worker.
+        block_size_tokens: Tokens per KV block.
+        moves_at_once: Most requests on their way at a time.
+
+    Example:
+        >>> d = [WorkerView(f"d{i}", Role.DECODE, 100, 100, accepting=i > 0) for i in range(2)]
+        >>> long, short = (HeldRequest(f"{n}", Hold.DECODING, 64, n) for n in (900, 100))
+        >>> next_moves([short, long], d, source_id="d0", block_size_tokens=32, moves_at_once=1)
+        [Move(request_id='900', target_id='d1', reserve_blocks=31)]
+    """
+    held = list(held)
+    room = {
+        worker.worker_id: worker.headroom_blocks
+        for worker in workers
+        if worker.role is Role.DECODE and worker.accepting and worker.worker_id != source_id
+    }
+    total = {worker.worker_id: max(1, worker.total_blocks) for worker in workers}
+    left = moves_at_once - sum(request.hold is Hold.MOVING for request in held)
+    # A promise is moved by a word and pauses no stream, so those come first and do not count.
+    waiting = [request for request in held if request.hold in (Hold.RESERVED, Hold.DECODING)]
+    waiting.sort(key=lambda request: (request.hold is not Hold.RESERVED, -request.remaining_tokens, request.request_id))
+    moves: list[Move] = []
+    for request in waiting:
+        if request.hold is Hold.DECODING and left <= 0:
+            break
+        blocks = -(-(request.context_tokens + request.remaining_tokens) // block_size_tokens)
+        fitting = [worker_id for worker_id, free in room.items() if free >= blocks]
+        if not fitting:
+            continue  # a smaller one may fit; this one runs on here meanwhile
+        target = max(fitting, key=lambda worker_id: ((room[worker_id] - blocks) / total[worker_id], worker_id))
+        room[target] -= blocks
+        left -= request.hold is Hold.DECODING
+        moves.append(Move(request.request_id, target, blocks))
+    return moves

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.config import Role
+from orchestrator.policy.drain import HeldRequest, Hold, next_moves
+from orchestrator.policy.router import WorkerView
+
+SOURCE = WorkerView("d0", Role.DECODE, 100, 40, accepting=False)
+
+
+def decode(worker_id: str, free: int = 100, **changes: object) -> WorkerView:
+    return WorkerView(worker_id, Role.DECODE, 100, free, **changes)  # type: ignore[arg-type]
+
+
+def held(name: str, remaining: int, hold: Hold = Hold.DECODING, context: int = 32) -> HeldRequest:
+    return HeldRequest(name, hold, context, remaining)
+
+
+def moves(requests: list[HeldRequest], workers: list[WorkerView], at_once: int = 9) -> list[tuple[str, str]]:
+    found = next_moves(requests, [SOURCE, *workers], source_id="d0", block_size_tokens=32, moves_at_once=at_once)
+    return [(move.request_id, move.target_id) for move in found]
+
+
+def test_least_remaining_work_goes_last() -> None:
+    assert [name for name, _ in moves([held("a", 10), held("b", 900), held("c", 100)], [decode("d1")])] == list("bca")
+
+
+def test_those_on_their_way_count_against_the_limit() -> None:
+    requests = [held("a", 500, Hold.MOVING), held("b", 400), held("c", 300), held("d", 200)]
+    assert moves(requests, [decode("d1")], at_once=3) == [("b", "d1"), ("c", "d1")]
+    assert moves(requests, [decode("d1")], at_once=1) == []
+
+
+def test_a_promise_is_moved_at_once_and_first() -> None:
+    requests = [held("a", 500), held("b", 10, Hold.RESERVED), held("c", 5, Hold.RESERVED)]
+    assert [name for name, _ in moves(requests, [decode("d1")], at_once=1)] == ["b", "c", "a"]
+
+
+def test_what_cannot_move_is_left_alone() -> None:
+    assert moves([held("a", 500, Hold.STAYS), held("b", 500, Hold.BUSY)], [decode("d1")]) == []
+
+
+def test_the_largest_waits_for_room_and_a_smaller_one_goes() -> None:
+    # 60 of 100 blocks are promised: room for 40.
+    workers = [decode("d1", reserved_blocks=60)]
+    assert moves([held("a", 64 * 32), held("b", 10 * 32)], workers) == [("b", "d1")]
+
+
+def test_targets_fill_evenly_and_only_decode_workers_that_take_work_are_targets() -> None:
+    workers = [
+        decode("d1"),
+        decode("d2"),
+        decode("d3", accepting=False),
+        WorkerView("p0", Role.PREFILL, 100, 100),
+        WorkerView("c0", Role.COLOCATED, 100, 100),
+    ]
+    requests = [held(f"r{index}", 320) for index in range(4)]
+    assert sorted(target for _, target in moves(requests, workers)) == ["d1", "d1", "d2", "d2"]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(Hold), st.integers(1, 2000), st.integers(1, 2000)), max_size=12),
+    st.lists(st.tuples(st.integers(0, 100), st.booleans()), max_size=4),
+    st.integers(1, 6),
+)
+def test_no_target_is_promised_more_than_it_has(
+    rows: list[tuple[Hold, int, int]], targets: list[tuple[int, bool]], at_once: int
+) -> None:
+    requests = [HeldRequest(f"r{index}", *row) for index, row in enumerate(rows)]
+    workers = [decode(f"d{1 + index}", free, accepting=takes) for index, (free, takes) in enumerate(targets)]
+    found = next_moves(requests, [SOURCE, *workers], source_id="d0", block_size_tokens=32, moves_at_once=at_once)
+    assert len({move.request_id for move in found}) == len(found)
+    holds = {request.request_id: request.hold for request in requests}
+    assert all(holds[move.request_id] in (Hold.RESERVED, Hold.DECODING) for move in found)
+    begun = sum(holds[move.request_id] is Hold.DECODING for move in found)
+    assert begun <= max(0, at_once - sum(request.hold is Hold.MOVING for request in requests))
+    for worker in workers:
+        promised = sum(move.reserve_blocks for move in found if move.target_id == worker.worker_id)
+        assert promised <= (worker.headroom_blocks if worker.accepting else 0)
