@@ -29,7 +29,7 @@ model:
   reasoning: {{effort_budgets_tokens: {{none: 0, low: 16, medium: 64, high: 1024}}}}
 pools:
   prefill: {{replicas: 1}}
-  decode: {{replicas: 1}}
+  decode: {{replicas: 2}}
   colocated: {{replicas: 1}}
 transfer: {{transports: [shared_memory, tcp], local_prefill_after_s: null}}
 gateway: {{grpc_port: 0, http_port: 0, metrics_port: 0, max_request_bytes: 1048576}}
@@ -45,7 +45,7 @@ def test_model() -> Path:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory, test_model: Path) -> Iterator[LiveCluster]:
-    """One prefill, one decode and one colocated worker, started by `baton up --detach`, in float32.
+    """One prefill, two decode and one colocated worker, started by `baton up --detach`, in float32.
 
     ``BATON_TEST_CLUSTER=folder`` keeps the cluster in that folder from one run of the tests to the next.
     """

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from cluster.config import Role
+from cluster.config import DrainSettings, Role
 from orchestrator import lifecycle as lc
+from orchestrator.policy.drain import HeldRequest, Hold, next_moves
 from orchestrator.policy.router import Placement, Wait
 from orchestrator.simulator.fleet import Worker
 from orchestrator.simulator.flight import Flight
@@ -25,8 +26,9 @@ from orchestrator.simulator.scaling import (
 if TYPE_CHECKING:
     from orchestrator.simulator.simulation import Simulation
 
-MOVE_RETRY_S = 1.0
-"""Pause before a request that found no room elsewhere is tried again."""
+DRAIN_TICK_S = 0.05
+"""As `orchestrator.live.drainer` looks again while a worker drains."""
+MOVES_AT_ONCE = DrainSettings().moves_at_once
 
 
 class LiveFleetView:
@@ -115,14 +117,43 @@ def apply_scaling(simulation: Simulation, action: ScalingAction) -> None:
 
 
 def _empty(simulation: Simulation, worker: Worker) -> None:
-    """Move what decodes on a draining worker; look again for what could not move yet."""
+    """Move what decodes on a draining worker, as the gateway would; look again for what could not move yet."""
     if worker.state != "draining" or simulation.fleet.settle(worker):
         return
-    for flight in list(simulation.live.values()):
-        if flight.worker is worker:
-            move(simulation, flight, None)
+    flights = {str(flight.index): flight for flight in simulation.live.values() if _concerned(flight, worker)}
+    for found in next_moves(
+        [_held(simulation, flight, worker) for flight in flights.values()],
+        simulation.fleet.views(),
+        source_id=worker.worker_id,
+        block_size_tokens=worker.pool.profile.block_size_tokens,
+        moves_at_once=MOVES_AT_ONCE,
+    ):
+        _begin(simulation, flights[found.request_id], found.target_id, found.reserve_blocks)
     if not simulation.fleet.settle(worker):
-        simulation.timer(simulation.kernel.now_s + MOVE_RETRY_S, lambda _: _empty(simulation, worker))
+        simulation.timer(simulation.kernel.now_s + DRAIN_TICK_S, lambda _: _empty(simulation, worker))
+
+
+def _concerned(flight: Flight, worker: Worker) -> bool:
+    """Whether the request decodes there, is promised to, or is on its way off it."""
+    life = flight.lifecycle
+    return worker.worker_id == life.decode_id or (
+        worker.worker_id == life.prefill_id and life.moves > 0 and not life.has_output
+    )
+
+
+def _held(simulation: Simulation, flight: Flight, worker: Worker) -> HeldRequest:
+    simulation.driver.tell_progress(flight)
+    life, leg = flight.lifecycle, flight.leg
+    if life.decode_id != worker.worker_id:
+        hold = Hold.MOVING
+    elif life.state is lc.State.PREFILLING:
+        hold = Hold.RESERVED
+    else:
+        running = leg is not None and leg.state is LegState.DECODING
+        hold = Hold.DECODING if running and life.settled else Hold.BUSY
+    known = flight.isl_tokens + flight.generated_tokens
+    more = simulation.forecast.osl_tokens(flight.tenant, flight.isl_tokens, flight.generated_tokens)
+    return HeldRequest(str(flight.index), hold, known, more)
 
 
 def move(simulation: Simulation, flight: Flight, target_id: str | None) -> bool:
@@ -140,8 +171,16 @@ def move(simulation: Simulation, flight: Flight, target_id: str | None) -> bool:
     placement: Placement | Wait = simulation.place_flight(flight, views)
     if isinstance(placement, Wait):
         return False
-    simulation.reserve(flight, simulation.fleet.workers[placement.decode_id], placement.reserve_blocks)
-    simulation.records.columns["moves"][flight.index] += 1
-    simulation.records.columns["decode"][flight.index] = simulation.fleet.workers[placement.decode_id].number
-    simulation.driver.handle(flight, lc.Moved(placement.decode_id))
+    _begin(simulation, flight, placement.decode_id, placement.reserve_blocks)
     return True
+
+
+def _begin(simulation: Simulation, flight: Flight, target_id: str, blocks: int) -> None:
+    """Let a request go on at the target."""
+    target, columns = simulation.fleet.workers[target_id], simulation.records.columns
+    if flight.lifecycle.state is lc.State.PREFILLING:
+        flight.unreserve()  # the promise alone changes its place
+    simulation.reserve(flight, target, blocks)
+    columns["decode"][flight.index] = target.number
+    simulation.driver.handle(flight, lc.Moved(target_id))
+    columns["moves"][flight.index] = flight.lifecycle.moves

@@ -50,7 +50,7 @@ async def test_every_length_alone_and_sixteen_at_once(cluster: LiveCluster) -> N
             assert len(got) == OUTPUT_TOKENS
             choice = finished.choices[0]
             assert choice.workers.prefill == "prefill-0"
-            assert choice.workers.decode == "decode-0"
+            assert choice.workers.decode in ("decode-0", "decode-1")
             assert choice.retries == 0
         together = await asyncio.gather(*(tokens(gateway, message) for message in crowd))
         for message, (got, _), wanted in zip(crowd, together, expected_crowd, strict=True):

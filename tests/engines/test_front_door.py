@@ -35,9 +35,10 @@ async def test_async_client_and_status(cluster: LiveCluster) -> None:
         assert len(completion.token_ids) == 5
         assert completion.cost_usd > 0
         status = await client.get_status()
-    assert {worker.worker_id for worker in status.workers} == {"prefill-0", "decode-0", "colocated-0"}
+    assert {worker.worker_id for worker in status.workers} == {"prefill-0", "decode-0", "decode-1", "colocated-0"}
     assert [(pair.prefill, pair.decode, pair.transport) for pair in status.pairs] == [
-        ("prefill-0", "decode-0", "shared_memory")
+        ("prefill-0", "decode-0", "shared_memory"),
+        ("prefill-0", "decode-1", "shared_memory"),
     ]
 
 

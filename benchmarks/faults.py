@@ -1,0 +1,253 @@
+"""Break a real cluster under load, from a seed, and count what was lost.
+
+    python -m benchmarks.faults kills --requests 1000 --every-s 90
+    python -m benchmarks.faults drain --traces 16
+    python -m benchmarks.faults cancels --requests 500
+    python -m benchmarks.faults each                      # every fault once, by name
+    python -m benchmarks.faults soak --minutes 30
+
+Two prefill and two decode workers serve the small reasoning model in float32. Every answer is greedy and is compared
+token by token with the one the undisturbed cluster gave. Figures are added to docs/faults.json; docs/reliability.md
+shows them. The tests run the same code at small size (tests/engines/test_faults.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.fault_cluster import FaultCluster, started
+from benchmarks.fault_kinds import FAULTS, KILLS
+from benchmarks.fault_load import Answers, Question, Tally, Trace, count, draw_questions, follow, run_load
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "faults.json"
+LEASE_S = 30
+
+SPEC = """
+name: faults
+model:
+  path: {model}
+  served_name: reasoner
+  max_model_len_tokens: 2048
+  dtype: float32
+  reasoning: {{effort_budgets_tokens: {{none: 0, low: 16, medium: 64, high: 1024}}}}
+pools: {{prefill: {{replicas: 2}}, decode: {{replicas: 2}}}}
+transfer: {{lease_s: 30, retry_budget: 4, local_prefill_after_s: null}}
+gateway: {{grpc_port: 0, http_port: 0, metrics_port: 0}}
+"""
+
+
+async def prepared(
+    cluster: FaultCluster, rng: random.Random, *, number: int, isl: tuple[int, int], osl: tuple[int, int]
+) -> tuple[list[Question], Answers]:
+    """Questions, and their undisturbed answers."""
+    questions, answers = draw_questions(rng, number, isl=isl, osl=osl), Answers()
+    await answers.learn(cluster.client(), questions)
+    return questions, answers
+
+
+async def finish(cluster: FaultCluster, tally: Tally, sockets_before: int) -> dict[str, Any]:
+    """Wait for quiet; the counts and what was left behind."""
+    await cluster.all_ready()
+    leaked = await cluster.leaked_blocks(LEASE_S)
+    return {
+        **tally.row(),
+        "leaked_blocks": leaked,
+        "leaked_sockets": max(0, cluster.sockets() - sockets_before),
+    }
+
+
+async def kills(
+    cluster: FaultCluster,
+    *,
+    seed: int,
+    requests: int,
+    every_s: float,
+    clients: int,
+    names: Sequence[str] = KILLS,
+    isl: tuple[int, int] = (8, 1000),
+    osl: tuple[int, int] = (16, 800),
+) -> dict[str, Any]:
+    """A random worker dies every so often while the load runs; once more when it does not end before the first one."""
+    rng = random.Random(seed)
+    questions, answers = await prepared(cluster, rng, number=min(64, requests), isl=isl, osl=osl)
+    sockets, told, recovery_s = cluster.sockets(), [], []
+    load = asyncio.create_task(
+        run_load(cluster.client, questions, answers, requests=requests, clients=clients, rng=random.Random(seed + 1))
+    )
+    began_s = time.monotonic()
+
+    async def inject() -> None:
+        for number in range(1, 10**6):
+            await asyncio.sleep(max(0.0, began_s + number * every_s - time.monotonic()))
+            at_s = time.monotonic()
+            told.append(await FAULTS[rng.choice(names)](cluster, rng))
+            await asyncio.sleep(3)  # for the controller to notice, or the old membership would count as whole
+            recovery_s.append(3 + await cluster.all_ready())
+            print(f"[{at_s - began_s:6.1f} s] {told[-1]}; whole again after {recovery_s[-1]:.0f} s", flush=True)
+
+    killer = asyncio.create_task(inject())
+    try:
+        await asyncio.wait([load, killer], return_when=asyncio.FIRST_COMPLETED)
+        tally = await load
+    finally:
+        killer.cancel()
+        await asyncio.gather(killer, return_exceptions=True)
+    duration_s = time.monotonic() - began_s
+    figures = await finish(cluster, tally, sockets)
+    recovery = (
+        {"median": round(statistics.median(recovery_s), 1), "max": round(max(recovery_s), 1)} if recovery_s else {}
+    )
+    return {**figures, "faults": told, "recovery_s": recovery, "duration_s": round(duration_s)}
+
+
+async def drain(cluster: FaultCluster, *, seed: int, traces: int, osl: int = 1500) -> dict[str, Any]:
+    """All traces decode on one worker; it is drained in the middle of them."""
+    rng = random.Random(seed)
+    questions = [Question(tuple(rng.randrange(5, 60) for _ in range(rng.randint(20, 400))), osl) for _ in range(traces)]
+    answers = Answers()
+    await answers.learn(cluster.client(), questions)
+    sockets = cluster.sockets()
+    cluster.hidden = {"decode-1"}
+    cluster.refresh()
+    await cluster.all_ready()
+    streams = [Trace(question) for question in questions]
+    tasks = [asyncio.create_task(follow(cluster.client(), each.question, trace=each)) for each in streams]
+    while any(len(each.ids) < osl // 10 for each in streams):  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+    cluster.hidden = set()
+    cluster.refresh()
+    await cluster.all_ready()
+    began_s = time.monotonic()
+    made = [len(each.ids) for each in streams]
+    result = await cluster.baton("drain", "decode-0", "--replace", "--timeout-s", "300", "--json")
+    if result.returncode:
+        raise RuntimeError(f"the drain failed: {result.stdout} {result.stderr}")
+    drained = json.loads(result.stdout)
+    await asyncio.gather(*tasks)
+    tally = Tally()
+    for each in streams:
+        count(tally, each, answers.of(each.question))
+    gaps = sorted(each.longest_gap_s(began_s) for each in streams)
+    figures = await finish(cluster, tally, sockets)
+    return {
+        **figures,
+        "tokens_made_before_drain": [min(made), max(made)],
+        "finished_elsewhere": sum(each.summary is not None and each.summary.moves > 0 for each in streams),
+        "gap_p50_s": round(statistics.median(gaps), 3),
+        "gap_p99_s": round(gaps[-1], 3),  # of fewer than a hundred streams, the longest
+        "drain_s": round(drained["elapsed_s"], 1),
+    }
+
+
+async def cancels(cluster: FaultCluster, *, seed: int, requests: int, clients: int) -> dict[str, Any]:
+    """Requests that are cancelled at random moments, nine of ten."""
+    rng = random.Random(seed)
+    questions, answers = await prepared(cluster, rng, number=min(24, requests), isl=(8, 1000), osl=(64, 400))
+    sockets = cluster.sockets()
+    tally = await run_load(
+        cluster.client, questions, answers, requests=requests, clients=clients, rng=rng, cancel_share=0.9
+    )
+    return await finish(cluster, tally, sockets)
+
+
+async def each(
+    cluster: FaultCluster, *, seed: int, clients: int, names: Sequence[str] = tuple(FAULTS)
+) -> dict[str, Any]:
+    """Every fault once under load; a row for each."""
+    rng = random.Random(seed)
+    questions, answers = await prepared(cluster, rng, number=24, isl=(8, 600), osl=(16, 400))
+    rows: dict[str, Any] = {}
+    for name in names:
+        sockets, over, total = cluster.sockets(), asyncio.Event(), Tally()
+        loading = asyncio.create_task(
+            run_load(
+                cluster.client, questions, answers, requests=None, over=over, clients=clients, rng=rng, tally=total
+            )
+        )
+        await asyncio.sleep(2)
+        told = await FAULTS[name](cluster, rng)
+        await asyncio.sleep(3)
+        recovery_s = 3 + await cluster.all_ready()
+        over.set()
+        await loading
+        rows[name] = {**await finish(cluster, total, sockets), "fault": told, "recovery_s": round(recovery_s, 1)}
+        print(name, json.dumps(rows[name]), flush=True)
+    return rows
+
+
+async def soak(cluster: FaultCluster, *, seed: int, minutes: float, clients: int) -> dict[str, Any]:
+    """Steady load; memory after a tenth of the time, which fills caches, and at the end."""
+    rng = random.Random(seed)
+    questions, answers = await prepared(cluster, rng, number=48, isl=(8, 1000), osl=(16, 400))
+    sockets = cluster.sockets()
+    over = asyncio.Event()
+    load = asyncio.create_task(
+        run_load(cluster.client, questions, answers, requests=None, over=over, clients=clients, rng=rng)
+    )
+    await asyncio.sleep(minutes * 6)
+    early = cluster.memory_bytes()
+    await asyncio.sleep(minutes * 54)
+    over.set()
+    tally = await load
+    late = cluster.memory_bytes()
+    growth = {name: round(late[name] / early[name] - 1, 4) for name in early if name in late}
+    return {**await finish(cluster, tally, sockets), "memory_growth": growth, "minutes": minutes}
+
+
+async def _main(arguments: argparse.Namespace) -> None:
+    spec = SPEC.format(model=arguments.model)
+    gateways = 2 if arguments.scenario == "each" else 1
+    async with started(spec, gateways=gateways) as cluster:
+        figures: dict[str, Any]
+        match arguments.scenario:
+            case "kills":
+                figures = await kills(
+                    cluster,
+                    seed=arguments.seed,
+                    requests=arguments.requests,
+                    every_s=arguments.every_s,
+                    clients=arguments.clients,
+                )
+            case "drain":
+                figures = await drain(cluster, seed=arguments.seed, traces=arguments.traces)
+            case "cancels":
+                figures = await cancels(
+                    cluster, seed=arguments.seed, requests=arguments.requests, clients=arguments.clients
+                )
+            case "each":
+                names = arguments.faults or tuple(FAULTS)
+                figures = await each(cluster, seed=arguments.seed, clients=arguments.clients, names=names)
+            case _:
+                figures = await soak(cluster, seed=arguments.seed, minutes=arguments.minutes, clients=arguments.clients)
+    print(json.dumps(figures, indent=1))
+    known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    old = known.get(arguments.scenario, {}) if arguments.scenario == "each" else {}
+    known[arguments.scenario] = {**old, **figures}
+    RESULTS.write_text(json.dumps(known, indent=1) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scenario", choices=["kills", "drain", "cancels", "each", "soak"])
+    parser.add_argument("--faults", nargs="*", choices=list(FAULTS), help="for each: only these")
+    parser.add_argument("--model", default=str(ROOT / "models" / "reasoner"))
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--every-s", type=float, default=90.0)
+    parser.add_argument("--clients", type=int, default=12)
+    parser.add_argument("--traces", type=int, default=16)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    asyncio.run(_main(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Running requests leave a draining decode worker with their KV, and no token changes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+
+import pytest
+
+from baton.v1 import inference_pb2 as pb
+from orchestrator.live.gateway import Gateway
+from tests.support.live_cluster import LiveCluster, used_blocks
+
+pytestmark = [pytest.mark.engine, pytest.mark.ray]
+
+OUTPUT_TOKENS = 600
+LENGTHS = (20, 32, 45, 64, 200, 500)
+
+
+def request(isl_tokens: int, **sampling: object) -> pb.GenerateRequest:
+    draw = random.Random(f"drain-{isl_tokens}")
+    ids = [draw.randrange(5, 60) for _ in range(isl_tokens)]
+    options = {"temperature": 0.0, "max_tokens": OUTPUT_TOKENS, "ignore_eos": True} | sampling
+    return pb.GenerateRequest(prompt_token_ids=pb.TokenIds(ids=ids), sampling=pb.Sampling(**options))  # type: ignore[arg-type]
+
+
+class Stream:
+    """One request's tokens as they come."""
+
+    def __init__(self, gateway: Gateway, message: pb.GenerateRequest) -> None:
+        self.ids: list[int] = []
+        self.finished = pb.Finished()
+        self.task = asyncio.create_task(self._read(gateway, message))
+
+    async def _read(self, gateway: Gateway, message: pb.GenerateRequest) -> None:
+        async for event in gateway.generate(message):
+            if event.HasField("delta"):
+                self.ids += event.delta.token_ids
+            if event.HasField("finished"):
+                self.finished = event.finished
+
+    @property
+    def summary(self) -> pb.ChoiceSummary:
+        return self.finished.choices[0]
+
+    async def reached(self, count: int) -> None:
+        async with asyncio.timeout(120):
+            while len(self.ids) < count and not self.task.done():  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+
+async def ready(gateway: Gateway, *worker_ids: str) -> None:
+    fleet = gateway.fleet
+    async with asyncio.timeout(300):
+        while not all(  # noqa: ASYNC110
+            (worker := fleet.workers.get(worker_id)) and worker.view().accepting for worker_id in worker_ids
+        ):
+            await asyncio.sleep(0.2)
+
+
+async def test_a_drained_decode_workers_requests_go_on_with_exact_tokens(cluster: LiveCluster) -> None:
+    messages = {isl: request(isl) for isl in LENGTHS}
+    penalised = request(40, presence_penalty=1.0, max_tokens=300)
+    budgeted = request(41, max_tokens=400)
+    budgeted.prompt_token_ids.ids.append(3)  # <think>
+    budgeted.reasoning.budget_tokens = 300
+    async with cluster.gateway("colocated") as colocated:
+        expected = {}
+        for name, message in [*messages.items(), ("penalised", penalised), ("budgeted", budgeted)]:
+            alone = Stream(colocated, message)
+            await alone.task
+            expected[name] = alone.ids
+    async with cluster.gateway("prefill", "decode") as gateway:
+        await ready(gateway, "decode-0", "decode-1")
+        streams = {isl: Stream(gateway, message) for isl, message in messages.items()}
+        streams |= {"penalised": Stream(gateway, penalised), "budgeted": Stream(gateway, budgeted)}  # type: ignore[dict-item]
+        for stream in streams.values():
+            await stream.reached(30)
+        running = {run.life.decode_id for run in gateway.runs()}
+        source = gateway.runs()[0].life.decode_id
+        assert source is not None
+        assert running <= {"decode-0", "decode-1"}
+        result = await asyncio.to_thread(cluster.baton, "drain", source, "--replace", "--json", timeout_s=180)
+        assert result.returncode == 0, result.stderr
+        (drained,) = json.loads(result.stdout)["workers"]
+        assert drained["stage"] == "DRAIN_STAGE_DRAINED"
+        assert drained["requests_at_start"] > 0
+        await asyncio.gather(*(stream.task for stream in streams.values()))
+        for name, stream in streams.items():
+            assert stream.ids == expected[name], name
+            assert stream.summary.retries == 0, name
+        moved = [stream for stream in streams.values() if stream.summary.moves]
+        assert moved
+        # Out of the cache of its own worker: the last block at most is computed again, and what was on its way.
+        assert all(stream.summary.moved_recomputed_tokens <= 64 for stream in moved)
+        assert streams["penalised"].summary.moves == 0  # type: ignore[index]
+        await ready(gateway, source)
+        async with asyncio.timeout(45):  # the lease is 30 s
+            while any(used_blocks(gateway.status()).values()):  # noqa: ASYNC110
+                await asyncio.sleep(0.2)
+
+
+async def test_a_prefill_worker_is_drained_when_its_kv_is_read(cluster: LiveCluster) -> None:
+    async with cluster.gateway("prefill", "decode") as gateway:
+        await ready(gateway, "prefill-0", "decode-0", "decode-1")
+        streams = [Stream(gateway, request(300 + index, max_tokens=120)) for index in range(4)]
+        await streams[0].reached(1)
+        result = await asyncio.to_thread(cluster.baton, "drain", "prefill-0", "--replace", timeout_s=180)
+        assert result.returncode == 0, result.stderr
+        await asyncio.gather(*(stream.task for stream in streams))
+        assert all(len(stream.ids) == 120 for stream in streams)
+        await ready(gateway, "prefill-0")
+
+
+def test_a_drain_of_an_unknown_worker_says_which_there_are(cluster: LiveCluster) -> None:
+    result = cluster.baton("drain", "decode-7")
+    assert result.returncode == 2
+    assert "decode-7 is unknown" in result.stderr
+    assert "decode-0" in result.stderr
