@@ -160,18 +160,16 @@ async def cancels(cluster: FaultCluster, *, seed: int, requests: int, clients: i
 
 
 async def each(
-    cluster: FaultCluster, *, seed: int, clients: int, names: Sequence[str] = tuple(FAULTS)
+    cluster: FaultCluster, *, seed: int, clients: int, names: Sequence[str] = tuple(FAULTS), questions: int = 24
 ) -> dict[str, Any]:
     """Every fault once under load; a row for each."""
     rng = random.Random(seed)
-    questions, answers = await prepared(cluster, rng, number=24, isl=(8, 600), osl=(16, 400))
+    asked, answers = await prepared(cluster, rng, number=questions, isl=(8, 600), osl=(16, 400))
     rows: dict[str, Any] = {}
     for name in names:
         sockets, over, total = cluster.sockets(), asyncio.Event(), Tally()
         loading = asyncio.create_task(
-            run_load(
-                cluster.client, questions, answers, requests=None, over=over, clients=clients, rng=rng, tally=total
-            )
+            run_load(cluster.client, asked, answers, requests=None, over=over, clients=clients, rng=rng, tally=total)
         )
         await asyncio.sleep(2)
         told = await FAULTS[name](cluster, rng)

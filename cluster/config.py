@@ -332,9 +332,9 @@ class HealthSettings(Settings):
 
     interval_s: float = Field(2.0, gt=0)
     """Seconds between the controller's questions."""
-    silence_timeout_s: float = Field(10.0, gt=0)
+    silence_timeout_s: float = Field(15.0, gt=0)
     """Seconds without a word from a worker, which otherwise reports at least once a second."""
-    stall_timeout_s: float = Field(20.0, gt=0)
+    stall_timeout_s: float = Field(30.0, gt=0)
     """Seconds in which an engine that has work makes no step. Above the longest step, a prefill of the whole batch."""
 
 

@@ -12,12 +12,15 @@ import json
 import logging
 import math
 import os
+import signal
 import socket
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -115,7 +118,7 @@ class _Connection:
 class WorkerService(worker_pb2_grpc.WorkerServicer):
     """`baton.internal.v1.Worker` over one engine."""
 
-    def __init__(self, worker_id: str, engine: Engine, info: EngineInfo, *, stall_timeout_s: float = 20.0) -> None:
+    def __init__(self, worker_id: str, engine: Engine, info: EngineInfo, *, stall_timeout_s: float = 30.0) -> None:
         self.worker_id = worker_id
         self.draining = False
         self._engine = engine
@@ -351,11 +354,30 @@ class WorkerHost:
         self._service: WorkerService | None = None
         self._server: Any = None
         self._metrics: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        # Ray makes actors in the main thread, where alone a handler can be set, and runs their methods elsewhere.
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._on_sigterm)
+
+    def _on_sigterm(self, signum: int, frame: FrameType | None) -> None:
+        """Drain if there is anything to move; the controller ends the process once it is empty. Else end as before."""
+        service, engine, loop = self._service, self._engine, self._loop
+        if service is not None and engine is not None and loop is not None:
+            held = service.legs or engine.load().used_blocks
+            if held and not service.draining:
+                loop.call_soon_threadsafe(service.drain)
+                return
+        if callable(self._before):
+            self._before(signum, frame)
+        else:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     async def start(self) -> dict[str, Any]:
         """Start engine and service; returns `WorkerFacts` as plain data."""
         from kv_transfer.worker_metrics import serve_metrics
 
+        self._loop = asyncio.get_running_loop()
         # Fixed before vLLM is imported: the connector reads it from the environment.
         os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = self._host
         os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(free_port(self._host))

@@ -93,6 +93,12 @@ def drain(
         str | None,
         typer.Option("--controller", envvar="BATON_CONTROLLER", help="host:port of the controller's registry."),
     ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "-f", "--file", envvar="BATON_SPEC", help="With --controller: the spec, for its security section."
+        ),
+    ] = None,
     name: NameOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -100,7 +106,7 @@ def drain(
     from orchestrator.commands import drain_command
 
     drain_command.drain(
-        workers or [], name, controller, local=local, replace=replace, timeout_s=timeout_s, as_json=as_json
+        workers or [], name, controller, file, local=local, replace=replace, timeout_s=timeout_s, as_json=as_json
     )
 
 

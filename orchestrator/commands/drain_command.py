@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import psutil
 from google.protobuf.json_format import MessageToDict
@@ -14,6 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from baton.internal.v1 import registry_pb2
+from cluster import config
+from cluster.config import SecuritySettings
 from cluster.errors import ConfigError, WorkerDraining
 from orchestrator.live.drain import drain_workers
 from orchestrator.live.state_file import running_state
@@ -26,6 +29,7 @@ def drain(
     workers: Sequence[str],
     name: str | None,
     controller: str | None,
+    file: Path | None,
     *,
     local: bool,
     replace: bool,
@@ -39,10 +43,21 @@ def drain(
     """
     if bool(workers) == local:
         raise ConfigError("name the workers to drain, or give --local for all on this machine")
-    address = controller or running_state(name).registry
+    state = None if controller else running_state(name)
+    address = state.registry if state else str(controller)
+    spec_path = file or (Path(state.spec_path) if state else None)
+    security = config.load(spec_path).security if spec_path else None
     console = Console(stderr=as_json, highlight=False)
     last = asyncio.run(
-        _follow(address, workers, console, local=local, replace=replace or local, timeout_s=timeout_s or 0.0)
+        _follow(
+            address,
+            workers,
+            console,
+            local=local,
+            replace=replace or local,
+            timeout_s=timeout_s or 0.0,
+            security=security,
+        )
     )
     if as_json:
         tree = MessageToDict(last, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
@@ -56,7 +71,14 @@ def drain(
 
 
 async def _follow(
-    address: str, workers: Sequence[str], console: Console, *, local: bool, replace: bool, timeout_s: float
+    address: str,
+    workers: Sequence[str],
+    console: Console,
+    *,
+    local: bool,
+    replace: bool,
+    timeout_s: float,
+    security: SecuritySettings | None,
 ) -> registry_pb2.DrainResponse:
     last = registry_pb2.DrainResponse()
     progress = drain_workers(
@@ -65,6 +87,7 @@ async def _follow(
         timeout_s=timeout_s,
         replace=replace,
         node_leaves=local,
+        security=security,
     )
     told = ""
     with Live(console=console, refresh_per_second=8, transient=False) as live:

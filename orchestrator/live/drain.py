@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from baton.internal.v1 import registry_pb2, registry_pb2_grpc
+from cluster.config import SecuritySettings
 from cluster.errors import ConfigError, ServingError
+from cluster.internal_rpc import InternalRpc
 
 if TYPE_CHECKING:
     from orchestrator.live.controller import Controller, ManagedWorker
@@ -99,18 +101,20 @@ async def drain_workers(
     timeout_s: float,
     replace: bool,
     node_leaves: bool,
+    security: SecuritySettings | None = None,
 ) -> AsyncIterator[registry_pb2.DrainResponse]:
     """Ask the controller at ``address`` to drain the workers that ``choose`` picks from the members; its progress.
 
-    Ends at once if it picks none.
+    Ends at once if it picks none. ``security`` is the spec's: the registry may ask for the cluster's secret.
 
     Raises:
         ConfigError: the controller is not there, or knows no such worker.
     """
-    async with grpc.aio.insecure_channel(address) as channel:
+    rpc = InternalRpc(security)
+    async with rpc.channel(address) as channel:
         stub = registry_pb2_grpc.RegistryStub(channel)
         try:
-            watch = stub.WatchMembers(registry_pb2.WatchMembersRequest(), timeout=10)
+            watch = stub.WatchMembers(registry_pb2.WatchMembersRequest(), timeout=10, metadata=rpc.metadata)
             members = (await watch.read()).members
             watch.cancel()
             chosen = list(choose(members))
@@ -119,7 +123,7 @@ async def drain_workers(
             request = registry_pb2.DrainRequest(
                 worker_ids=chosen, timeout_s=timeout_s, replace=replace, node_leaves=node_leaves
             )
-            async for progress in stub.Drain(request):
+            async for progress in stub.Drain(request, metadata=rpc.metadata):
                 yield progress
         except grpc.aio.AioRpcError as error:
             raise ConfigError(f"the controller at {address} did not drain: {error.details()}") from error

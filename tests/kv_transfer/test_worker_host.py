@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,8 +14,9 @@ import pytest
 from baton.internal.v1 import worker_pb2
 from baton.v1.inference_pb2 import Sampling
 from kv_transfer.ticket import HandoffTicket, issue
+from kv_transfer.worker_host import WorkerHost, WorkerService
 from orchestrator.live.worker_link import WorkerLink, ticket_message
-from tests.fakes.engine import BLOCK_SIZE_TOKENS, continuation
+from tests.fakes.engine import BLOCK_SIZE_TOKENS, FakeEngine, continuation
 from tests.fakes.live_cluster import Cluster, cluster_of, eventually
 
 PROMPT = list(range(65, 105))
@@ -132,3 +135,29 @@ async def test_a_gateway_that_goes_away_leaves_no_leg_behind(cluster: Cluster, c
     await caller.close()
     task.cancel()
     await eventually(lambda: decode.used_blocks == 0)
+
+
+@pytest.mark.parametrize("busy", [True, False])
+async def test_sigterm_drains_a_worker_that_has_work_and_ends_one_that_has_none(
+    monkeypatch: pytest.MonkeyPatch, busy: bool
+) -> None:
+    ended: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda signum, _: ended.append(signum))
+    monkeypatch.setattr(WorkerService, "legs", int(busy))
+    for name in ("HOST", "PORT"):  # which the host sets for good
+        monkeypatch.setenv(f"VLLM_NIXL_SIDE_CHANNEL_{name}", "")
+    host = WorkerHost("decode-0", "decode", "127.0.0.1", FakeEngine)
+    try:
+        await host.start()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        load = await host.check_health()
+        assert load["draining"] is busy
+        assert ended == ([] if busy else [signal.SIGTERM])
+        if busy:
+            os.kill(os.getpid(), signal.SIGTERM)  # who asks twice does not want to wait
+            assert ended == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        await host.stop()

@@ -226,7 +226,7 @@ async def test_a_silent_worker_is_given_up(three: Cluster) -> None:
     source = await first_decode(three)
     task = await held_on(three, ask(PROMPT, 60), source)
     now = time.monotonic()
-    three.gateway.fleet.workers[source].link.last_event_s = now - 11
+    three.gateway.fleet.workers[source].link.last_event_s = now - 60
     three.gateway.fleet.drop_silent(now)
     three.engine(source).holds.clear()
     reply = await task
