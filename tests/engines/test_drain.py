@@ -116,5 +116,4 @@ async def test_a_prefill_worker_is_drained_when_its_kv_is_read(cluster: LiveClus
 def test_a_drain_of_an_unknown_worker_says_which_there_are(cluster: LiveCluster) -> None:
     result = cluster.baton("drain", "decode-7")
     assert result.returncode == 2
-    assert "decode-7 is unknown" in result.stderr
-    assert "decode-0" in result.stderr
+    assert "decode-7 is unknown; workers that can be drained: " in result.stderr
