@@ -226,6 +226,18 @@ class FaultCluster:
                 await asyncio.sleep(0.25)
         return time.monotonic() - began_s
 
+    def incarnations(self) -> set[str]:
+        """Of all workers known, at present."""
+        return {member.incarnation for member in self.members.values()}
+
+    async def recovered(self, before: set[str] | None) -> float:
+        """Wait until all is whole again; with ``before``, not until one of these incarnations was replaced."""
+        began_s = time.monotonic()
+        if before is not None:
+            await until(lambda: not before <= self.incarnations(), START_TIMEOUT_S, "the victim is replaced")
+        await self.all_ready()
+        return time.monotonic() - began_s
+
     async def used_blocks(self) -> int:
         """KV blocks in use on all workers, as the first gateway sees them."""
         status = await self.gateways[0].client.get_status()

@@ -89,9 +89,9 @@ async def kills(
         for number in range(1, 10**6):
             await asyncio.sleep(max(0.0, began_s + number * every_s - time.monotonic()))
             at_s = time.monotonic()
-            told.append(await FAULTS[rng.choice(names)](cluster, rng))
-            await asyncio.sleep(3)  # for the controller to notice, or the old membership would count as whole
-            recovery_s.append(3 + await cluster.all_ready())
+            name, before = rng.choice(names), cluster.incarnations()
+            told.append(await FAULTS[name](cluster, rng))
+            recovery_s.append(await cluster.recovered(before if name in KILLS else None))
             print(f"[{at_s - began_s:6.1f} s] {told[-1]}; whole again after {recovery_s[-1]:.0f} s", flush=True)
 
     killer = asyncio.create_task(inject())
@@ -172,9 +172,9 @@ async def each(
             run_load(cluster.client, asked, answers, requests=None, over=over, clients=clients, rng=rng, tally=total)
         )
         await asyncio.sleep(2)
+        before = cluster.incarnations()
         told = await FAULTS[name](cluster, rng)
-        await asyncio.sleep(3)
-        recovery_s = 3 + await cluster.all_ready()
+        recovery_s = await cluster.recovered(before if name in KILLS else None)
         over.set()
         await loading
         rows[name] = {**await finish(cluster, total, sockets), "fault": told, "recovery_s": round(recovery_s, 1)}
