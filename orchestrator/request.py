@@ -18,6 +18,7 @@ from cluster.config import ClusterSpec
 from cluster.errors import ConfigError, DeadlineExceeded, InvalidRequest, ModelNotFound
 from orchestrator.lifecycle import Handoff
 from orchestrator.output_text import ReasoningMarkers, open_at_end
+from orchestrator.resume import Resumed, resumed
 
 MAX_STOPS = 16
 MAX_STOP_CHARS = 1024
@@ -60,6 +61,7 @@ class PreparedRequest:
     priority: int
     tenant: str
     session: str
+    resumed: Resumed | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class ModelFront:
     template: Any  # transformers tokenizer, for its chat template
     sampling_defaults: dict[str, Any] = field(default_factory=dict)
     markers: ReasoningMarkers | None = None
+    eos_ids: frozenset[int] = frozenset()
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, with the model's own special tokens (bos)."""
@@ -95,9 +98,11 @@ def load_model_front(spec: ClusterSpec, folder: Path) -> ModelFront:
     config = json.loads((folder / "config.json").read_text())
     config = config.get("text_config", config)
     defaults: dict[str, Any] = {}
+    eos = [config.get("eos_token_id"), template.eos_token_id]
     if (folder / "generation_config.json").is_file():
         given = json.loads((folder / "generation_config.json").read_text())
         defaults = {name: given[name] for name in _DEFAULTED if given.get(name) is not None}
+        eos.append(given.get("eos_token_id"))
     markers = None
     if spec.model.reasoning is not None:
         start, end = (
@@ -115,6 +120,9 @@ def load_model_front(spec: ClusterSpec, folder: Path) -> ModelFront:
         template=template,
         sampling_defaults=defaults,
         markers=markers,
+        eos_ids=frozenset(
+            token for ids in eos for token in (ids if isinstance(ids, list) else [ids]) if isinstance(token, int)
+        ),
     )
 
 
@@ -160,6 +168,19 @@ def prepare(request: GenerateRequest, front: ModelFront, spec: ClusterSpec, *, n
             f"min_tokens={sampling.min_tokens}: expected at most max_tokens={wanted}", field="sampling.min_tokens"
         )
     handoff = _handoff(sampling)
+    resumable = handoff is Handoff.FIRST_TOKEN
+    taken_up = None
+    if request.HasField("resume"):
+        taken_up = resumed(
+            request.resume,
+            prompt_ids=prompt,
+            sampling=sampling,
+            max_tokens=min(wanted, room),
+            vocab_size=front.vocab_size,
+            resumable=resumable,
+            thinking_budget_tokens=budget,
+            markers=front.markers,
+        )
     return PreparedRequest(
         request_id=request.request_id or uuid.uuid4().hex,
         prompt_ids=tuple(prompt),
@@ -168,7 +189,7 @@ def prepare(request: GenerateRequest, front: ModelFront, spec: ClusterSpec, *, n
         min_tokens=min(sampling.min_tokens, room),
         choices=sampling.n or 1,
         handoff=handoff,
-        resumable=handoff is Handoff.FIRST_TOKEN,
+        resumable=resumable,
         thinking_budget_tokens=budget,
         stops=tuple(sampling.stop),
         skip_special_tokens=sampling.skip_special_tokens if sampling.HasField("skip_special_tokens") else True,
@@ -176,6 +197,7 @@ def prepare(request: GenerateRequest, front: ModelFront, spec: ClusterSpec, *, n
         priority=max(-1000, min(spec.tenant(request.tenant).max_priority, request.priority)),
         tenant=request.tenant,
         session=request.session,
+        resumed=taken_up,
     )
 
 

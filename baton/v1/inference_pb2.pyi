@@ -41,7 +41,7 @@ FINISH_REASON_LENGTH: FinishReason
 FINISH_REASON_THINKING_BUDGET: FinishReason
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "prompt", "prompt_token_ids", "chat", "sampling", "reasoning", "priority", "deadline_s", "tenant", "session", "request_id")
+    __slots__ = ("model", "prompt", "prompt_token_ids", "chat", "sampling", "reasoning", "priority", "deadline_s", "tenant", "session", "request_id", "resume")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +53,7 @@ class GenerateRequest(_message.Message):
     TENANT_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
     model: str
     prompt: str
     prompt_token_ids: TokenIds
@@ -64,7 +65,20 @@ class GenerateRequest(_message.Message):
     tenant: str
     session: str
     request_id: str
-    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[str] = ..., prompt_token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., reasoning: _Optional[_Union[Reasoning, _Mapping]] = ..., priority: _Optional[int] = ..., deadline_s: _Optional[float] = ..., tenant: _Optional[str] = ..., session: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+    resume: Resume
+    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[str] = ..., prompt_token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., reasoning: _Optional[_Union[Reasoning, _Mapping]] = ..., priority: _Optional[int] = ..., deadline_s: _Optional[float] = ..., tenant: _Optional[str] = ..., session: _Optional[str] = ..., request_id: _Optional[str] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ...) -> None: ...
+
+class Resume(_message.Message):
+    __slots__ = ("token_ids", "prompt_fingerprint", "finish_reason", "stop_matched")
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    STOP_MATCHED_FIELD_NUMBER: _ClassVar[int]
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    prompt_fingerprint: int
+    finish_reason: FinishReason
+    stop_matched: str
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., prompt_fingerprint: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., stop_matched: _Optional[str] = ...) -> None: ...
 
 class TokenIds(_message.Message):
     __slots__ = ("ids",)
@@ -189,18 +203,20 @@ class GenerateResponse(_message.Message):
     def __init__(self, admitted: _Optional[_Union[Admitted, _Mapping]] = ..., first_token: _Optional[_Union[FirstToken, _Mapping]] = ..., delta: _Optional[_Union[Delta, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
 
 class Admitted(_message.Message):
-    __slots__ = ("request_id", "prompt_tokens", "workers", "queue_s", "choice")
+    __slots__ = ("request_id", "prompt_tokens", "workers", "queue_s", "choice", "prompt_fingerprint")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
     CHOICE_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     prompt_tokens: int
     workers: Workers
     queue_s: float
     choice: int
-    def __init__(self, request_id: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., workers: _Optional[_Union[Workers, _Mapping]] = ..., queue_s: _Optional[float] = ..., choice: _Optional[int] = ...) -> None: ...
+    prompt_fingerprint: int
+    def __init__(self, request_id: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., workers: _Optional[_Union[Workers, _Mapping]] = ..., queue_s: _Optional[float] = ..., choice: _Optional[int] = ..., prompt_fingerprint: _Optional[int] = ...) -> None: ...
 
 class Workers(_message.Message):
     __slots__ = ("prefill", "decode")
@@ -283,7 +299,7 @@ class Usage(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ..., answer_tokens: _Optional[int] = ...) -> None: ...
 
 class ChoiceSummary(_message.Message):
-    __slots__ = ("choice", "finish_reason", "usage", "workers", "timings", "handoff", "retries", "moves", "moved_recomputed_tokens")
+    __slots__ = ("choice", "finish_reason", "usage", "workers", "timings", "handoff", "retries", "moves", "moved_recomputed_tokens", "resumed_tokens")
     CHOICE_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
@@ -293,6 +309,7 @@ class ChoiceSummary(_message.Message):
     RETRIES_FIELD_NUMBER: _ClassVar[int]
     MOVES_FIELD_NUMBER: _ClassVar[int]
     MOVED_RECOMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     choice: int
     finish_reason: FinishReason
     usage: Usage
@@ -302,7 +319,8 @@ class ChoiceSummary(_message.Message):
     retries: int
     moves: int
     moved_recomputed_tokens: int
-    def __init__(self, choice: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., workers: _Optional[_Union[Workers, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., handoff: _Optional[_Union[HandoffFigures, _Mapping]] = ..., retries: _Optional[int] = ..., moves: _Optional[int] = ..., moved_recomputed_tokens: _Optional[int] = ...) -> None: ...
+    resumed_tokens: int
+    def __init__(self, choice: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., workers: _Optional[_Union[Workers, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., handoff: _Optional[_Union[HandoffFigures, _Mapping]] = ..., retries: _Optional[int] = ..., moves: _Optional[int] = ..., moved_recomputed_tokens: _Optional[int] = ..., resumed_tokens: _Optional[int] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("queue_s", "prefill_start_s", "first_token_s", "first_answer_token_s", "handoff_start_s", "transfer_start_s", "transfer_end_s", "decode_first_token_s", "last_token_s", "itl_p50_s", "itl_p99_s")

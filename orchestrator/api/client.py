@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 import grpc
 
 from baton.v1 import cluster_pb2, cluster_pb2_grpc, inference_pb2, inference_pb2_grpc
-from cluster.errors import DeadlineExceeded, RequestAborted, ServingError
+from cluster.errors import DeadlineExceeded, NoReadyWorker, RequestAborted, ServingError, WorkerError
 from orchestrator.api.client_request import GenerateOptions, build_request
-from orchestrator.api.completion import Completion, Event, event_of
+from orchestrator.api.completion import Completion, Event
 from orchestrator.api.credentials import Credentials
+from orchestrator.api.resumption import Patience, Resumption, addresses_of, is_lost
 from orchestrator.api.status import from_rpc
 
 DEFAULT_DEADLINE_S = 600.0
@@ -37,28 +39,112 @@ _OPTIONS = [
 ]
 
 
+class _Lines:
+    """Channels to the gateways, made at first use; one of them is the present one.
+
+    Made at first use and not before, because gRPC ties an async channel to the running loop.
+    """
+
+    def __init__(self, module: Any, address: str | Sequence[str], credentials: Credentials | None) -> None:
+        self.addresses = addresses_of(address)
+        self.closed = False
+        self._module = module
+        self._credentials = credentials or Credentials()
+        self._stubs: dict[str, tuple[Any, Any, Any]] = {}
+        self._present = 0
+
+    def call(self, deadline_s: float) -> dict[str, Any]:
+        """What goes with every call."""
+        return {"timeout": deadline_s, "metadata": self._credentials.metadata}
+
+    def next_gateway(self) -> None:
+        """The present gateway was lost."""
+        self._present = (self._present + 1) % len(self.addresses)
+
+    @property
+    def inference(self) -> Any:
+        """Stub at the present gateway."""
+        return self._at()[1]
+
+    @property
+    def cluster(self) -> Any:
+        """Stub at the present gateway."""
+        return self._at()[2]
+
+    def channels(self) -> list[Any]:
+        """Channels made so far; they are forgotten."""
+        channels = [channel for channel, _, _ in self._stubs.values()]
+        self._stubs = {}
+        return channels
+
+    def _at(self) -> tuple[Any, Any, Any]:
+        if self.closed:
+            raise RequestAborted("the client is closed")
+        address = self.addresses[self._present]
+        if address not in self._stubs:
+            channel = self._credentials.channel(self._module, address, _OPTIONS)
+            stubs = (inference_pb2_grpc.InferenceStub(channel), cluster_pb2_grpc.ClusterStub(channel))
+            self._stubs[address] = (channel, *stubs)
+        return self._stubs[address]
+
+
+class _Generation:
+    """One generation over the gateways: when to go on with the next one, and when to give up."""
+
+    def __init__(self, lines: _Lines, options: GenerateOptions, deadline_s: float) -> None:
+        self.state = Resumption(build_request(options))
+        self._lines = lines
+        self._patience = Patience(len(lines.addresses))
+        self._until_s = time.monotonic() + deadline_s
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of the next call: what is left of the deadline, at least a moment."""
+        return self._lines.call(max(0.001, self._until_s - time.monotonic()))
+
+    def take(self, response: Any) -> Event | None:
+        """The event in a response, if it is new."""
+        event = self.state.take(response)
+        if isinstance(event, inference_pb2.Delta):  # a gateway that admits and falls, again and again, is no progress
+            self._patience.progress()
+        return event
+
+    def pause_s(self, error: ServingError, *, lost: bool) -> float:
+        """Seconds until the next gateway is to be asked.
+
+        Raises:
+            ServingError: ``error``, where no other gateway can help.
+        """
+        if not lost or self._lines.closed or not self.state.can_go_on:
+            raise error
+        pause_s = self._patience.pause_s()
+        if pause_s is None or time.monotonic() + pause_s >= self._until_s:
+            raise error
+        self._lines.next_gateway()
+        return pause_s
+
+
 class Client:
     """Sync client. A context manager; safe to share between threads.
 
+    A generation whose gateway is lost goes on at the next address, or at the same one when it is back, from the last
+    token received: what is yielded is as if nothing had happened. Where that would not be exact (penalties that count
+    the output, a grammar, bad words, a seed, several choices), the generation ends with an error that says so.
+
     Args:
-        address: ``host:port`` of the gateway's gRPC listener.
+        address: ``host:port`` of a gateway's gRPC listener; several in a list, or with commas.
         deadline_s: Deadline of short calls, in seconds.
         credentials: Key and TLS, where the gateway asks for them.
     """
 
     def __init__(
-        self, address: str, *, deadline_s: float = CALL_DEADLINE_S, credentials: Credentials | None = None
+        self,
+        address: str | Sequence[str],
+        *,
+        deadline_s: float = CALL_DEADLINE_S,
+        credentials: Credentials | None = None,
     ) -> None:
         self._deadline_s = deadline_s
-        credentials = credentials or Credentials()
-        self._metadata = credentials.metadata
-        self._channel = credentials.channel(grpc, address, _OPTIONS)
-        self._inference = inference_pb2_grpc.InferenceStub(self._channel)
-        self._cluster = cluster_pb2_grpc.ClusterStub(self._channel)
-
-    def _call(self, deadline_s: float) -> dict[str, Any]:
-        """What goes with every call."""
-        return {"timeout": deadline_s, "metadata": self._metadata}
+        self._lines = _Lines(grpc, address, credentials)
 
     def __enter__(self) -> Self:
         return self
@@ -67,8 +153,10 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; running calls end with `RequestAborted`."""
-        self._channel.close()
+        """Close the connections; running calls end with `RequestAborted`."""
+        self._lines.closed = True
+        for channel in self._lines.channels():
+            channel.close()
 
     def generate(
         self, *, deadline_s: float = DEFAULT_DEADLINE_S, **options: Unpack[GenerateOptions]
@@ -78,15 +166,21 @@ class Client:
         Raises:
             ServingError: the class the gateway raised.
         """
-        request = build_request(options)
-        with _errors_mapped():
-            call = self._inference.Generate(request, **self._call(deadline_s))
+        generation = _Generation(self._lines, options, deadline_s)
+        while True:
+            call = self._lines.inference.Generate(generation.state.request(), **generation.arguments())
             try:
                 for response in call:
-                    if (event := event_of(response)) is not None:
+                    if (event := generation.take(response)) is not None:
                         yield event
+                if generation.state.done:
+                    return
+                pause_s = generation.pause_s(_unfinished(), lost=True)
+            except grpc.RpcError as error:
+                pause_s = generation.pause_s(_failure(error), lost=_is_lost(error))
             finally:
                 call.cancel()
+            time.sleep(pause_s)
 
     def complete(self, *, deadline_s: float = DEFAULT_DEADLINE_S, **options: Unpack[GenerateOptions]) -> Completion:
         """Run one generation to its end.
@@ -101,15 +195,28 @@ class Client:
 
     def list_models(self) -> list[inference_pb2.Model]:
         """The models served."""
-        with _errors_mapped():
-            reply = self._inference.ListModels(inference_pb2.ListModelsRequest(), **self._call(self._deadline_s))
-            return list(reply.models)
+        request = inference_pb2.ListModelsRequest()
+        return list(self._ask(lambda: self._lines.inference.ListModels(request, **self._arguments())).models)
 
     def get_status(self) -> cluster_pb2.Status:
         """How the cluster is."""
-        with _errors_mapped():
-            reply = self._cluster.GetStatus(cluster_pb2.GetStatusRequest(), **self._call(self._deadline_s))
-            return _status(reply)
+        request = cluster_pb2.GetStatusRequest()
+        return _status(self._ask(lambda: self._lines.cluster.GetStatus(request, **self._arguments())))
+
+    def _arguments(self) -> dict[str, Any]:
+        return self._lines.call(self._deadline_s)
+
+    def _ask(self, ask: Callable[[], Any]) -> Any:
+        """Ask each gateway until one is there."""
+        for left in reversed(range(len(self._lines.addresses))):
+            try:
+                with _errors_mapped():
+                    return ask()
+            except NoReadyWorker:
+                if not left:
+                    raise
+                self._lines.next_gateway()
+        raise AssertionError("there is one address at least")
 
     def watch_status(self, interval_s: float = 1.0) -> Iterator[cluster_pb2.Status]:
         """The status, again and again, until the iterator is closed.
@@ -122,7 +229,8 @@ class Client:
             came = False
             try:
                 with _errors_mapped():
-                    call = self._cluster.WatchStatus(request, **self._call(_watch_deadline_s(interval_s)))
+                    arguments = self._lines.call(_watch_deadline_s(interval_s))
+                    call = self._lines.cluster.WatchStatus(request, **arguments)
                     try:
                         for response in call:
                             came = True
@@ -137,29 +245,25 @@ class Client:
 class AsyncClient:
     """Async client. An async context manager; belongs to the event loop that first uses it.
 
+    It goes on with a generation at another gateway as `Client` does.
+
     Args:
-        address: ``host:port`` of the gateway's gRPC listener.
+        address: ``host:port`` of a gateway's gRPC listener; several in a list, or with commas.
         deadline_s: Deadline of short calls, in seconds.
         credentials: Key and TLS, where the gateway asks for them.
     """
 
     def __init__(
-        self, address: str, *, deadline_s: float = CALL_DEADLINE_S, credentials: Credentials | None = None
+        self,
+        address: str | Sequence[str],
+        *,
+        deadline_s: float = CALL_DEADLINE_S,
+        credentials: Credentials | None = None,
     ) -> None:
-        self._address = address
         self._deadline_s = deadline_s
-        self._credentials = credentials or Credentials()
-        self._metadata = self._credentials.metadata
-        self._channel: Any = None
-        self._inference: Any = None
-        self._cluster: Any = None
-
-    def _call(self, deadline_s: float) -> dict[str, Any]:
-        """What goes with every call."""
-        return {"timeout": deadline_s, "metadata": self._metadata}
+        self._lines = _Lines(grpc.aio, address, credentials)
 
     async def __aenter__(self) -> Self:
-        self._open()
         return self
 
     async def __aexit__(
@@ -167,17 +271,10 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    def _open(self) -> None:
-        """Made at first use and not before, because gRPC ties a channel to the running loop."""
-        if self._channel is None:
-            self._channel = self._credentials.channel(grpc.aio, self._address, _OPTIONS)
-            self._inference = inference_pb2_grpc.InferenceStub(self._channel)
-            self._cluster = cluster_pb2_grpc.ClusterStub(self._channel)
-
     async def close(self) -> None:
-        """Close the connection; running calls end with `RequestAborted`."""
-        if self._channel is not None:
-            channel, self._channel = self._channel, None
+        """Close the connections; running calls end with `RequestAborted`."""
+        self._lines.closed = True
+        for channel in self._lines.channels():
             await channel.close()
 
     async def generate(
@@ -188,16 +285,23 @@ class AsyncClient:
         Raises:
             ServingError: the class the gateway raised.
         """
-        self._open()
-        request = build_request(options)
-        with _errors_mapped():
-            call = self._inference.Generate(request, **self._call(deadline_s))
+        generation = _Generation(self._lines, options, deadline_s)
+        while True:
+            call = self._lines.inference.Generate(generation.state.request(), **generation.arguments())
             try:
                 async for response in call:
-                    if (event := event_of(response)) is not None:
+                    if (event := generation.take(response)) is not None:
                         yield event
+                if generation.state.done:
+                    return
+                pause_s = generation.pause_s(_unfinished(), lost=True)
+            except grpc.RpcError as error:
+                pause_s = generation.pause_s(_failure(error), lost=_is_lost(error))
+            except asyncio.CancelledError as error:
+                raise _cancelled() from error
             finally:
                 call.cancel()
+            await asyncio.sleep(pause_s)
 
     async def complete(
         self, *, deadline_s: float = DEFAULT_DEADLINE_S, **options: Unpack[GenerateOptions]
@@ -215,18 +319,29 @@ class AsyncClient:
 
     async def list_models(self) -> list[inference_pb2.Model]:
         """The models served."""
-        self._open()
-        with _errors_mapped():
-            reply = await self._inference.ListModels(inference_pb2.ListModelsRequest(), **self._call(self._deadline_s))
-            return list(reply.models)
+        request = inference_pb2.ListModelsRequest()
+        reply = await self._ask(lambda: self._lines.inference.ListModels(request, **self._arguments()))
+        return list(reply.models)
 
     async def get_status(self) -> cluster_pb2.Status:
         """How the cluster is."""
-        self._open()
-        with _errors_mapped():
-            return _status(
-                await self._cluster.GetStatus(cluster_pb2.GetStatusRequest(), **self._call(self._deadline_s))
-            )
+        request = cluster_pb2.GetStatusRequest()
+        return _status(await self._ask(lambda: self._lines.cluster.GetStatus(request, **self._arguments())))
+
+    def _arguments(self) -> dict[str, Any]:
+        return self._lines.call(self._deadline_s)
+
+    async def _ask(self, ask: Callable[[], Any]) -> Any:
+        """Ask each gateway until one is there."""
+        for left in reversed(range(len(self._lines.addresses))):
+            try:
+                with _errors_mapped():
+                    return await ask()
+            except NoReadyWorker:
+                if not left:
+                    raise
+                self._lines.next_gateway()
+        raise AssertionError("there is one address at least")
 
     async def watch_status(self, interval_s: float = 1.0) -> AsyncIterator[cluster_pb2.Status]:
         """The status, again and again, until the iterator is closed.
@@ -234,13 +349,13 @@ class AsyncClient:
         Raises:
             DeadlineExceeded: nothing came for ten intervals (at least a minute).
         """
-        self._open()
         request = cluster_pb2.WatchStatusRequest(interval_s=interval_s)
         while True:
             came = False
             try:
                 with _errors_mapped():
-                    call = self._cluster.WatchStatus(request, **self._call(_watch_deadline_s(interval_s)))
+                    arguments = self._lines.call(_watch_deadline_s(interval_s))
+                    call = self._lines.cluster.WatchStatus(request, **arguments)
                     try:
                         async for response in call:
                             came = True
@@ -270,12 +385,25 @@ def _errors_mapped() -> Generator[None, None, None]:
         failure: Any = error
         raise _failure(failure) from error
     except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
-        # Nobody cancelled the caller: gRPC says so of its own call, when the client was closed meanwhile.
-        raise RequestAborted("the client was closed") from error
+        raise _cancelled() from error
+
+
+def _cancelled() -> BaseException:
+    """What a cancellation means: the caller's task was cancelled, or the client was closed meanwhile."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        return asyncio.CancelledError()
+    # Nobody cancelled the caller: gRPC says so of its own call.
+    return RequestAborted("the client was closed")
 
 
 def _failure(error: Any) -> ServingError:
     return from_rpc(error.code(), error.details(), error.trailing_metadata())
+
+
+def _is_lost(error: Any) -> bool:
+    return is_lost(error.code(), error.trailing_metadata())
+
+
+def _unfinished() -> ServingError:
+    return WorkerError("the gateway ended the stream without a result")

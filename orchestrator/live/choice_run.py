@@ -39,6 +39,7 @@ from orchestrator.live.worker_link import leg_error
 from orchestrator.output_text import OutputText, Phase, Piece
 from orchestrator.policy.prefix_index import block_hashes
 from orchestrator.request import PreparedRequest, movable
+from orchestrator.resume import fingerprint
 
 if TYPE_CHECKING:
     from orchestrator.live.gateway import Gateway
@@ -76,6 +77,7 @@ class ChoiceRun:
             handoff=request.handoff,
             retry_budget=gateway.spec.transfer.retry_budget,
             resumable=request.resumable,
+            output_ids=list(request.resumed.token_ids) if request.resumed else [],
         )
         self.hashes = block_hashes(request.prompt_ids, gateway.block_size_tokens)
         self.prefilled = asyncio.Event()
@@ -94,6 +96,9 @@ class ChoiceRun:
             min_tokens=request.min_tokens,
             skip_special_tokens=request.skip_special_tokens,
         )
+        if request.resumed:
+            self._text.push(request.resumed.token_ids)  # the caller has the text of these
+            self.summary.resumed_tokens = len(request.resumed.token_ids)
         self._inbox: deque[Event] = deque()
         self._wake = asyncio.Event()
         self._logprobs: deque[pb.TokenLogprobs] = deque()
@@ -169,6 +174,8 @@ class ChoiceRun:
     async def run(self) -> AsyncGenerator[pb.GenerateResponse]:
         """Yield the choice's events; each is with the caller before the next action is done."""
         todo: deque[Action] = deque([AskPlacement(frozenset())])
+        if reason := self._ended_before():
+            todo = deque(self.life.handle(StopMatched(reason)))
         try:
             while True:
                 while todo:
@@ -307,6 +314,7 @@ class ChoiceRun:
                 workers=workers,
                 queue_s=queue_s,
                 choice=self.index,
+                prompt_fingerprint=fingerprint(self.request.prompt_ids),
             )
         )
 
@@ -357,6 +365,22 @@ class ChoiceRun:
         entry.top.extend(ordered)
         return entry
 
+    def _ended_before(self) -> str | None:
+        """Why a resumed generation is at its end already, if it is."""
+        resumed = self.request.resumed
+        if resumed is None:
+            return None
+        if resumed.finish_reason:
+            return next((word for word, reason in FINISH_REASONS.items() if reason == resumed.finish_reason), "stop")
+        ids, sampling = resumed.token_ids, self.request.sampling
+        if ids and len(ids) >= self.request.min_tokens:
+            if ids[-1] in sampling.stop_token_ids:
+                self._stop_reason = str(ids[-1])
+                return "stop"
+            if ids[-1] in self._gateway.front.eos_ids and not sampling.ignore_eos:
+                return "stop"
+        return "length" if len(ids) >= self.request.max_tokens else self._early_stop()
+
     def _early_stop(self) -> str | None:
         if self.life.ended:
             return None
@@ -373,6 +397,9 @@ class ChoiceRun:
         return "thinking_budget" if over else None
 
     def _finish(self, reason: str) -> list[pb.GenerateResponse]:
+        if self.request.resumed and self.request.resumed.finish_reason:
+            self._summarise(FINISH_REASONS[reason])  # the caller has the last delta already
+            return []
         pieces = self._text.finish()
         messages = [self._delta(piece) for piece in pieces]
         if not messages or not messages[-1].HasField("delta"):

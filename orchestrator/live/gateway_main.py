@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--spec", type=Path, required=True, help="cluster spec")
     parser.add_argument("--controller", required=True, help="host:port of the controller's registry")
     parser.add_argument("--ports-file", type=Path, help="where to write the ports taken, as JSON")
+    parser.add_argument("--ports", help="gRPC, HTTP and metrics port, with commas, in place of the spec's")
     parser.add_argument("--with-parent", action="store_true", help="end when the parent process ends")
     arguments = parser.parse_args()
     if arguments.with_parent:
@@ -87,7 +88,12 @@ def main() -> None:
         stream=sys.stderr,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    uvloop.run(serve(load(arguments.spec), arguments.controller, arguments.ports_file))
+    spec = load(arguments.spec)
+    if arguments.ports:
+        names = ("grpc_port", "http_port", "metrics_port")
+        ports = dict(zip(names, map(int, arguments.ports.split(",")), strict=True))
+        spec = spec.model_copy(update={"gateway": spec.gateway.model_copy(update=ports)})
+    uvloop.run(serve(spec, arguments.controller, arguments.ports_file))
 
 
 if __name__ == "__main__":

@@ -7,29 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 
 from cluster.config import ClusterSpec
-from cluster.errors import ConfigError, ServingError, WorkerDied
+from cluster.errors import ConfigError, ServingError
 from cluster.placement import worker_plans
 from cluster.ray_runtime import RayRuntime
 from orchestrator.live.controller import Controller, Progress
+from orchestrator.live.gateway_group import GatewayGroup
 from orchestrator.live.state_file import ClusterState, ProcessMark, cluster_folder, read_state
 
 log = logging.getLogger("baton.up")
 
-GATEWAY_START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 45.0
 
 
@@ -53,7 +49,9 @@ async def run(
         end(old)
     mark = ProcessMark.of(os.getpid())
     assert mark is not None
-    state = ClusterState(spec.name, "starting", mark, str(spec_path), spec.gateway.host)
+    state = ClusterState(
+        spec.name, "starting", mark, str(spec_path), spec.gateway.host, tls=spec.security.tls is not None
+    )
     state.save()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -64,7 +62,7 @@ async def run(
     runtime = RayRuntime(address, local_resources=resources, min_cpus=sum(plan.total.get("CPU", 0.0) for plan in plans))
     folder = cluster_folder(spec.name)
     controller = Controller(spec, runtime, on_progress=on_progress, log_folder=folder)
-    gateway: asyncio.subprocess.Process | None = None
+    gateways: GatewayGroup | None = None
     try:
         on_progress("ray", "joining" if address else "starting", address or "on this machine")
         await asyncio.to_thread(runtime.start)
@@ -74,21 +72,22 @@ async def run(
         on_progress("ray", "ready", "")
         registry = await controller.serve_registry(spec.gateway.host if address else "127.0.0.1")
         state.registry = registry
-        gateway = await _start_gateway(spec_path, registry, folder)
+        gateways = GatewayGroup(spec.gateway, spec_path, registry, folder, on_progress)
+        await gateways.start()
         await _until(stop, controller.start())
-        ports = await _until(stop, _gateway_ports(gateway, folder))
-        state.grpc_port, state.http_port = ports["grpc_port"], ports["http_port"]
-        state.metrics_port = ports["metrics_port"]
+        await _until(stop, gateways.ready())
+        state.gateways = gateways.ports
         state.phase = "ready"
-        state.processes = _marks([gateway.pid, *_descendants([*runtime.pids, *controller.worker_pids])])
-        state.save()
+
+        def note_processes() -> None:
+            assert gateways is not None
+            state.processes = _marks([*gateways.pids, *_descendants([*runtime.pids, *controller.worker_pids])])
+            state.save()
+
+        note_processes()
         on_progress("gateway", "ready", f"gRPC {state.grpc_address}, HTTP {state.http_url}")
         on_ready(state)
-        ended = asyncio.create_task(gateway.wait())
-        waiting = asyncio.create_task(stop.wait())
-        await asyncio.wait([ended, waiting], return_when=asyncio.FIRST_COMPLETED)
-        if not stop.is_set():
-            raise WorkerDied(f"the gateway ended with status {gateway.returncode}; its log is {folder}/gateway.log")
+        await _until(stop, gateways.watch(note_processes))
     except _Stopped:
         pass
     except BaseExceptionGroup as group:
@@ -98,14 +97,8 @@ async def run(
         state.save()
         on_progress("cluster", "stopping", "")
         pids = _descendants([*runtime.pids, *controller.worker_pids])
-        if gateway is not None and gateway.returncode is None:
-            gateway.terminate()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(5):
-                    await gateway.wait()
-            if gateway.returncode is None:
-                gateway.kill()
-                await gateway.wait()
+        if gateways is not None:
+            await gateways.stop()
         await controller.stop()
         await asyncio.to_thread(runtime.stop)
         # Ray's agents and a killed engine core may outlive their parents by some seconds.
@@ -143,34 +136,6 @@ def _leaves(error: BaseException) -> list[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
     return [error]
-
-
-async def _start_gateway(spec_path: Path, registry: str, folder: Path) -> asyncio.subprocess.Process:
-    ports = folder / "ports.json"
-    ports.unlink(missing_ok=True)
-    with (folder / "gateway.log").open("w") as log_file:
-        return await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "orchestrator.live.gateway_main",
-            "--spec", str(spec_path), "--controller", registry, "--ports-file", str(ports), "--with-parent",
-            stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file,
-            # A group of its own: Ctrl-C goes to `up` alone, which ends the gateway in order.
-            start_new_session=True,
-        )  # fmt: skip
-
-
-async def _gateway_ports(gateway: asyncio.subprocess.Process, folder: Path) -> dict[str, int]:
-    deadline_s = time.monotonic() + GATEWAY_START_TIMEOUT_S
-    while time.monotonic() < deadline_s:
-        with contextlib.suppress(OSError):
-            ports: dict[str, int] = json.loads((folder / "ports.json").read_text())
-            return ports
-        if gateway.returncode is not None:
-            lines = (folder / "gateway.log").read_text().strip().splitlines()
-            raise ConfigError(
-                f"the gateway did not start: {lines[-1] if lines else 'no output'} ({folder}/gateway.log)"
-            )
-        await asyncio.sleep(0.1)
-    raise ConfigError(f"the gateway did not start within {GATEWAY_START_TIMEOUT_S:g} s; see {folder}/gateway.log")
 
 
 # --- the end ----------------------------------------------------------------------------------------------------

@@ -52,9 +52,9 @@ class ClusterState:
     controller: ProcessMark
     spec_path: str
     host: str = "127.0.0.1"
-    grpc_port: int = 0
-    http_port: int = 0
-    metrics_port: int = 0
+    tls: bool = False
+    gateways: list[dict[str, int]] = field(default_factory=list)
+    """Ports of each gateway: ``grpc_port``, ``http_port`` and ``metrics_port``."""
     registry: str = ""
     ray_folder: str = ""
     processes: list[ProcessMark] = field(default_factory=list)
@@ -62,13 +62,19 @@ class ClusterState:
 
     @property
     def grpc_address(self) -> str:
-        """Where to call the gateway."""
-        return f"{_reachable(self.host)}:{self.grpc_port}"
+        """Where to call the gateways: one address, or several with commas, as the client takes them."""
+        return ",".join(f"{_reachable(self.host)}:{ports['grpc_port']}" for ports in self.gateways)
 
     @property
     def http_url(self) -> str:
-        """Base of the OpenAI interface."""
-        return f"http://{_reachable(self.host)}:{self.http_port}"
+        """Base of the OpenAI interface, at the first gateway."""
+        port = self.gateways[0]["http_port"] if self.gateways else 0
+        return f"http{'s' if self.tls else ''}://{_reachable(self.host)}:{port}"
+
+    @property
+    def metrics_port(self) -> int:
+        """Metrics port of the first gateway."""
+        return self.gateways[0]["metrics_port"] if self.gateways else 0
 
     def is_alive(self) -> bool:
         """Whether the controller runs."""
