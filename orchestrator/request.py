@@ -137,8 +137,12 @@ def prepare(request: GenerateRequest, front: ModelFront, spec: ClusterSpec, *, n
     if request.model and request.model != front.name:
         raise ModelNotFound(f"no model {request.model[:MAX_LABEL_CHARS]!r} here; this cluster serves {front.name!r}")
     for name in ("tenant", "session", "request_id"):
-        if len(getattr(request, name)) > MAX_LABEL_CHARS:
+        label = getattr(request, name)
+        if len(label) > MAX_LABEL_CHARS:
             raise InvalidRequest(f"{name} is longer than {MAX_LABEL_CHARS} characters", field=name)
+        if not label.isprintable():
+            # The id goes to the engines and comes back in tickets, which refuse such ids, and then blocks stay behind.
+            raise InvalidRequest(f"{name} has characters that cannot be printed", field=name)
     deadline = request.deadline_s if request.HasField("deadline_s") else spec.gateway.default_deadline_s
     if math.isnan(deadline) or deadline <= 0:
         raise DeadlineExceeded("the deadline was past when the request came")

@@ -398,7 +398,9 @@ def _cancelled() -> BaseException:
 
 
 def _failure(error: Any) -> ServingError:
-    return from_rpc(error.code(), error.details(), error.trailing_metadata())
+    failure = from_rpc(error.code(), error.details(), error.trailing_metadata())
+    failure.__cause__ = error
+    return failure
 
 
 def _is_lost(error: Any) -> bool:

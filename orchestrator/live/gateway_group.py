@@ -65,6 +65,7 @@ class GatewayGroup:
         self._folder = folder
         self._say = on_progress
         self._processes: list[asyncio.subprocess.Process] = []
+        self._stopping = False
 
     @property
     def pids(self) -> list[int]:
@@ -96,7 +97,8 @@ class GatewayGroup:
                 group.create_task(self._keep(index, on_restart))
 
     async def stop(self) -> None:
-        """End all, politely first."""
+        """End all, politely first; from here on none is started again."""
+        self._stopping = True
         running = [process for process in self._processes if process.returncode is None]
         for process in running:
             process.terminate()
@@ -115,6 +117,8 @@ class GatewayGroup:
         while True:
             process = self._processes[index]
             await process.wait()
+            if self._stopping:
+                return
             now_s = time.monotonic()
             deaths_s = [death_s for death_s in deaths_s if now_s - death_s < RESTART_WINDOW_S] + [now_s]
             status = f"gateway-{index} ended with status {process.returncode}"

@@ -250,3 +250,11 @@ def test_whatever_is_asked_is_prepared_or_refused(
     assert 1 <= made.max_tokens <= 128 - len(made.prompt_ids)
     assert made.min_tokens <= made.max_tokens
     assert made.deadline_s >= 100.0  # equal when the deadline is too short for a float to tell
+
+
+@pytest.mark.parametrize("name", ["tenant", "session", "request_id"])
+def test_labels_must_be_printable(name: str) -> None:
+    """An id with a control character came back from prefill in parameters that no ticket takes; its blocks stayed."""
+    with pytest.raises(InvalidRequest, match="cannot be printed") as refused:
+        ready(ask(**{name: "a\x00"}))
+    assert refused.value.field == name
