@@ -14,7 +14,7 @@ from tests.support.live_cluster import LiveCluster, used_blocks
 
 pytestmark = [pytest.mark.engine, pytest.mark.ray]
 
-OUTPUT_TOKENS = 600
+OUTPUT_TOKENS = 400
 LENGTHS = (20, 32, 45, 64, 200, 500)
 
 
@@ -60,21 +60,19 @@ async def ready(gateway: Gateway, *worker_ids: str) -> None:
 
 
 async def test_a_drained_decode_workers_requests_go_on_with_exact_tokens(cluster: LiveCluster) -> None:
-    messages = {isl: request(isl) for isl in LENGTHS}
+    messages: dict[int | str, pb.GenerateRequest] = {isl: request(isl) for isl in LENGTHS}
     penalised = request(40, presence_penalty=1.0, max_tokens=300)
     budgeted = request(41, max_tokens=400)
     budgeted.prompt_token_ids.ids.append(3)  # <think>
     budgeted.reasoning.budget_tokens = 300
     async with cluster.gateway("colocated") as colocated:
-        expected = {}
-        for name, message in [*messages.items(), ("penalised", penalised), ("budgeted", budgeted)]:
-            alone = Stream(colocated, message)
-            await alone.task
-            expected[name] = alone.ids
+        named = {**messages, "penalised": penalised, "budgeted": budgeted}
+        alone = {name: Stream(colocated, message) for name, message in named.items()}
+        await asyncio.gather(*(stream.task for stream in alone.values()))
+        expected = {name: stream.ids for name, stream in alone.items()}
     async with cluster.gateway("prefill", "decode") as gateway:
         await ready(gateway, "decode-0", "decode-1")
-        streams = {isl: Stream(gateway, message) for isl, message in messages.items()}
-        streams |= {"penalised": Stream(gateway, penalised), "budgeted": Stream(gateway, budgeted)}  # type: ignore[dict-item]
+        streams = {name: Stream(gateway, message) for name, message in named.items()}
         for stream in streams.values():
             await stream.reached(30)
         running = {run.life.decode_id for run in gateway.runs()}
@@ -94,7 +92,7 @@ async def test_a_drained_decode_workers_requests_go_on_with_exact_tokens(cluster
         assert moved
         # Out of the cache of its own worker: the last block at most is computed again, and what was on its way.
         assert all(stream.summary.moved_recomputed_tokens <= 64 for stream in moved)
-        assert streams["penalised"].summary.moves == 0  # type: ignore[index]
+        assert streams["penalised"].summary.moves == 0
         await ready(gateway, source)
         async with asyncio.timeout(45):  # the lease is 30 s
             while any(used_blocks(gateway.status()).values()):  # noqa: ASYNC110
