@@ -6,7 +6,7 @@ export BATON_CACHE ?= $(HOME)/.cache/baton
 
 include models/Makefile.inc
 
-.PHONY: help setup model demo test check proto bench clean
+.PHONY: help setup model demo test check proto chart bench clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -33,6 +33,9 @@ check: setup  ## Format, lint, types, import direction and the pure tests; secon
 
 proto: setup  ## Generate the stubs in baton/ from proto/
 	@PYTHON=$(VENV_PYTHON) scripts/generate_proto.sh
+
+chart: setup  ## Write the chart's values.yaml, schema and dashboard from scripts/chart_values.py
+	$(VENV_PYTHON) scripts/generate_chart.py
 
 bench: setup  ## Compare with vLLM's own server on this machine; writes docs/benchmarks.json
 	$(VENV_PYTHON) benchmarks/compare.py

@@ -49,14 +49,21 @@ class RayRuntime:
         address: Address of a running cluster; None starts one on this machine that ends with this process.
         local_resources: Custom resources of the machine when one is started.
         min_cpus: Logical CPUs a started cluster must have at least; workers share the real ones.
+        placement_timeout_s: Seconds a worker may wait for its node. Long where nodes are started on demand.
     """
 
     def __init__(
-        self, address: str | None = None, *, local_resources: Mapping[str, float] | None = None, min_cpus: float = 0
+        self,
+        address: str | None = None,
+        *,
+        local_resources: Mapping[str, float] | None = None,
+        min_cpus: float = 0,
+        placement_timeout_s: float = PLACEMENT_TIMEOUT_S,
     ) -> None:
         self._address = address
         self._local_resources = dict(local_resources or {})
         self._min_cpus = min_cpus
+        self._placement_timeout_s = placement_timeout_s
         self._folder: Path | None = None
         self._workers: dict[str, WorkerHandle] = {}
 
@@ -125,7 +132,6 @@ class RayRuntime:
         *,
         env: Mapping[str, str],
         node_id: str | None = None,
-        timeout_s: float = PLACEMENT_TIMEOUT_S,
     ) -> WorkerHandle:
         """Reserve the placement group and create the actor in it. Blocks until the group is placed.
 
@@ -141,6 +147,7 @@ class RayRuntime:
             name=f"baton-{plan.worker_id}",
             _soft_target_node_id=target,
         )
+        timeout_s = self._placement_timeout_s
         if not group.wait(timeout_s):
             remove_placement_group(group)
             wanted = ", ".join(f"{amount:g} {name}" for name, amount in plan.total.items())

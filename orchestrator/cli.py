@@ -171,6 +171,58 @@ def keys(
     keys_command.keys(tenant, file, valid_days=valid_days, as_json=as_json)
 
 
+@app.command()
+def gateway(
+    spec: Annotated[Path, typer.Option("--spec", help="Cluster spec.")],
+    controller: Annotated[str, typer.Option("--controller", help="host:port of the controller's registry.")],
+    host: Annotated[str | None, typer.Option("--host", help="Address to listen on; by default the spec's.")] = None,
+    probe_port: Annotated[
+        int | None, typer.Option("--probe-port", help="Serve /startupz, /readyz and /livez here.")
+    ] = None,
+    grace_s: Annotated[float, typer.Option("--grace-s", help="Seconds that streams have to end.")] = 2,
+) -> None:
+    """Run one gateway of a cluster that runs elsewhere: a container's entrypoint."""
+    from orchestrator.commands import node_command
+
+    node_command.gateway(spec, controller, host=host, probe_port=probe_port, grace_s=grace_s)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def node(
+    spec: Annotated[Path, typer.Option("--spec", help="Cluster spec.")],
+    controller: Annotated[
+        str,
+        typer.Option("--controller", help="host:port of the controller's registry; on the head, where to serve it."),
+    ],
+    ray_command: Annotated[list[str], typer.Argument(help="`-- ray start ... --block`")],
+    probe_host: Annotated[str, typer.Option("--probe-host", help="Address of this pod.")] = "127.0.0.1",
+    probe_port: Annotated[int, typer.Option("--probe-port", help="Port of probes and metrics.")] = 8081,
+    head: Annotated[bool, typer.Option("--head", help="Run the controller, too.")] = False,
+    lease: Annotated[bool, typer.Option("--lease", help="Control only while holding a Kubernetes Lease.")] = False,
+    stall_timeout_s: Annotated[
+        float, typer.Option("--stall-timeout-s", help="A loading engine that does nothing for so long hangs.")
+    ] = 300,
+    placement_timeout_s: Annotated[
+        float, typer.Option("--placement-timeout-s", help="How long a worker may wait for a node.")
+    ] = 1800,
+) -> None:
+    """Run a node of the Ray cluster with probes and metrics: a container's entrypoint."""
+    from orchestrator.commands import node_command
+    from orchestrator.live.node import NodeSettings
+
+    settings = NodeSettings(
+        spec=spec,
+        controller=controller,
+        probe_host=probe_host,
+        probe_port=probe_port,
+        head=head,
+        lease=lease,
+        stall_timeout_s=stall_timeout_s,
+        placement_timeout_s=placement_timeout_s,
+    )
+    node_command.node(settings, ray_command)
+
+
 app.command()(doctor)
 app.command()(bench)
 app.add_typer(plan_app, name="plan")

@@ -91,8 +91,11 @@ def cluster_spec(problem: Problem, candidate: Candidate) -> dict[str, Any]:
 
 
 def helm_values(problem: Problem, candidate: Candidate) -> dict[str, Any]:
-    """Helm values of a plan: worker groups, and the cluster spec under ``config``."""
-    values: dict[str, Any] = {}
+    """Helm values of a plan: worker groups, and the cluster spec under ``config``.
+
+    The chart's pods offer the pool's name as a Ray resource, so its spec ties each pool to its own pods.
+    """
+    values: dict[str, Any] = {"image": {"device": "cuda"}}
     for pool in candidate.pools:
         values[HELM_KEYS[pool.role]] = {
             "replicas": pool.workers,
@@ -102,7 +105,10 @@ def helm_values(problem: Problem, candidate: Candidate) -> dict[str, Any]:
         }
     if candidate.pools[0].role is Role.COLOCATED:
         values |= {HELM_KEYS[role]: {"replicas": 0} for role in (Role.PREFILL, Role.DECODE)}
-    values["config"] = cluster_spec(problem, candidate)
+    config = cluster_spec(problem, candidate)
+    for name, pool in config["pools"].items():
+        pool["node_resource"] = name
+    values["config"] = config
     return values
 
 

@@ -19,7 +19,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from baton.internal.v1 import registry_pb2, worker_pb2
 from baton.v1 import cluster_pb2
 from baton.v1 import inference_pb2 as pb
-from cluster.config import ClusterSpec, Role
+from cluster.config import ClusterSpec, Role, Transport
 from cluster.errors import NoReadyWorker, RequestRejected, ServingError, TicketRefused, WorkerDied
 from cluster.internal_rpc import InternalRpc
 from kv_transfer import ticket as tickets
@@ -51,7 +51,7 @@ class Gateway:
     def __init__(self, spec: ClusterSpec, front: ModelFront) -> None:
         self.spec = spec
         self.front = front
-        self.metrics = GatewayMetrics()
+        self.metrics = GatewayMetrics(spec.slo)
         self.fleet = Fleet(
             on_change=self._fleet_changed,
             on_lost=self._worker_lost,
@@ -152,6 +152,9 @@ class Gateway:
         for role in Role:
             for state in ("ready", "draining"):
                 self.metrics.workers.labels(role.value, state).set(pool_states[role.value, state])
+        transports = Counter(pair.transport for pair in self.fleet.pairs.values())
+        for transport in Transport:
+            self.metrics.pairs.labels(transport.value).set(transports[transport.value])
 
     # --- membership -----------------------------------------------------------------------------------------
 

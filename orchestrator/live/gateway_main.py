@@ -23,6 +23,7 @@ from orchestrator.api.door import Door
 from orchestrator.api.grpc_server import serve_grpc
 from orchestrator.api.http_server import serve_http
 from orchestrator.live.gateway import Gateway
+from orchestrator.live.node_health import gateway_ready
 from orchestrator.live.registry import watch
 from orchestrator.request import load_model_front
 
@@ -44,8 +45,36 @@ async def _serve_metrics(gateway: Gateway, host: str, port: int, door: Door) -> 
     return runner, runner.addresses[0][1]
 
 
-async def serve(spec: ClusterSpec, controller: str, ports_file: Path | None) -> None:
-    """Serve until SIGTERM or SIGINT."""
+async def _serve_probes(gateway: Gateway, host: str, port: int) -> Any:
+    """Serve what Kubernetes asks, on a port of its own: without TLS and keys, which a kubelet does not have."""
+
+    async def lives(_: web.Request) -> web.Response:
+        return web.Response(text="alive\n")
+
+    async def ready(_: web.Request) -> web.Response:
+        # The controller publishes a worker as ready only once all its pairs have shaken hands.
+        workers = [worker.view() for worker in gateway.fleet.workers.values()]
+        if gateway_ready((view.role.value, view.accepting) for view in workers):
+            return web.Response(text="ready\n")
+        return web.Response(text="waiting for workers whose pairs have shaken hands\n", status=503)
+
+    app = web.Application()
+    app.add_routes([web.get("/startupz", lives), web.get("/livez", lives), web.get("/readyz", ready)])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, host, port).start()
+    return runner
+
+
+async def serve(
+    spec: ClusterSpec,
+    controller: str,
+    ports_file: Path | None,
+    *,
+    probe_port: int | None = None,
+    grace_s: float = 2,
+) -> None:
+    """Serve until SIGTERM or SIGINT; running streams then have ``grace_s`` seconds to end."""
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
@@ -64,8 +93,11 @@ async def serve(spec: ClusterSpec, controller: str, ports_file: Path | None) -> 
         partial = ports_file.with_suffix(".part")
         partial.write_text(json.dumps(ports))
         partial.rename(ports_file)
+    probes = await _serve_probes(gateway, settings.host, probe_port) if probe_port is not None else None
     await stop.wait()
-    await grpc_server.stop(grace=2)
+    await grpc_server.stop(grace=grace_s)
+    if probes is not None:
+        await probes.cleanup()
     await http_runner.cleanup()
     await metrics_runner.cleanup()
     watcher.cancel()
@@ -80,6 +112,9 @@ def main() -> None:
     parser.add_argument("--ports-file", type=Path, help="where to write the ports taken, as JSON")
     parser.add_argument("--ports", help="gRPC, HTTP and metrics port, with commas, in place of the spec's")
     parser.add_argument("--with-parent", action="store_true", help="end when the parent process ends")
+    parser.add_argument("--host", help="address to listen on, in place of the spec's gateway.host")
+    parser.add_argument("--probe-port", type=int, help="serve /startupz, /readyz and /livez here")
+    parser.add_argument("--grace-s", type=float, default=2, help="seconds that running streams have at the end")
     arguments = parser.parse_args()
     if arguments.with_parent:
         die_with_parent()
@@ -93,7 +128,13 @@ def main() -> None:
         names = ("grpc_port", "http_port", "metrics_port")
         ports = dict(zip(names, map(int, arguments.ports.split(",")), strict=True))
         spec = spec.model_copy(update={"gateway": spec.gateway.model_copy(update=ports)})
-    uvloop.run(serve(spec, arguments.controller, arguments.ports_file))
+    if arguments.host:
+        spec = spec.model_copy(update={"gateway": spec.gateway.model_copy(update={"host": arguments.host})})
+    uvloop.run(
+        serve(
+            spec, arguments.controller, arguments.ports_file, probe_port=arguments.probe_port, grace_s=arguments.grace_s
+        )
+    )
 
 
 if __name__ == "__main__":

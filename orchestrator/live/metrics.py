@@ -8,6 +8,7 @@ from typing import Any
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from cluster.config import SloSettings
 from cluster.errors import Unauthenticated
 
 _LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
@@ -15,16 +16,32 @@ _ITL_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 
 _BYTES = tuple(float(1 << power) for power in range(12, 38, 2))
 
 
-class GatewayMetrics:
-    """All metrics of one gateway, in a registry of their own."""
+def _with(buckets: tuple[float, ...], bound_s: float | None) -> tuple[float, ...]:
+    """The buckets and one that ends at an objective, so that the share of requests within it is exact."""
+    return buckets if bound_s is None else tuple(sorted({*buckets, bound_s}))
 
-    def __init__(self) -> None:
+
+class GatewayMetrics:
+    """All metrics of one gateway, in a registry of their own.
+
+    Args:
+        slo: Objectives; each is a bucket bound of its histogram.
+    """
+
+    def __init__(self, slo: SloSettings | None = None) -> None:
         self.registry = CollectorRegistry()
         make: dict[str, Any] = {"registry": self.registry}
-        self.ttft_s = Histogram("baton_ttft_seconds", "Received to first token", buckets=_LATENCY_S, **make)
-        self.ttfat_s = Histogram("baton_ttfat_seconds", "Received to first answer token", buckets=_LATENCY_S, **make)
-        self.itl_s = Histogram("baton_itl_seconds", "Gap between tokens", buckets=_ITL_S, **make)
-        self.e2e_s = Histogram("baton_e2e_seconds", "Received to last token", buckets=_LATENCY_S, **make)
+        slo = slo or SloSettings()
+        self.ttft_s = Histogram(
+            "baton_ttft_seconds", "Received to first token", buckets=_with(_LATENCY_S, slo.ttft_p95_s), **make
+        )
+        self.ttfat_s = Histogram(
+            "baton_ttfat_seconds", "Received to first answer token", buckets=_with(_LATENCY_S, slo.ttfat_p95_s), **make
+        )
+        self.itl_s = Histogram("baton_itl_seconds", "Gap between tokens", buckets=_with(_ITL_S, slo.itl_p95_s), **make)
+        self.e2e_s = Histogram(
+            "baton_e2e_seconds", "Received to last token", buckets=_with(_LATENCY_S, slo.e2e_p95_s), **make
+        )
         self.queue_s = Histogram("baton_queue_seconds", "Received to placed", buckets=_LATENCY_S, **make)
         self.handoff_s = Histogram(
             "baton_handoff_seconds", "Ticket to decode's first token", buckets=_LATENCY_S, **make
@@ -43,6 +60,7 @@ class GatewayMetrics:
         self.in_flight = Gauge("baton_in_flight_requests", "Requests by state", ["state"], **make)
         self.kv_used = Gauge("baton_kv_used_ratio", "KV blocks in use", ["pool", "worker"], **make)
         self.kv_reserved = Gauge("baton_kv_reserved_blocks", "KV blocks promised", ["pool", "worker"], **make)
+        self.pairs = Gauge("baton_pairs", "Pairs of workers by the transport that was chosen", ["transport"], **make)
         self.workers = Gauge("baton_workers", "Workers by pool and state", ["pool", "state"], **make)
 
     def serve(self, refresh: Callable[[], None], check: Callable[[str], object] = lambda _: None) -> web.Application:

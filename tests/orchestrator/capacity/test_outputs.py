@@ -36,6 +36,8 @@ def test_what_is_emitted_is_what_was_costed(mode: Mode) -> None:
         sized = next(each for each in chosen.pools if each.role is role)
         assert (pool.replicas, pool.tensor_parallel_size) == (sized.workers, sized.worker.tp)
     values = helm_values(PLAN.problem, chosen)
+    for name, pool in values["config"]["pools"].items():
+        assert pool.pop("node_resource") == name
     assert values["config"] == cluster_spec(PLAN.problem, chosen)
     groups = [values[key] for key in ("prefillWorkers", "decodeWorkers", "colocatedWorkers") if key in values]
     assert sum(group["replicas"] * group.get("gpusPerWorker", 0) for group in groups) == chosen.gpus

@@ -1,0 +1,131 @@
+"""The chart, rendered by the real helm."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "helm"
+CI_VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
+GPU = "nvidia.com/gpu"
+
+Manifest = dict[str, Any]
+
+
+class RenderFailed(Exception):
+    """helm refused the values; the text is what it said."""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """All objects of one rendering, NOTES and hooks aside."""
+
+    objects: list[Manifest]
+
+    def of(self, kind: str) -> dict[str, Manifest]:
+        """Objects of a kind by name."""
+        return {item["metadata"]["name"]: item for item in self.objects if item["kind"] == kind}
+
+    @cached_property
+    def kinds(self) -> set[str]:
+        return {item["kind"] for item in self.objects}
+
+    @property
+    def ray_clusters(self) -> list[Manifest]:
+        return list(self.of("RayCluster").values())
+
+    @property
+    def groups(self) -> dict[str, Manifest]:
+        """Worker groups of the first RayCluster by name."""
+        return {group["groupName"]: group for group in self.ray_clusters[0]["spec"]["workerGroupSpecs"]}
+
+    @property
+    def head(self) -> Manifest:
+        """Pod of the head."""
+        return as_pod("head", self.ray_clusters[0]["spec"]["headGroupSpec"]["template"])
+
+    def worker(self, group: str) -> Manifest:
+        """Pod of a worker group."""
+        return as_pod(group, self.groups[group]["template"])
+
+    @property
+    def gateway(self) -> Manifest:
+        """Pod of the gateway."""
+        (deployment,) = self.of("Deployment").values()
+        return as_pod("gateway", deployment["spec"]["template"])
+
+    @property
+    def pods(self) -> list[Manifest]:
+        """Every pod that the release makes."""
+        found = [self.gateway]
+        for cluster in self.ray_clusters:
+            spec = cluster["spec"]
+            found.append(as_pod(f"{cluster['metadata']['name']}-head", spec["headGroupSpec"]["template"]))
+            found += [as_pod(f"group-{group['groupName']}", group["template"]) for group in spec["workerGroupSpecs"]]
+        return found
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that all worker pods of the first RayCluster ask for."""
+        return sum(
+            group["replicas"]
+            * group["numOfHosts"]
+            * int(group["template"]["spec"]["containers"][0]["resources"]["limits"].get(GPU, 0))
+            for group in self.groups.values()
+        )
+
+
+def as_pod(name: str, template: Manifest) -> Manifest:
+    """A pod template as a Pod."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {**template["metadata"], "name": name, "namespace": "serving"},
+        "spec": template["spec"],
+    }
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Renders the chart with values."""
+
+    helm: Path
+    folder: Path
+
+    def render(self, values: Manifest | Path, *arguments: str) -> Rendered:
+        """Render.
+
+        Raises:
+            RenderFailed: helm said no.
+        """
+        text = self._run("template", "trial", str(CHART), "-n", "serving", "-f", self._file(values), *arguments)
+        return Rendered([item for item in yaml.safe_load_all(text) if item])
+
+    def notes(self, values: Manifest | Path) -> str:
+        """NOTES.txt of an installation."""
+        text = self._run("install", "trial", str(CHART), "-n", "serving", "--dry-run=client", "-f", self._file(values))
+        return text.split("NOTES:\n", 1)[1]
+
+    def lint(self, values: Path) -> str:
+        """`helm lint --strict`."""
+        return self._run("lint", "--strict", str(CHART), "-f", str(values))
+
+    def _file(self, values: Manifest | Path) -> str:
+        if isinstance(values, Path):
+            return str(values)
+        path = self.folder / "values.json"
+        path.write_text(json.dumps(values))
+        return str(path)
+
+    def _run(self, *arguments: str) -> str:
+        result = subprocess.run([str(self.helm), *arguments], capture_output=True, text=True, check=False)
+        if result.returncode != 0:
+            raise RenderFailed(result.stdout + result.stderr)
+        return result.stdout
