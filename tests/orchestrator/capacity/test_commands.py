@@ -57,7 +57,9 @@ def test_emit_writes_a_spec_that_loads(plan_file: Path, tmp_path: Path) -> None:
     result = run.invoke(app, ["plan", "emit", "-f", str(plan_file), "--spec", str(spec), "--values", str(values)])
     assert result.exit_code == 0, result.output
     assert load_cluster(spec).name == "plan"
-    assert yaml.safe_load(values.read_text())["config"] == yaml.safe_load(spec.read_text())
+    config = yaml.safe_load(values.read_text())["config"]
+    assert {name: pool.pop("node_resource") for name, pool in config["pools"].items()} == {"colocated": "colocated"}
+    assert config == yaml.safe_load(spec.read_text())
     printed = run.invoke(app, ["plan", "emit", "-f", str(plan_file)])
     assert yaml.safe_load(printed.stdout)["config"]["name"] == "plan"
 
