@@ -1,7 +1,8 @@
-"""Measure the small reasoning model: answers, single steps, trace lengths, sampling, vLLM against PyTorch, budgets.
+"""Measure the small reasoning model: answers, single steps, trace lengths, sampling, vLLM against PyTorch.
 
-``python -m models.evaluate`` reproduces every figure in the model card. The verifiers and ``budget_curve`` need no
-torch and are meant to be imported: tests score what a cluster answers with them.
+``python -m models.evaluate`` reproduces every figure in the model card but those of the thinking budget, which
+``benchmarks/reasoner_budget.py`` takes through a cluster. The verifiers and ``budget_curve`` need no torch and are
+meant to be imported: tests score what a cluster answers with them.
 """
 
 from __future__ import annotations
@@ -237,7 +238,7 @@ def torch_backend(folder: Path, *, rows: int = 32) -> Backend:
 
 
 class VllmEngine:
-    """One vLLM engine on this machine, with the thinking budget switched on."""
+    """One vLLM engine on this machine."""
 
     def __init__(self, folder: Path):
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -245,7 +246,6 @@ class VllmEngine:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         from vllm import LLM
-        from vllm.config.reasoning import ReasoningConfig
         from vllm.platforms import current_platform
 
         options: dict[str, Any] = {}
@@ -255,7 +255,6 @@ class VllmEngine:
             model=str(folder),
             max_model_len=2048,
             max_num_seqs=64,
-            reasoning_config=ReasoningConfig(reasoning_start_str="<think>", reasoning_end_str=THINK_END),
             **options,
         )
 
@@ -269,24 +268,6 @@ class VllmEngine:
         prompts = [{"prompt_token_ids": prompt_ids(problem.prompt)} for problem in problems]
         outputs = self._llm.generate(prompts, params, use_tqdm=False)
         return [[list(one.token_ids) for one in output.outputs] for output in outputs]
-
-    async def budgeted(self, problems: list[Problem], shares: Sequence[float]) -> list[BudgetPoint]:
-        """The budget curve through this engine: one batch over all budgets, then scored by ``budget_curve``."""
-        from vllm import SamplingParams
-
-        asked = [(problem, round(share * len(problem.trace))) for problem in problems for share in shares]
-        outputs = self._llm.generate(
-            [{"prompt_token_ids": prompt_ids(problem.prompt)} for problem, _ in asked],
-            [SamplingParams(temperature=0.0, max_tokens=1100, thinking_token_budget=budget) for _, budget in asked],
-            use_tqdm=False,
-        )
-        texts = {
-            (problem.prompt, budget): output.outputs[0].text
-            for (problem, budget), output in zip(asked, outputs, strict=True)
-        }
-        return await budget_curve(
-            lambda messages, budget: texts[messages[0]["content"], budget], problems, shares=shares
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,15 +372,6 @@ def render(measured: dict[str, Any]) -> str:
             f"vLLM (bfloat16) against PyTorch (float32), {both['problems']} problems of the natural mix, greedy: "
             f"{both['same_answers']} answers and {both['same_tokens']} whole completions the same, token for token.",
         ]
-    if "budget" in measured:
-        points = measured["budget"]
-        shares = sorted({point["share"] for point in points})
-        lines += ["", "Exact answers with the thinking cut at a share of the natural trace (vLLM, greedy):", ""]
-        lines.append("| steps | " + " | ".join(f"{share:.0%}" for share in shares) + " |")
-        lines.append("|---:|" + "---:|" * len(shares))
-        for steps in sorted({point["steps"] for point in points}):
-            band = {point["share"]: point["accuracy"] for point in points if point["steps"] == steps}
-            lines.append(f"| {steps} | " + " | ".join(f"{band[share]:.0%}" for share in shares) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -424,7 +396,7 @@ def main() -> None:
     parser.add_argument(
         "--backend", choices=("vllm", "torch", "both"), default="both", help="both: vLLM, checked by torch"
     )
-    parser.add_argument("--write", action="store_true", help="write the card and docs/reasoner_budget_engine.png")
+    parser.add_argument("--write", action="store_true", help="write the card")
     given = parser.parse_args()
     begun_s = time.monotonic()
     tokenizer = build_tokenizer()
@@ -444,14 +416,6 @@ def main() -> None:
         "natural_accuracy": statistics.mean(right),
         "lengths": asdict(lengths_of([trace_tokens(ids) for ids in completions])),
     }
-    if engine:
-        shares = (0.0, 0.125, 0.25, 0.5, 0.75, 0.9, 1.0, 1.25)
-        problems = [p for steps in (4, 12, 30, 60) for p in generate_many(17, given.problems // 2, steps=steps)]
-        points = asyncio.run(engine.budgeted(problems, shares))
-        measured["budget"] = [asdict(point) for point in points]
-        if given.write:
-            docs = Path(__file__).parent.parent / "docs"
-            plot_budget(points, docs / "reasoner_budget_engine.png", "one vLLM engine")
     if given.backend == "both":
         some = natural[:200]
         theirs = [many[0] for many in torch_backend(given.model)(some, Sampling())]

@@ -110,13 +110,11 @@ def test_trace_lengths() -> None:
 
 def test_the_card_is_rewritten_between_its_markers(tmp_path: Path) -> None:
     row = {"steps": 4, "problems": 9, "accuracy": 1.0, "step_accuracy": 0.5}
-    point = {"steps": 4, "share": 0.25, "budget_tokens": 1.0, "problems": 9, "accuracy": 0.0}
     measured = {
         "accuracy": [{**row, "sampled_accuracy": 0.25, "vote_accuracy": 0.75, "votes": 5}],
         "natural_accuracy": 0.5,
         "lengths": {"problems": 9, "p50": 10.0, "p90": 20.0, "p99": 100.0, "longest": 120, "mean": 15.0},
         "agreement": {"problems": 9, "same_answers": 8, "same_tokens": 7},
-        "budget": [point],
     }
     card = tmp_path / "README.md"
     card.write_text("head\n<!-- measured: begin -->\nold\n<!-- measured: end -->\ntail\n")
