@@ -21,7 +21,10 @@ POOL_SHARE = 0.001
 
 @dataclass(frozen=True, slots=True)
 class WorkerPlan:
-    """One worker and the placement group it needs. ``bundles`` are resource demands by Ray's names."""
+    """One worker and the placement group it needs.
+
+    ``bundles`` are resource demands by Ray's names, the kind of accelerator included.
+    """
 
     worker_id: str
     role: Role
@@ -69,6 +72,9 @@ def worker_plan(role: Role, pool: PoolSettings, index: int, *, gpus_per_node: in
     """The placement group of one worker."""
     gpus = pool.accelerators_per_worker
     marker = {pool.node_resource: POOL_SHARE} if pool.node_resource else {}
+    if pool.accelerator_type:
+        # In each bundle: Ray looks for a group's nodes by its bundles alone.
+        marker[f"accelerator_type:{pool.accelerator_type}"] = POOL_SHARE
     memory = {"memory": pool.memory_gib_per_worker * GIB} if pool.memory_gib_per_worker else {}
     bundles: tuple[Mapping[str, float], ...]
     if gpus <= gpus_per_node:
@@ -117,9 +123,7 @@ def assign(
     for plan in plans:
         if len(plan.bundles) > 1:
             continue  # spans nodes: Ray spreads the bundles itself
-        need = dict(plan.total)
-        if plan.accelerator_type:
-            need[f"accelerator_type:{plan.accelerator_type}"] = POOL_SHARE
+        need = plan.total
         fitting = [node_id for node_id, left in free.items() if NodeView(node_id, "", left).fits(need)]
         if not fitting:
             if not may_wait:

@@ -167,8 +167,6 @@ class RayRuntime:
             "max_concurrency": 64,
             "max_restarts": 0,  # the controller replaces a worker under a new incarnation
         }
-        if plan.accelerator_type:
-            options["accelerator_type"] = plan.accelerator_type
         actor = ray.remote(actor_class).options(**options).remote(*arguments(self.host_of(node)))
         handle = WorkerHandle(plan.worker_id, actor, group, node)
         self._workers[plan.worker_id] = handle

@@ -50,9 +50,11 @@ def test_workers_of_a_role_spread() -> None:
 
 
 def test_the_kind_of_accelerator_must_match() -> None:
-    wanted = WorkerPlan("d", Role.DECODE, ({"GPU": 1.0},), "STRICT_PACK", accelerator_type="H100")
-    nodes = [node("a", GPU=8.0), NodeView("b", "b", {"GPU": 8.0, "accelerator_type:H100": 1.0})]
-    assert assign([wanted], nodes).node_of == {"d": "b"}
+    pool = PoolSettings(replicas=1, accelerators_per_worker=1, accelerator_type="H100")
+    nodes = [node("a", CPU=8.0, GPU=8.0), NodeView("b", "b", {"CPU": 8.0, "GPU": 8.0, "accelerator_type:H100": 1.0})]
+    assert assign([worker_plan(Role.DECODE, pool, 0)], nodes).node_of == {"decode-0": "b"}
+    large = worker_plan(Role.DECODE, pool.model_copy(update={"accelerators_per_worker": 16}), 0)
+    assert all(bundle["accelerator_type:H100"] == 0.001 for bundle in large.bundles)
 
 
 def test_a_worker_that_fits_nowhere_is_told_in_a_sentence() -> None:
