@@ -233,6 +233,18 @@ app.add_typer(trace_app, name="trace")
 
 
 @app.command()
+def decisions(
+    file: Annotated[Path, typer.Argument(help="Decision log, JSON lines.")],
+    every: Annotated[bool, typer.Option("--all", help="Also those that changed nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the autoscaler's decisions from its log, and make each again from its inputs; exit 1 if one differs."""
+    from orchestrator.commands import decisions_command
+
+    decisions_command.decisions(file, every=every, as_json=as_json)
+
+
+@app.command()
 def version(as_json: JsonOption = False) -> None:
     """Print the versions of Baton and of what it runs on."""
     from orchestrator.commands import version_command

@@ -7,7 +7,7 @@
       │                   │  └──last token───────┼─────────────────> FINISHED
       │                   │  ^────────moved──────┤
       │                   └─────────failure──────┤
-      └─ <──── prefill the ledger again ─────────┘      cancel, deadline, no retries left ──> ENDED
+      └─ <── prefill the ledger again, preempted ┘      cancel, deadline, no retries left ──> ENDED
 
 The ledger (prompt and every token produced) is kept here and nowhere else, so that any worker may die and the
 stream goes on. Each piece of work on a worker is a *leg* with an id of its own; what a leg says after it was
@@ -123,7 +123,23 @@ class Moved:
     decode_id: str
 
 
-Event = Placed | Displaced | Moved | LegOutput | LegFailed | WorkerLost | StopMatched | Cancelled | DeadlinePassed
+@dataclass(frozen=True, slots=True)
+class Preempted:
+    """The decoding request gives up its blocks and waits; its ledger is prefilled again once there is room."""
+
+
+Event = (
+    Placed
+    | Preempted
+    | Displaced
+    | Moved
+    | LegOutput
+    | LegFailed
+    | WorkerLost
+    | StopMatched
+    | Cancelled
+    | DeadlinePassed
+)
 
 # --- actions ----------------------------------------------------------------------------------------------------
 
@@ -266,6 +282,8 @@ class Lifecycle:
                 return self._end(event.error) if self.state is State.QUEUED else []
             case Moved():
                 return self._moved(event)
+            case Preempted():
+                return self._preempted()
             case LegOutput():
                 return self._output(event)
             case LegFailed():
@@ -325,6 +343,14 @@ class Lifecycle:
         self.prefill_id, self.decode_id, self._reserved_on = source_id, event.decode_id, event.decode_id
         self.moves += 1
         return [*actions, self._start_prefill(source_id)]
+
+    def _preempted(self) -> list[Action]:
+        """Stop where it decodes and queue again. No retry is spent: nothing failed."""
+        if self.state is not State.DECODING or not self.resumable:
+            return []
+        actions = [*self._give_up_leg(), *self._free()]
+        self.state, self.prefill_id, self.decode_id = State.QUEUED, None, None
+        return [*actions, AskPlacement(self._avoid)]
 
     def _output(self, event: LegOutput) -> list[Action]:
         if not self._is_current(event.leg_id):

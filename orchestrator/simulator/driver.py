@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from cluster.errors import ServingError, TransferBroken, WorkerDied
 from kv_transfer.ticket import HandoffTicket, TicketBook
 from orchestrator import lifecycle as lc
+from orchestrator.policy.scaling import FinishedRequest
 from orchestrator.simulator.engine import Engine
 from orchestrator.simulator.flight import Export, Flight
 from orchestrator.simulator.leg import Leg, LegState
 from orchestrator.simulator.links import Links
 from orchestrator.simulator.records import Outcome
-from orchestrator.simulator.scaling import FinishedRequest
 
 if TYPE_CHECKING:
     from orchestrator.simulator.fleet import Worker
@@ -72,7 +72,7 @@ class LegDriver:
             case lc.ReleaseTicket():
                 self._release(action.ticket)
             case lc.AskPlacement():
-                columns["retries"][index] += 1
+                columns["preemptions" if flight.waits_for_room else "retries"][index] += 1
                 flight.avoid = action.avoid
                 self._run.enqueue(flight, again=True)
             case lc.Fail():
@@ -152,6 +152,7 @@ class LegDriver:
         if self._run.scaling is not None:
             self._run.finished.append(
                 FinishedRequest(
+                    index,
                     flight.tenant,
                     flight.isl_tokens,
                     columns["hit_tokens"][index],

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from cluster.config import Role
 from cluster.errors import ConfigError
 from orchestrator.policy.router import WorkerView
+from orchestrator.policy.scaling import WorkerStatus
 from orchestrator.simulator.cost import StepTable, TransferCost
 from orchestrator.simulator.engine import Engine, EngineOwner, EngineProfile
 from orchestrator.simulator.gaps import GapHistogram
 from orchestrator.simulator.kernel import Kernel
-from orchestrator.simulator.scaling import WorkerStatus
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ class Flight:
     """A request between arrival and end.
 
     ``holder`` and ``promised_blocks`` are its reservation while no leg has taken it over; ``export`` is the KV it
-    is waiting for or reading.
+    is waiting for or reading. ``preempted``: it made way for another once, and does so no more; ``waits_for_room``: it
+    has not been placed again yet.
     """
 
     index: int
@@ -55,6 +56,8 @@ class Flight:
     export: Export | None = None
     transfer: Transfer | None = None
     last_token_s: float = -1.0
+    waits_for_room: bool = False
+    preempted: bool = False
 
     @property
     def generated_tokens(self) -> int:

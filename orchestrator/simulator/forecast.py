@@ -35,6 +35,26 @@ class FixedForecast:
         """Learns nothing."""
 
 
+class CappedForecast:
+    """Another forecast, up to a limit: KV is reserved for what a request may grow by before pools can change.
+
+    Args:
+        inner: The forecast.
+        most_tokens: Limit.
+    """
+
+    def __init__(self, inner: LengthForecast, most_tokens: int) -> None:
+        self._inner, self._most_tokens = inner, most_tokens
+
+    def osl_tokens(self, tenant: str, isl_tokens: int, generated_tokens: int) -> int:
+        """The other's answer, at most the limit."""
+        return min(self._most_tokens, self._inner.osl_tokens(tenant, isl_tokens, generated_tokens))
+
+    def observe(self, tenant: str, isl_tokens: int, osl_tokens: int) -> None:
+        """Pass it on."""
+        self._inner.observe(tenant, isl_tokens, osl_tokens)
+
+
 class RecentForecast:
     """A quantile of what the last requests of the tenant still made after the point a request has reached.
 

@@ -10,6 +10,8 @@ from cluster.errors import ConfigError
 from orchestrator import lifecycle as lc
 from orchestrator.simulator.flight import Flight
 
+_LAST = 1 << 60
+
 
 @dataclass(frozen=True)
 class GatewaySpec:
@@ -23,6 +25,8 @@ class GatewaySpec:
         retry_budget: New prefills after a failure.
         ticket_deadline_s: Seconds within which a handoff must begin.
         slow_gap_s: Gaps between tokens above this are counted per request (the ITL objective).
+        preempt_after_s: Seconds for which a request may find no room while a decode worker starts, before the longest
+            running one makes way; left out, it never does.
     """
 
     max_queued_requests: int = 256
@@ -32,6 +36,7 @@ class GatewaySpec:
     retry_budget: int = 2
     ticket_deadline_s: float = 20.0
     slow_gap_s: float = 0.05
+    preempt_after_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -79,11 +84,14 @@ class GatewayQueue:
         return self._heap[0][3]
 
     def push(self, flight: Flight, *, again: bool = False) -> None:
-        """Add a request; ``again`` if it had been placed before."""
+        """Add a request; ``again`` if it had been placed before. One that was preempted goes behind its equals."""
         self._order += 1
         self._again_order -= again
         order = self._again_order if again else self._order
-        heapq.heappush(self._heap, (-flight.priority, flight.deadline_s, order, flight))
+        deadline_s = flight.deadline_s
+        if flight.waits_for_room:
+            deadline_s, order = float("inf"), _LAST + self._order
+        heapq.heappush(self._heap, (-flight.priority, deadline_s, order, flight))
         self.prompt_tokens += flight.isl_tokens
 
     def pop(self) -> Flight:

@@ -8,8 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from cluster.config import Role
 from cluster.errors import ConfigError
-from orchestrator.simulator.scaling import ScalingPolicy
+from orchestrator.policy.autoscaling import Autoscaler
+from orchestrator.policy.baselines import KvThreshold, MeanLengths, RequestsPerReplica
+from orchestrator.policy.capacity import WorkerCapacity
+from orchestrator.policy.demand import DemandForecaster, horizons_s
+from orchestrator.policy.scaling import ScalingPolicy
 
 if TYPE_CHECKING:
     from orchestrator.simulator.scenario import Scenario
@@ -22,7 +27,60 @@ def _static(scenario: Scenario) -> ScalingPolicy | None:
     return None
 
 
-POLICIES: dict[str, PolicyMaker] = {"static": _static}
+def _capacity(scenario: Scenario) -> tuple[WorkerCapacity, float]:
+    """What a worker of the fleet takes, and the longest start-up.
+
+    Raises:
+        ConfigError: the fleet has no decode or no prefill pool.
+    """
+    pools = {pool.role: pool for pool in scenario.fleet.build().pools}
+    decode, prefill = pools.get(Role.DECODE), pools.get(Role.PREFILL)
+    if decode is None or prefill is None:
+        raise ConfigError("fleet.pools: scaling policies need a prefill and a decode pool")
+    kind, reader = decode.profile, prefill.profile.prefill
+
+    def prompt_s(tokens: int) -> float:
+        seconds, done = 0.0, 0
+        while done < tokens:
+            piece = min(prefill.profile.max_num_batched_tokens, tokens - done)
+            seconds += reader.chunk_s([(piece, done)])
+            done += piece
+        return seconds
+
+    tokens = kind.total_blocks * kind.block_size_tokens
+    capacity = WorkerCapacity(tokens, kind.decode.step_s, prompt_s, scenario.slo.itl_p95_s)
+    return capacity, max(decode.start_s, prefill.start_s)
+
+
+def _baton(scenario: Scenario) -> ScalingPolicy:
+    """The cluster's own."""
+    capacity, start_s = _capacity(scenario)
+    return Autoscaler(DemandForecaster(capacity, ttft_s=scenario.slo.ttft_p95_s, horizons_s=horizons_s(start_s)))
+
+
+def _requests(scenario: Scenario) -> ScalingPolicy:
+    """So many requests on each worker: four prompts, and as many decoding as fill 80 % of the KV at 4,000 tokens."""
+    capacity, _ = _capacity(scenario)
+    return RequestsPerReplica({Role.PREFILL: 4.0, Role.DECODE: max(1.0, 0.8 * capacity.total_kv_tokens / 4000)})
+
+
+def _means(scenario: Scenario) -> ScalingPolicy:
+    """Mean lengths and a predicted rate."""
+    return MeanLengths(_capacity(scenario)[0])
+
+
+def _kv(scenario: Scenario) -> ScalingPolicy:
+    """A threshold on KV in use."""
+    return KvThreshold()
+
+
+POLICIES: dict[str, PolicyMaker] = {
+    "static": _static,
+    "baton": _baton,
+    "requests": _requests,
+    "means": _means,
+    "kv": _kv,
+}
 
 
 def policies_named(text: str) -> dict[str, PolicyMaker]:

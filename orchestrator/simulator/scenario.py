@@ -12,11 +12,11 @@ from pydantic import Field
 from cluster.config import Settings, SloSettings
 from cluster.errors import ConfigError
 from orchestrator.lifecycle import Handoff
+from orchestrator.policy.scaling import ScalingPolicy
 from orchestrator.simulator.block import WorkloadBlock
 from orchestrator.simulator.failures import FailurePlan
 from orchestrator.simulator.fleet_block import FleetBlock
 from orchestrator.simulator.forecast import FixedForecast, LengthForecast, RecentForecast
-from orchestrator.simulator.scaling import ScalingPolicy
 from orchestrator.simulator.simulation import ClosedLoop, GatewaySpec, Simulation
 
 
@@ -33,6 +33,8 @@ class GatewayBlock(Settings):
     """Output length assumed when KV is reserved."""
     forecast_quantile: float | None = Field(None, gt=0, lt=1)
     """Reserve by this quantile of what the tenant's last requests still made, in place of a fixed length."""
+    preempt_after_s: float | None = Field(None, ge=0)
+    """Seconds without room, while a decode worker starts, after which the longest trace makes way; null: never."""
 
 
 class ClosedLoopBlock(Settings):

@@ -14,6 +14,7 @@ import numpy as np
 
 from orchestrator import lifecycle as lc
 from orchestrator.policy.router import Placement, RequestView, Wait, WorkerView, place
+from orchestrator.policy.scaling import Arrival, FinishedRequest, ScalingPolicy
 from orchestrator.simulator.driver import LegDriver, some_tokens
 from orchestrator.simulator.failures import FailurePlan, fail_worker
 from orchestrator.simulator.fleet import Fleet, FleetSpec, Worker
@@ -21,9 +22,9 @@ from orchestrator.simulator.flight import Flight
 from orchestrator.simulator.forecast import FixedForecast, LengthForecast
 from orchestrator.simulator.gateway import ClosedLoop, GatewayQueue, GatewaySpec, Hooks
 from orchestrator.simulator.kernel import LAST, Kernel
+from orchestrator.simulator.preemption import preempt_for
 from orchestrator.simulator.records import Outcome, Records
 from orchestrator.simulator.result import Result, Sampler
-from orchestrator.simulator.scaling import FinishedRequest, ScalingPolicy
 from orchestrator.simulator.view import LiveFleetView, apply_scaling
 from orchestrator.simulator.workload import Workload
 
@@ -67,6 +68,7 @@ class Simulation:
         self.arrived_requests = 0
         self.arrived_tokens = 0
         self.finished: list[FinishedRequest] = []
+        self.arrivals: list[Arrival] = []
         self._next = 0
         self._timers = 0
         self._active_s = 0.0
@@ -127,6 +129,8 @@ class Simulation:
         columns["reasoning_tokens"][index] = reasoning
         self.arrived_requests += 1
         self.arrived_tokens += isl
+        if self.scaling is not None:
+            self.arrivals.append(Arrival(now_s, self.workload.tenants[self._tenant[index]], isl))
         if len(self.queue) >= max(1, gateway.max_queued_requests):
             self._reject(index)
             return
@@ -149,6 +153,8 @@ class Simulation:
         if gateway.deadline_s is not None:
             self.kernel.at(deadline_s, self._deadline, flight)
         self.enqueue(flight)
+        if gateway.preempt_after_s is not None:
+            self.timer(now_s + gateway.preempt_after_s, self._pump)
         if not gateway.max_queued_requests and flight.lifecycle.state is lc.State.QUEUED:
             self.queue.remove(flight)
             del self.live[index]
@@ -177,6 +183,8 @@ class Simulation:
             flight = self.queue.head
             placement = self.place_flight(flight)
             if isinstance(placement, Wait):
+                if placement.reason == "no_blocks" and preempt_for(self, flight):
+                    continue
                 return
             self.queue.pop()
             self._placed(flight, placement)
@@ -198,7 +206,8 @@ class Simulation:
         return place(
             RequestView(known, more, block, cached),
             views,
-            local_prefill_below_tokens=self.fleet_spec.local_prefill_below_tokens,
+            # What made way is prefilled again where it decodes, out of the way of others' first tokens.
+            local_prefill_below_tokens=known if flight.waits_for_room else self.fleet_spec.local_prefill_below_tokens,
             local_prefill_after_s=self.fleet_spec.local_prefill_after_s,
             avoid=flight.avoid,
         )
@@ -211,6 +220,7 @@ class Simulation:
         columns["decode"][index] = holder.number
         columns["prefill"][index] = workers[placement.prefill_id].number if placement.prefill_id else holder.number
         self.reserve(flight, holder, placement.reserve_blocks)
+        flight.waits_for_room = False
         self.driver.handle(flight, lc.Placed(placement.prefill_id, placement.decode_id))
 
     def reserve(self, flight: Flight, worker: Worker, blocks: int) -> None:

@@ -9,10 +9,8 @@ from cluster.config import DrainSettings, Role
 from orchestrator import lifecycle as lc
 from orchestrator.policy.drain import HeldRequest, Hold, next_moves
 from orchestrator.policy.router import Placement, Wait
-from orchestrator.simulator.fleet import Worker
-from orchestrator.simulator.flight import Flight
-from orchestrator.simulator.leg import LegState
-from orchestrator.simulator.scaling import (
+from orchestrator.policy.scaling import (
+    Arrival,
     ChangeRole,
     DrainWorker,
     FinishedRequest,
@@ -22,6 +20,9 @@ from orchestrator.simulator.scaling import (
     StartWorker,
     WorkerStatus,
 )
+from orchestrator.simulator.fleet import Worker
+from orchestrator.simulator.flight import Flight
+from orchestrator.simulator.leg import LegState
 
 if TYPE_CHECKING:
     from orchestrator.simulator.simulation import Simulation
@@ -62,11 +63,9 @@ class LiveFleetView:
         return self._simulation.fleet.status()
 
     def in_flight(self) -> Iterator[InFlight]:
-        """Every request that holds a place."""
+        """Every request that has not ended."""
         simulation = self._simulation
         for flight in simulation.live.values():
-            if flight.lifecycle.state is lc.State.QUEUED:
-                continue
             made = flight.generated_tokens
             leg, engine = flight.leg, flight.engine
             if leg is not None and engine is not None and leg.joined_order >= 0:
@@ -80,7 +79,13 @@ class LiveFleetView:
                 made,
                 flight.lifecycle.decode_id,
                 flight.lifecycle.state.value,
+                max(0, made - flight.reasoning_tokens),
             )
+
+    def arrived(self) -> Sequence[Arrival]:
+        """Requests that came since the last look."""
+        came, self._simulation.arrivals = self._simulation.arrivals, []
+        return came
 
     def finished(self) -> Sequence[FinishedRequest]:
         """Requests that finished since the last look."""

@@ -12,9 +12,9 @@ import yaml
 from typer.testing import CliRunner
 
 from cluster.config import Role
+from orchestrator.policy.scaling import StartWorker
 from orchestrator.simulator import policies, simulate_command, trace_command
 from orchestrator.simulator.block import WorkloadBlock
-from orchestrator.simulator.scaling import StartWorker
 from orchestrator.simulator.scenario import load
 from orchestrator.simulator.traces import write_log
 from orchestrator.simulator.workload import Workload
@@ -128,3 +128,8 @@ def test_a_policy_that_is_not_known_is_refused(small: Path) -> None:
     code, output = call("simulate", "-f", small, "--policy", "statik")
     assert code == 2 and "static" in output
     assert call("simulate", "-f", small, "--policy", "static,static")[0] == 2
+
+
+def test_every_named_policy_runs_from_a_scenario(small: Path) -> None:
+    code, output = call("simulate", "-f", small, "--policy", "static,baton,requests,means,kv", "--json")
+    assert code == 0, output

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from cluster.config import Role
 from orchestrator import lifecycle as lc
+from orchestrator.policy.scaling import ChangeRole, DrainWorker, MigrateRequest, StartWorker
 from orchestrator.simulator.cost import AffineCost, AffineTransfer
 from orchestrator.simulator.engine import EngineProfile
 from orchestrator.simulator.failures import FailurePlan
 from orchestrator.simulator.fleet import FleetSpec, PoolSpec
 from orchestrator.simulator.forecast import FixedForecast, RecentForecast
 from orchestrator.simulator.records import Outcome
-from orchestrator.simulator.scaling import ChangeRole, DrainWorker, MigrateRequest, StartWorker
 from orchestrator.simulator.simulation import ClosedLoop, GatewaySpec, Simulation
 from orchestrator.simulator.workload import Workload
 

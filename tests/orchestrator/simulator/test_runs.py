@@ -12,13 +12,13 @@ import pytest
 from cluster.config import Role
 from cluster.errors import ConfigError
 from orchestrator import lifecycle as lc
+from orchestrator.policy.scaling import ChangeRole, DrainWorker, ScalingAction, StartWorker
 from orchestrator.simulator.cost import AffineCost, AffineTransfer
 from orchestrator.simulator.engine import EngineProfile
 from orchestrator.simulator.failures import FailurePlan
 from orchestrator.simulator.fleet import FleetSpec, PoolSpec
 from orchestrator.simulator.forecast import FixedForecast
 from orchestrator.simulator.records import Outcome
-from orchestrator.simulator.scaling import ChangeRole, DrainWorker, ScalingAction, StartWorker
 from orchestrator.simulator.simulation import ClosedLoop, GatewaySpec, Hooks, Simulation
 from orchestrator.simulator.workload import Workload
 

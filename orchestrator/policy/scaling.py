@@ -61,8 +61,20 @@ class WorkerStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Arrival:
+    """One request that came since the last look."""
+
+    time_s: float
+    tenant: str
+    isl_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class InFlight:
-    """One request that has been admitted. ``generated_tokens`` are those the caller has seen."""
+    """One request that has not ended. ``generated_tokens`` are those made; ``answer_tokens`` those after the reasoning.
+
+    ``phase`` is one of ``queued``, ``prefilling``, ``decoding``; a queued one may have been running before.
+    """
 
     request: int
     tenant: str
@@ -71,12 +83,14 @@ class InFlight:
     generated_tokens: int
     decode_id: str | None
     phase: str
+    answer_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedRequest:
     """One request that ended since the last look."""
 
+    request: int
     tenant: str
     isl_tokens: int
     cached_tokens: int
@@ -114,7 +128,11 @@ class FleetView(Protocol):
         ...
 
     def in_flight(self) -> Iterator[InFlight]:
-        """Every request that holds a place on a worker, in order of arrival; lazy, since there may be thousands."""
+        """Every request that has not ended, in order of arrival; lazy, since there may be thousands."""
+        ...
+
+    def arrived(self) -> Sequence[Arrival]:
+        """Requests that came since the policy was last asked, in order."""
         ...
 
     def finished(self) -> Sequence[FinishedRequest]:

@@ -1,0 +1,305 @@
+"""Scaling policies side by side in simulation: Qwen3-32B on H100, objectives TTFT 2 s and ITL p95 50 ms.
+
+Workers are engines of four H100: on two, 2.3 % of the prompts of the trace take more than two seconds by themselves.
+Runs are kept in a JSON file and not repeated; `plot` draws it. One run of the hour takes half a minute of one core::
+
+    python benchmarks/autoscaling.py run --data ../shared/data --only shift
+    python benchmarks/autoscaling.py table
+    python benchmarks/autoscaling.py plot
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cluster.config import Role
+from cluster.engine_constants import engine_constants
+from cluster.hardware import gpu
+from cluster.model import ModelSpec
+from decode_workers.cost import DecodeCost
+from kv_transfer.blocks import kv_bytes_per_token
+from orchestrator.policy.autoscaler import AutoscalerSettings
+from orchestrator.policy.autoscaling import Autoscaler
+from orchestrator.policy.baselines import KvThreshold, MeanLengths, RequestsPerReplica
+from orchestrator.policy.capacity import WorkerCapacity
+from orchestrator.policy.demand import DemandForecaster, horizons_s
+from orchestrator.policy.scaling import ScalingPolicy
+from orchestrator.simulator.cost import AffineTransfer
+from orchestrator.simulator.engine import EngineProfile
+from orchestrator.simulator.fleet import FleetSpec, PoolSpec
+from orchestrator.simulator.forecast import CappedForecast, RecentForecast
+from orchestrator.simulator.result import Result
+from orchestrator.simulator.servegen import ServeGen
+from orchestrator.simulator.simulation import GatewaySpec, Simulation
+from orchestrator.simulator.traces import READERS, read_sample
+from orchestrator.simulator.workload import Change, Workload
+from prefill_workers.cost import PrefillCost
+
+TTFT_S, ITL_S = 2.0, 0.05
+TP = 4
+MODEL = ModelSpec.named("Qwen3-32B")
+DECODE = DecodeCost(MODEL, gpu("H100-SXM"), engine_constants("vllm"), TP)
+PREFILL = PrefillCost(MODEL, gpu("H100-SXM"), engine_constants("vllm"), TP)
+KV_TOKENS = DECODE.kv_capacity_tokens()
+KIND = EngineProfile(
+    DECODE,
+    PREFILL,
+    KV_TOKENS // 16,
+    16,
+    DECODE,
+    max_num_seqs=512,
+    max_num_batched_tokens=8192,
+    kv_bytes_per_token=kv_bytes_per_token(MODEL, 2.0),
+    overhead_s=PREFILL.first_token_overhead_s(),
+    gpus=TP,
+    name="h100",
+)
+RESERVE_TOKENS = 750
+RESULTS = Path("docs/autoscaling.json")
+
+
+def hour(data: Path) -> Workload:
+    return read_sample(data / "servegen_r1_shift_1h.csv")
+
+
+def swapped(data: Path) -> Workload:
+    """The long traces first."""
+    whole = hour(data)
+    first, second = whole.between(0, 1800), whole.between(1800, 3600)
+    index = np.concatenate((np.flatnonzero(whole.arrival_s >= 1800), np.flatnonzero(whole.arrival_s < 1800)))
+    index = index[np.r_[: len(second), len(whole) - len(first) : len(whole)]]
+    return whole.rows(index, np.concatenate((second.arrival_s, first.arrival_s + 1800)))
+
+
+def tenant_burst(data: Path) -> Workload:
+    """The first half hour, in whose second third a tenant of 4 % of the requests sends ten times as many."""
+    whole = hour(data).between(0, 1800)
+    burst = (whole.tenants.index("19") == whole.tenant) & (whole.arrival_s >= 600) & (whole.arrival_s < 1200)
+    times = np.repeat(np.flatnonzero(burst), 9)
+    rng = np.random.default_rng(0)
+    index = np.concatenate((np.arange(len(whole)), times))
+    arrival_s = np.concatenate((whole.arrival_s, whole.arrival_s[times] + rng.uniform(-30, 30, len(times))))
+    order = np.argsort(arrival_s, kind="stable")
+    return whole.rows(index[order], arrival_s[order])
+
+
+def tripled(data: Path) -> Workload:
+    """The first half hour, whose traces grow to three times their length between minutes 10 and 15."""
+    whole = hour(data).between(0, 1800)
+    factor = 1 + 2 * np.clip((whole.arrival_s - 600) / 300, 0, 1)
+    return replace(
+        whole,
+        reasoning_tokens=np.rint(whole.reasoning_tokens * factor).astype(np.int64),
+        answer_tokens=np.maximum(1, np.rint(whole.answer_tokens * factor)).astype(np.int64),
+    )
+
+
+def azure(name: str, rate: float) -> Callable[[Path], Workload]:
+    """An Azure trace at several times its rate, so that a pool has more than one worker."""
+
+    def read(data: Path) -> Workload:
+        whole = READERS["azure"](data / f"azure_llm_2023_{name}.csv")
+        return Change(rate=rate).apply(whole, np.random.default_rng(0))
+
+    return read
+
+
+def day(data: Path) -> Workload:
+    """A fifth of the requests of the day."""
+    generator = ServeGen.read(data / "servegen_r1_client_windows.csv", data / "servegen_r1_length_quantiles.csv")
+    return generator.draw(np.random.default_rng(0), rate=0.2)
+
+
+CASES: dict[str, Callable[[Path], Workload]] = {
+    "shift": hour,
+    "swapped": swapped,
+    "tenant burst": tenant_burst,
+    "tripled": tripled,
+    "azure conv x10": azure("conv", 10.0),
+    "azure code x10": azure("code", 10.0),
+    "day/5": day,
+}
+FIRST: dict[str, tuple[int, int]] = {"swapped": (3, 7), "azure conv x10": (2, 1), "azure code x10": (4, 1)}
+"""Workers at the start, equal for all that scale; by default two and three."""
+
+
+def capacity() -> WorkerCapacity:
+    return WorkerCapacity(KV_TOKENS, DECODE.step_s, PREFILL.prefill_s, ITL_S)
+
+
+def policies(start_s: float) -> dict[str, Callable[[], ScalingPolicy]]:
+    """The policies by name; of each baseline, settings from bold to careful."""
+
+    def baton() -> ScalingPolicy:
+        forecaster = DemandForecaster(capacity(), ttft_s=TTFT_S, horizons_s=horizons_s(start_s))
+        return Autoscaler(forecaster, AutoscalerSettings())
+
+    found: dict[str, Callable[[], ScalingPolicy]] = {"baton": baton}
+    for target in (90, 130):
+        # A prefill worker serves some four prompts at a time within the objective.
+        found[f"requests {target}"] = lambda target=target: RequestsPerReplica({Role.PREFILL: 4, Role.DECODE: target})
+    for headroom in (1.0, 1.3):
+        found[f"means {headroom}"] = lambda headroom=headroom: MeanLengths(capacity(), headroom=headroom)
+    for share in (0.6, 0.8):
+        found[f"kv {share}"] = lambda share=share: KvThreshold(kv_share=share)
+    return found
+
+
+def simulate(workload: Workload, prefill: int, decode: int, start_s: float, policy: ScalingPolicy | None) -> Result:
+    fleet = FleetSpec(
+        [PoolSpec(Role.PREFILL, KIND, prefill, start_s), PoolSpec(Role.DECODE, KIND, decode, start_s)],
+        AffineTransfer(49.5e9, 0.00038),
+        local_prefill_after_s=1.0,
+    )
+    gateway = GatewaySpec(max_queued_requests=100_000, slow_gap_s=ITL_S, preempt_after_s=0.5)
+    forecast = CappedForecast(RecentForecast(0.9, start_tokens=RESERVE_TOKENS), RESERVE_TOKENS)
+    return Simulation(fleet, workload, gateway, forecast=forecast, scaling=policy).run()
+
+
+def figures(result: Result, until_s: float) -> dict[str, Any]:
+    """What is published of a run; GPU-hours are counted while requests come, not while the last ones end."""
+    line, records = result.timeline, result.records
+    during = line["time_s"] <= until_s
+    hours = {
+        role: float(np.trapezoid(line[f"{role}_gpus"][during], line["time_s"][during]) / 3600)
+        for role in ("prefill", "decode")
+    }
+    late = records["first_token_s"] - records["arrival_s"] > TTFT_S
+    slow = records["slow_gaps"] > 0.05 * np.maximum(1, records["output_tokens"] - 1)
+    summary = result.summary(ttft_s=TTFT_S)
+    every = max(1, len(line["time_s"]) // 240)
+    return {
+        "good": round(summary["good"], 5),
+        "late": round(float(late.mean()), 5),
+        "slow": round(float(slow.mean()), 5),
+        "unfinished": int(summary["requests"] - summary["finished"]),
+        "gpu_hours": round(sum(hours.values()), 3),
+        "prefill_gpu_hours": round(hours["prefill"], 3),
+        "decode_gpu_hours": round(hours["decode"], 3),
+        "ttft_p95_s": round(summary["ttft_p95_s"], 3),
+        "itl_p95_s": round(summary["itl_p95_s"], 4),
+        "e2e_mean_s": round(summary["e2e_mean_s"], 2),
+        "e2e_p95_s": round(summary["e2e_p95_s"], 2),
+        "preemptions": int(summary["preemptions"]),
+        "timeline": {
+            name: [round(float(value), 3) for value in line[name][::every]]
+            for name in ("time_s", "prefill_workers", "decode_workers", "decode_used_blocks", "queued")
+        },
+    }
+
+
+def one(case: str, workload: Workload, name: str, start_s: float) -> dict[str, Any]:
+    """One run. ``static 3 8`` is three prefill and eight decode workers."""
+    began_s, policy, extra = time.process_time(), None, {}
+    if name.startswith("static"):
+        prefill, decode = (int(word) for word in name.split()[1:])
+    else:
+        prefill, decode = FIRST.get(case, (2, 3))
+        policy = policies(start_s)[name]()
+    found = figures(simulate(workload, prefill, decode, start_s, policy), workload.duration_s)
+    if isinstance(policy, Autoscaler):
+        band = policy.forecaster.band
+        extra = {
+            "band_coverage": round(band.covered / max(1, band.judged), 4),
+            "band_median_error": round(float(np.median(np.abs(band.errors))), 4),
+        }
+    return {"case": case, "policy": name, "start_s": start_s, **extra, **found, "cpu_s": time.process_time() - began_s}
+
+
+def run(arguments: argparse.Namespace) -> None:
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    for case in arguments.only or CASES:
+        workload = None
+        for start_s in arguments.starts:
+            for name in arguments.policies or policies(start_s):
+                key = (case, name, start_s)
+                if not arguments.again and any((e["case"], e["policy"], e["start_s"]) == key for e in kept):
+                    continue
+                workload = CASES[case](arguments.data) if workload is None else workload
+                found = one(case, workload, name, start_s)
+                # Another process may have written meanwhile.
+                kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+                kept = [e for e in kept if (e["case"], e["policy"], e["start_s"]) != key] + [found]
+                RESULTS.write_text(json.dumps(kept, separators=(",", ":")).replace('{"case"', '\n{"case"') + "\n")
+                print({k: v for k, v in found.items() if k != "timeline"}, flush=True)
+
+
+def table(_: argparse.Namespace) -> None:
+    print("| workload | start | policy | good | GPU-hours (prefill + decode) | TTFT p95 | E2E mean | preempted |")
+    print("|---|---|---|---|---|---|---|---|")
+    rows = json.loads(RESULTS.read_text())
+    order = list(CASES)
+    for e in sorted(rows, key=lambda e: (order.index(e["case"]), e["start_s"], e["policy"])):
+        print(
+            f"| {e['case']} | {e['start_s']:.0f} s | {e['policy']} | {e['good']:.2%} | {e['gpu_hours']:.1f} "
+            f"({e['prefill_gpu_hours']:.1f} + {e['decode_gpu_hours']:.1f}) | {e['ttft_p95_s']:.2f} s "
+            f"| {e['e2e_mean_s']:.1f} s | {e['preemptions']} |"
+        )
+
+
+def plot(arguments: argparse.Namespace) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    rows = json.loads(RESULTS.read_text())
+    cases = [case for case in CASES if any(e["case"] == case for e in rows)]
+    figure = Figure(figsize=(11, 3.1 * len(cases)), layout="constrained")
+    axes = figure.subplots(len(cases), 2, squeeze=False)
+    for (left, right), case in zip(axes, cases, strict=True):
+        for e in rows:
+            if e["case"] != case:
+                continue
+            static = e["policy"].startswith("static")
+            mark = "o" if e["policy"] == "baton" else "s" if static else "x"
+            colour = "tab:red" if e["policy"] == "baton" else "0.4" if static else "tab:blue"
+            left.scatter(e["gpu_hours"], 100 * (1 - e["good"]), marker=mark, color=colour)
+            text = e["policy"] if static else f"{e['policy']} @{e['start_s']:.0f}"
+            left.annotate(
+                text, (e["gpu_hours"], 100 * (1 - e["good"])), fontsize=7, xytext=(3, 3), textcoords="offset points"
+            )
+            if e["policy"] == "baton":
+                line, style = e["timeline"], "-" if e["start_s"] < 100 else "--"
+                minutes = np.array(line["time_s"]) / 60
+                for pool, shade in (("prefill", "tab:green"), ("decode", "tab:red")):
+                    label = f"{pool}, start {e['start_s']:.0f} s"
+                    right.step(minutes, line[f"{pool}_workers"], style, color=shade, label=label, where="post", lw=1.2)
+                if e["start_s"] < 100:
+                    used = np.array(line["decode_used_blocks"]) / KIND.total_blocks
+                    right.fill_between(minutes, used, color="0.85", label="KV in use, in workers")
+        left.axhline(1.0, color="0.7", lw=0.8)
+        left.set(title=case, xlabel="GPU-hours", ylabel="requests that missed, %", yscale="symlog", ylim=(0, None))
+        right.set(title=f"{case}: workers of Baton's policy", xlabel="minutes", ylim=(0, None))
+        right.legend(fontsize=7)
+    figure.savefig(arguments.png, dpi=100)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    runs = commands.add_parser("run")
+    runs.add_argument("--data", type=Path, default=Path("../shared/data"))
+    runs.add_argument("--only", nargs="*", choices=list(CASES))
+    runs.add_argument("--policies", nargs="*")
+    runs.add_argument("--starts", nargs="*", type=float, default=[60.0, 180.0])
+    runs.add_argument("--again", action="store_true")
+    runs.set_defaults(call=run)
+    commands.add_parser("table").set_defaults(call=table)
+    plots = commands.add_parser("plot")
+    plots.add_argument("--png", type=Path, default=Path("docs/autoscaling.png"))
+    plots.set_defaults(call=plot)
+    arguments = parser.parse_args()
+    arguments.call(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The autoscaler as a scaling policy: forecast, decide, keep the log. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from cluster.config import Role
+from orchestrator.policy.autoscaler import AutoscalerSettings, Decision, Memory, WorkerRow, decide
+from orchestrator.policy.demand import Demand, DemandForecaster
+from orchestrator.policy.scaling import FleetView, ScalingAction, WorkerStatus
+
+Log = Callable[[AutoscalerSettings, Memory, Demand, Sequence[WorkerRow], Decision], None]
+"""Called with all that a decision rests on, and the decision."""
+
+
+class Autoscaler:
+    """Baton's policy; see `orchestrator.policy.autoscaler` for how it decides."""
+
+    def __init__(
+        self,
+        forecaster: DemandForecaster,
+        settings: AutoscalerSettings | None = None,
+        *,
+        interval_s: float = 5.0,
+        log: Log | None = None,
+    ) -> None:
+        self.interval_s = interval_s
+        self.forecaster = forecaster
+        self.settings = settings or AutoscalerSettings()
+        self._memory = Memory()
+        self._log = log
+
+    def decide(self, now_s: float, fleet: FleetView) -> Sequence[ScalingAction]:
+        """Look at the fleet, forecast, decide."""
+        workers = [row(status) for status in fleet.workers()]
+        holders = sum(each.role is not Role.PREFILL and each.state != "starting" for each in workers)
+        demand = self.forecaster.look(now_s, fleet.in_flight(), fleet.arrived(), fleet.finished(), holders)
+        decision = decide(self.settings, self._memory, demand, workers)
+        if self._log is not None:
+            self._log(self.settings, self._memory, demand, workers, decision)
+        self._memory = decision.memory
+        return decision.actions
+
+
+def row(status: WorkerStatus) -> WorkerRow:
+    """What a decision needs of a worker."""
+    view = status.view
+    return WorkerRow(
+        view.worker_id,
+        view.role,
+        status.kind,
+        status.state,
+        status.since_s,
+        status.gpus,
+        view.total_blocks - view.free_blocks,
+    )

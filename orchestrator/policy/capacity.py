@@ -1,0 +1,64 @@
+"""What one worker can take, by the cost models, corrected by what is measured. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class WorkerCapacity:
+    """Room and speed of one decode and one prefill worker.
+
+    Args:
+        total_kv_tokens: KV that a decode worker holds.
+        step_s: Seconds of a decode step for a batch size and its summed context.
+        prompt_s: Seconds to prefill a prompt.
+        itl_s: Objective for the gap between tokens.
+        fill: Share of the KV that is in use on average where its 95th percentile just fits; speed is planned for it.
+    """
+
+    total_kv_tokens: int
+    step_s: Callable[[int, int], float]
+    prompt_s: Callable[[int], float]
+    itl_s: float
+    fill: float = 0.85
+    correction: float = 1.0
+    """Measured over modelled time of a step."""
+    _prompt_at: dict[int, float] = field(default_factory=dict)
+
+    def kv_tokens(self, mean_context_tokens: float) -> float:
+        """Tokens a decode worker may hold so that its steps stay within the objective; at most all its KV."""
+        low, high = 0.0, float(self.total_kv_tokens)
+        if self._planned_step_s(high, mean_context_tokens) <= self.itl_s:
+            return high
+        for _ in range(30):
+            middle = (low + high) / 2
+            fits = self._planned_step_s(middle, mean_context_tokens) <= self.itl_s
+            low, high = (middle, high) if fits else (low, middle)
+        return max(1.0, low)
+
+    def tokens_per_s(self, mean_context_tokens: float) -> float:
+        """Speed of one request on a worker filled as planned."""
+        held = self.fill * self.kv_tokens(mean_context_tokens)
+        return 1.0 / max(1e-6, self._planned_step_s(held, mean_context_tokens))
+
+    def observe_step(self, batch_size: int, context_tokens: int, step_s: float) -> None:
+        """A step of this load was seen to take so long."""
+        modelled = self.step_s(max(1, batch_size), context_tokens)
+        if modelled > 0 and step_s > 0:
+            ratio = min(4.0, max(0.25, step_s / modelled))
+            self.correction *= (ratio / self.correction) ** 0.05
+
+    def prefill_s(self, isl_tokens: int) -> float:
+        """Seconds of one prefill worker for a prompt, read off a grid of lengths 5 % apart."""
+        step = math.ceil(math.log(max(1, isl_tokens)) / math.log(1.05))
+        found = self._prompt_at.get(step)
+        if found is None:
+            found = self._prompt_at[step] = self.prompt_s(max(1, round(1.05**step)))
+        return found
+
+    def _planned_step_s(self, held_tokens: float, mean_context_tokens: float) -> float:
+        batch = max(1, round(held_tokens / max(1.0, mean_context_tokens)))
+        return self.correction * self.step_s(batch, int(held_tokens))

@@ -1,0 +1,99 @@
+"""Survival curves of output length, many classes at once: hazards per length bin, and what follows from them. Pure.
+
+A class's curve is piecewise exponential: within a bin of lengths every further token ends the request with the same
+probability. With narrow bins this is the Kaplan-Meier estimate; unlike it, it needs no list of past requests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+EDGES: Floats = np.concatenate(([0.0], np.geomspace(16.0, 131072.0, 53)))
+"""Lower ends of the bins in tokens, 19 % apart; the last bin has no upper end."""
+BINS = len(EDGES)
+_WIDTHS: Floats = np.append(np.diff(EDGES), np.inf)
+_LEAST_RATE = 1e-7
+
+
+def exposure(start: Floats, end: Floats) -> Floats:
+    """Tokens that each interval ``[start, end)`` spends in each bin, shape ``(n, BINS)``."""
+    upper = np.append(EDGES[1:], np.inf)
+    inside: Floats = np.minimum(end[:, None], upper) - np.maximum(start[:, None], EDGES)
+    return np.maximum(0.0, inside)
+
+
+def bin_of(tokens: npt.NDArray[Any]) -> Ints:
+    """Bin of each length."""
+    found: Ints = np.searchsorted(EDGES, tokens, side="right") - 1
+    return np.maximum(found, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """Survival curves of several classes.
+
+    Args:
+        rates: Hazard per token, shape ``(classes, BINS)``, positive.
+
+    Example:
+        >>> flat = Curves.of(np.full((1, BINS), 0.01))
+        >>> float(flat.mean_left(np.array([0]), np.array([500.0]))[0].round(3))
+        100.0
+        >>> float(flat.quantile_left(np.array([0]), np.array([0.0]), 0.9)[0].round(2))
+        230.26
+    """
+
+    rates: Floats
+    hazard_at: Floats
+    """Summed hazard at the lower end of each bin."""
+    area_at: Floats
+    """Integral of the survival from the lower end of each bin to infinity."""
+
+    @classmethod
+    def of(cls, rates: Floats) -> Curves:
+        """Curves with these hazards."""
+        rates = np.maximum(rates, _LEAST_RATE)
+        steps = rates[:, :-1] * _WIDTHS[:-1]
+        hazard_at = np.concatenate((np.zeros((len(rates), 1)), np.cumsum(steps, axis=1)), axis=1)
+        survival = np.exp(-hazard_at)
+        area = survival / rates
+        area[:, :-1] -= survival[:, 1:] / rates[:, :-1]
+        return cls(rates, hazard_at, np.cumsum(area[:, ::-1], axis=1)[:, ::-1])
+
+    def hazard(self, classes: Ints, tokens: Floats) -> Floats:
+        """Summed hazard at each length: ``-ln`` of the probability to get further."""
+        at = bin_of(tokens)
+        found: Floats = self.hazard_at[classes, at] + self.rates[classes, at] * (tokens - EDGES[at])
+        return found
+
+    def survival(self, classes: Ints, made: Floats, tokens: Floats) -> Floats:
+        """Probability that a request that has made ``made`` tokens makes ``tokens`` more."""
+        return np.exp(self.hazard(classes, made) - self.hazard(classes, made + tokens))
+
+    def mean_left(self, classes: Ints, made: Floats) -> Floats:
+        """Expected tokens still to come."""
+        at = bin_of(made)
+        rates, offset = self.rates[classes, at], made - EDGES[at]
+        here = np.exp(-(self.hazard_at[classes, at] + rates * offset))
+        upper = np.append(self.area_at, np.zeros((len(self.rates), 1)), axis=1)[classes, at + 1]
+        above = np.append(self.hazard_at, np.full((len(self.rates), 1), np.inf), axis=1)[classes, at + 1]
+        area = (here - np.exp(-above)) / rates + upper
+        found: Floats = np.where(here > 1e-280, area / np.maximum(here, 1e-290), 1.0 / rates)
+        return found
+
+    def quantile_left(self, classes: Ints, made: Floats, share: float) -> Floats:
+        """Tokens still to come that a ``share`` of requests do not exceed."""
+        target = self.hazard(classes, made) - np.log1p(-share)
+        rows = self.hazard_at[classes]
+        at = np.maximum((rows <= target[:, None]).sum(axis=1) - 1, 0)
+        picked = np.arange(len(at))
+        end = EDGES[at] + (target - rows[picked, at]) / self.rates[classes, at]
+        left: Floats = np.maximum(0.0, end - made)
+        return left

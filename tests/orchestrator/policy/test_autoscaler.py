@@ -1,0 +1,156 @@
+"""The decision itself: what it grows and shrinks for, its bounds, its budget, and that its log replays."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.config import Role
+from cluster.errors import ConfigError
+from orchestrator.policy.autoscaler import AutoscalerSettings, Decision, Memory, WorkerRow, decide
+from orchestrator.policy.decision_log import entry_line, replay
+from orchestrator.policy.demand import Demand
+from orchestrator.policy.scaling import ChangeRole, DrainWorker, StartWorker
+
+SETTINGS = AutoscalerSettings(fill=1.0, shrink_fill=0.9, patience_s=600)
+
+
+def demand(now_s: float = 0.0, decode: float = 3.0, prefill: float = 1.0, later: float | None = None) -> Demand:
+    """Demand for so many workers' worth of KV, ``later`` at the far horizon."""
+    high = (decode * 1e5, (later if later is not None else decode) * 1e5)
+    return Demand(now_s, decode * 1e5, (0.0, 80.0), high, 0, 0, 0, prefill, prefill, 10, 1000, 100, 0, 1e5, 40.0, 1.0)
+
+
+def fleet(prefill: int = 1, decode: int = 3, starting: int = 0, gpus: int = 1) -> list[WorkerRow]:
+    rows = [WorkerRow(f"prefill-{i}", Role.PREFILL, "k", "ready", 0, gpus, i) for i in range(prefill)]
+    rows += [WorkerRow(f"decode-{i}", Role.DECODE, "k", "ready", 0, gpus, 10 * i) for i in range(decode)]
+    return rows + [WorkerRow(f"decode-s{i}", Role.DECODE, "k", "starting", i, gpus, 0) for i in range(starting)]
+
+
+def steady(asked: Demand, rows: list[WorkerRow], seconds: int, memory: Memory | None = None) -> Decision:
+    """The first decision that does something, or the last."""
+    decision = Decision((), "", memory or Memory())
+    for now_s in range(0, seconds, 10):
+        decision = decide(SETTINGS, decision.memory, replace(asked, now_s=float(now_s)), rows)
+        if decision.actions:
+            break
+    return decision
+
+
+def test_decode_grows_for_what_is_coming_and_prefill_stays() -> None:
+    decision = decide(SETTINGS, Memory(), demand(decode=3, later=6.5), fleet())
+    assert decision.actions == (StartWorker(Role.DECODE),) * 4
+    assert decision.reason.startswith("decode 3 -> 7: KV 0.30 M tokens, with 95 % under 0.65 M in 80 s")
+
+
+def test_prefill_grows_for_first_tokens_and_decode_stays() -> None:
+    assert decide(SETTINGS, Memory(), demand(prefill=2.2), fleet()).actions == (StartWorker(Role.PREFILL),) * 2
+
+
+def test_workers_on_their_way_count() -> None:
+    assert decide(SETTINGS, Memory(), demand(later=5), fleet(starting=2)).actions == ()
+
+
+def test_a_worker_not_started_yet_is_cancelled_at_once_newest_first() -> None:
+    decision = decide(SETTINGS, Memory(), demand(decode=3.5), fleet(starting=2))
+    assert decision.actions == (DrainWorker("decode-s1"),)
+
+
+def test_one_fewer_needs_patience_many_fewer_less_of_it() -> None:
+    def seconds_until(decode: float) -> float:
+        decision = Decision((), "", Memory())
+        for now_s in range(0, 2000, 10):
+            decision = decide(SETTINGS, decision.memory, demand(float(now_s), decode=decode), fleet(decode=5))
+            if decision.actions:
+                return now_s
+        return float("inf")
+
+    assert seconds_until(3.5) == pytest.approx(600, abs=30)
+    assert seconds_until(1.7) == pytest.approx(200, abs=30)
+    assert seconds_until(4.4) == float("inf")  # four at 0.9 hold only 3.6: the smaller pool would soon have to grow
+
+
+def test_the_least_loaded_is_drained() -> None:
+    assert steady(demand(decode=2.5), fleet(decode=4), 1000).actions == (DrainWorker("decode-0"),)
+
+
+def test_a_worker_changes_its_role_where_the_other_pool_is_too_large() -> None:
+    decision = decide(SETTINGS, Memory(), demand(decode=1.5, prefill=2.0), fleet(prefill=1, decode=4))
+    assert decision.actions == (ChangeRole("decode-0", Role.PREFILL),)
+    apart = SETTINGS.model_copy(update={"change_roles": False})
+    decision = decide(apart, Memory(), demand(decode=1.5, prefill=2.0), fleet(prefill=1, decode=4))
+    assert decision.actions == (StartWorker(Role.PREFILL),)
+
+
+def test_a_steady_load_does_not_flap() -> None:
+    """Four hours of a demand that swings by 4 %, at every place between two sizes."""
+    for load in np.arange(2.0, 6.0, 0.1):
+        rng, have, changes = np.random.default_rng(int(load * 10)), 5, []
+        decision = Decision((), "", Memory())
+        for now_s in range(0, 14_400, 10):
+            asked = demand(float(now_s), decode=load * (1 + 0.04 * rng.standard_normal()))
+            decision = decide(SETTINGS, decision.memory, asked, fleet(decode=have))
+            for action in decision.actions:
+                have += 1 if isinstance(action, StartWorker) else -1
+            if decision.actions:
+                changes.append(now_s)
+        settled = [time_s for time_s in changes if time_s > 1800]
+        assert all(late - soon > 600 for soon, late in itertools.pairwise(settled)), (load, settled)
+
+
+@given(
+    st.floats(0, 60), st.floats(0, 60), st.floats(0, 20), st.integers(0, 10), st.integers(0, 20), st.integers(0, 5),
+    st.integers(2, 40),
+)  # fmt: skip
+@settings(deadline=None)
+def test_bounds_and_budget_hold(
+    now: float, later: float, prefill: float, prefills: int, decodes: int, starting: int, budget: int
+) -> None:
+    bounds = AutoscalerSettings(min_prefill=1, max_prefill=8, min_decode=1, max_decode=12, max_gpus=budget)
+    rows = fleet(prefills, decodes, starting)
+    decision = decide(bounds, Memory(), demand(decode=now, later=later, prefill=prefill), rows)
+    count = {Role.PREFILL: prefills, Role.DECODE: decodes + starting}
+    touched = set()
+    for action in decision.actions:
+        if isinstance(action, StartWorker):
+            count[action.role] += 1
+        elif isinstance(action, DrainWorker):
+            role = Role.PREFILL if action.worker_id.startswith("prefill") else Role.DECODE
+            count[role] -= 1
+            assert action.worker_id not in touched
+            touched.add(action.worker_id)
+        elif isinstance(action, ChangeRole):
+            count[action.role] += 1
+            count[Role.DECODE if action.role is Role.PREFILL else Role.PREFILL] -= 1
+            assert action.worker_id not in touched
+            touched.add(action.worker_id)
+    assert decision.reason
+    grew = any(isinstance(action, StartWorker) for action in decision.actions)
+    if grew:
+        assert count[Role.PREFILL] <= max(8, prefills)
+        assert count[Role.DECODE] <= max(12, decodes + starting)
+        assert sum(count.values()) <= max(budget, prefills + decodes + starting)
+    if prefills >= 1 and decodes + starting >= 1:
+        assert min(count.values()) >= 1
+
+
+def test_the_log_replays_and_a_changed_line_is_found() -> None:
+    lines, memory = [], Memory()
+    for now_s, load in enumerate((3.0, 3.2, 6.0, 2.0, 2.0)):
+        asked, rows = demand(now_s * 10.0, decode=load), fleet()
+        decision = decide(SETTINGS, memory, asked, rows)
+        lines.append(entry_line(SETTINGS, memory, asked, rows, decision))
+        memory = decision.memory
+    assert [each.agrees for each in replay(lines)] == [True] * 5
+    assert [each.agrees for each in replay(lines[2:])] == [True] * 3
+    tree = json.loads(lines[2])
+    tree["demand"]["kv_high_tokens"][1] = 1e5
+    assert [each.agrees for each in replay([json.dumps(tree)])] == [False]
+    with pytest.raises(ConfigError, match="line 1 is not a decision"):
+        list(replay(['{"a": 1}']))
