@@ -53,8 +53,8 @@ class Curves:
     rates: Floats
     hazard_at: Floats
     """Summed hazard at the lower end of each bin."""
-    area_at: Floats
-    """Integral of the survival from the lower end of each bin to infinity."""
+    mean_at: Floats
+    """Expected tokens still to come at the lower end of each bin."""
 
     @classmethod
     def of(cls, rates: Floats) -> Curves:
@@ -62,10 +62,13 @@ class Curves:
         rates = np.maximum(rates, _LEAST_RATE)
         steps = rates[:, :-1] * _WIDTHS[:-1]
         hazard_at = np.concatenate((np.zeros((len(rates), 1)), np.cumsum(steps, axis=1)), axis=1)
-        survival = np.exp(-hazard_at)
-        area = survival / rates
-        area[:, :-1] -= survival[:, 1:] / rates[:, :-1]
-        return cls(rates, hazard_at, np.cumsum(area[:, ::-1], axis=1)[:, ::-1])
+        # From the last bin down, each by the next: nothing underflows, however sure an end is.
+        mean_at = 1.0 / rates
+        ends = -np.expm1(-steps)
+        for index in range(BINS - 2, -1, -1):
+            here = ends[:, index]
+            mean_at[:, index] = here / rates[:, index] + (1.0 - here) * mean_at[:, index + 1]
+        return cls(rates, hazard_at, mean_at)
 
     def hazard(self, classes: Ints, tokens: Floats) -> Floats:
         """Summed hazard at each length: ``-ln`` of the probability to get further."""
@@ -80,12 +83,10 @@ class Curves:
     def mean_left(self, classes: Ints, made: Floats) -> Floats:
         """Expected tokens still to come."""
         at = bin_of(made)
-        rates, offset = self.rates[classes, at], made - EDGES[at]
-        here = np.exp(-(self.hazard_at[classes, at] + rates * offset))
-        upper = np.append(self.area_at, np.zeros((len(self.rates), 1)), axis=1)[classes, at + 1]
-        above = np.append(self.hazard_at, np.full((len(self.rates), 1), np.inf), axis=1)[classes, at + 1]
-        area = (here - np.exp(-above)) / rates + upper
-        found: Floats = np.where(here > 1e-280, area / np.maximum(here, 1e-290), 1.0 / rates)
+        rates, last = self.rates[classes, at], at == BINS - 1
+        following = np.minimum(at + 1, BINS - 1)
+        ends = np.where(last, 1.0, -np.expm1(-rates * np.where(last, 0.0, EDGES[following] - made)))
+        found: Floats = ends / rates + (1.0 - ends) * self.mean_at[classes, following]
         return found
 
     def quantile_left(self, classes: Ints, made: Floats, share: float) -> Floats:
