@@ -89,15 +89,18 @@ def vllm_server(model: Path, *, dtype: str, max_model_len: int, executor: str = 
 
 
 @contextlib.contextmanager
-def baton(model: Path, *, dtype: str, max_model_len: int, pools: dict[str, int]) -> Iterator[Server]:
-    """Baton with the given workers, by `baton up --detach` and `baton down`."""
+def baton(
+    model: Path, *, dtype: str, max_model_len: int, pools: dict[str, int], reasons: bool = False
+) -> Iterator[Server]:
+    """Baton with the given workers, by `baton up --detach` and `baton down`; ``reasons`` if the model thinks."""
     mark, began_s = uuid.uuid4().hex, time.monotonic()
     name = f"bench-{mark[:8]}"
     grpc_port, http_port = free_port(), free_port()
     lines = [
         f"name: {name}",
         "model:",
-        f"  {{path: {model}, served_name: {MODEL_NAME}, max_model_len_tokens: {max_model_len}, dtype: {dtype}}}",
+        f"  {{path: {model}, served_name: {MODEL_NAME}, max_model_len_tokens: {max_model_len}, dtype: {dtype}"
+        f"{', reasoning: {}' if reasons else ''}}}",
         "pools:",
         *[
             f"  {role}: {{replicas: {count}, cpus_per_worker: 1, omp_threads: 1, engine: {{cpu_kv_cache_gib: 1}}}}"
