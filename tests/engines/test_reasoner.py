@@ -47,7 +47,8 @@ async def test_two_hundred_problems_are_answered_alike_through_the_handoff(clust
         got = await completions(gateway, PROBLEMS)
     for problem, (ids, summary), (wanted, _) in zip(PROBLEMS, got, expected, strict=True):
         assert ids == wanted, problem.prompt
-        assert (summary.workers.prefill, summary.workers.decode) == ("prefill-0", "decode-0")
+        assert summary.workers.prefill == "prefill-0"
+        assert summary.workers.decode.startswith("decode-")
     decode = build_tokenizer().decode
     right = sum(verify_answer(problem, decode(ids)) for problem, (ids, _) in zip(PROBLEMS, got, strict=True))
     assert right >= 0.9 * len(PROBLEMS)
