@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -116,11 +117,13 @@ def _retry_after_s(error: ApiException) -> float | None:
 
 
 def in_cluster() -> Api:
-    """Client of a pod, by its service account.
+    """Client of a pod, by its service account; by ``$KUBECONFIG`` where that is set, for a head outside the cluster.
 
     Raises:
         ConfigError: this is no pod, or it has no token.
     """
+    if os.environ.get("KUBECONFIG"):
+        return from_kubeconfig()
     settings = client.Configuration()
     try:
         config.load_incluster_config(client_configuration=settings)

@@ -27,13 +27,18 @@ async def serve(spec: ClusterSpec, listen: str, runtime: RayRuntime) -> None:
         ServingError: they could not be started.
     """
     stop = asyncio.Event()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+
+    def catch_signals() -> None:
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(signum, stop.set)
 
     def say(subject: str, stage: str, detail: str) -> None:
         log.info("%s: %s %s", subject, stage, detail)
 
+    catch_signals()
     await asyncio.to_thread(runtime.start)
+    # Again: Ray's own handler of SIGTERM kills the process after 3 s, before workers and lease are given up (seen).
+    catch_signals()
     controller = Controller(spec, runtime, on_progress=say, log_folder=cache_folder() / "logs")
     host, port = listen.rsplit(":", 1)
     try:

@@ -1,0 +1,89 @@
+"""As much of a Kubernetes API server as the controller's Lease needs, over plain HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class LeaseServer:
+    """Leases by path, and who held each one, in order."""
+
+    url: str = ""
+    leases: dict[str, dict[str, Any]] = field(default_factory=dict)
+    holders: list[str] = field(default_factory=list)
+
+    def kubeconfig(self, path: Path) -> Path:
+        """Write a kubeconfig that leads here."""
+        tree = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "c", "cluster": {"server": self.url}}],
+            "users": [{"name": "u", "user": {}}],
+            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+            "current-context": "x",
+        }
+        path.write_text(json.dumps(tree))
+        return path
+
+    def put(self, path: str, lease: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Store a lease as the API server does: refused if it was changed since it was read."""
+        known = self.leases.get(path)
+        version = lease["metadata"].get("resourceVersion")
+        if known is not None and version != known["metadata"]["resourceVersion"]:
+            return 409, {"kind": "Status", "code": 409, "reason": "Conflict"}
+        lease["metadata"]["resourceVersion"] = str(int(version or 0) + 1)
+        self.leases[path] = lease
+        self.holders.append(lease["spec"].get("holderIdentity", ""))
+        return 200, lease
+
+
+@contextlib.contextmanager
+def lease_server() -> Iterator[LeaseServer]:
+    """Serve on a free port of loopback."""
+    state = LeaseServer()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            lease = state.leases.get(self.path)
+            self._reply(200 if lease else 404, lease or {"kind": "Status", "code": 404, "reason": "NotFound"})
+
+        def do_POST(self) -> None:
+            lease = self._body()
+            self._reply(*state.put(f"{self.path}/{lease['metadata']['name']}", lease))
+
+        def do_PUT(self) -> None:
+            self._reply(*state.put(self.path, self._body()))
+
+        def _body(self) -> dict[str, Any]:
+            read: dict[str, Any] = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            return read
+
+        def _reply(self, status: int, tree: dict[str, Any]) -> None:
+            body = json.dumps(tree).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    state.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
