@@ -46,6 +46,17 @@ def open_at_end(prompt_ids: Sequence[int], markers: ReasoningMarkers) -> bool:
     return _last_index(prompt_ids, markers.start_ids) > _last_index(prompt_ids, markers.end_ids)
 
 
+def budget_survives(prompt_ids: Sequence[int], output_ids: Sequence[int], markers: ReasoningMarkers) -> bool:
+    """Whether an engine that gets the output so far as prompt counts a thinking budget as the first engine did.
+
+    It counts anew from the ledger. That comes out the same where the reasoning is open from the first token on; tokens
+    before the marker are counted by one engine and not by the other. A budget's end of several tokens, cut in the
+    middle, would be begun again.
+    """
+    opened = open_at_end(prompt_ids, markers) or tuple(output_ids[: len(markers.start_ids)]) == markers.start_ids
+    return opened and len(markers.end_ids) == 1
+
+
 def _last_index(ids: Sequence[int], pattern: tuple[int, ...]) -> int:
     width = len(pattern)
     for index in range(len(ids) - width, -1, -1):

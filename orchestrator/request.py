@@ -17,7 +17,7 @@ from baton.v1.inference_pb2 import Chat, Effort, GenerateRequest, Sampling
 from cluster.config import ClusterSpec
 from cluster.errors import ConfigError, DeadlineExceeded, InvalidRequest, ModelNotFound
 from orchestrator.lifecycle import Handoff
-from orchestrator.output_text import ReasoningMarkers, open_at_end
+from orchestrator.output_text import ReasoningMarkers, budget_survives, open_at_end
 from orchestrator.resume import Resumed, resumed
 
 MAX_STOPS = 16
@@ -350,20 +350,12 @@ def _budget(request: GenerateRequest, front: ModelFront, spec: ClusterSpec) -> i
 
 
 def movable(request: PreparedRequest, markers: ReasoningMarkers | None, output_ids: Sequence[int]) -> bool:
-    """Whether a running request may go on elsewhere of our own will, with every token as if it had stayed.
-
-    A budget is counted anew from the ledger. That comes out the same where the reasoning is open from the first token
-    on; tokens before the marker are counted by one engine and not by the other. A budget's end of several tokens, cut
-    in the middle, would be begun again.
-    """
+    """Whether a running request may go on elsewhere of our own will, with every token as if it had stayed."""
     if not request.resumable:
         return False
     if request.thinking_budget_tokens is None or markers is None:
         return True
-    opened = open_at_end(request.prompt_ids, markers) or (
-        tuple(output_ids[: len(markers.start_ids)]) == markers.start_ids
-    )
-    return opened and len(markers.end_ids) == 1
+    return budget_survives(request.prompt_ids, output_ids, markers)
 
 
 def _closed_reasoning(prompt: Sequence[int], markers: ReasoningMarkers) -> tuple[int, ...]:

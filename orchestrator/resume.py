@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from baton.v1.inference_pb2 import FinishReason, Resume, Sampling
 from cluster.errors import InvalidRequest
-from orchestrator.output_text import ReasoningMarkers, open_at_end
+from orchestrator.output_text import ReasoningMarkers, budget_survives
 
 FIELD = "resume"
 
@@ -70,7 +70,8 @@ def resumed(
     if ids and not ends:
         if not resumable:
             raise _refused(f"{_counted(sampling)} counts over the output, so going on would not be exact; ask again")
-        if thinking_budget_tokens is not None and markers is not None and not _same_count(ids, prompt_ids, markers):
+        budget_held = thinking_budget_tokens is None or markers is None or budget_survives(prompt_ids, ids, markers)
+        if not budget_held:
             raise _refused(
                 "the thinking budget would be counted otherwise, because the reasoning did not begin with the output; "
                 "ask again"
@@ -91,10 +92,3 @@ def _counted(sampling: Sampling) -> str:
     if sampling.bad_words:
         return "bad_words"
     return "structured_output" if sampling.HasField("structured_output") else "seed"
-
-
-def _same_count(ids: Sequence[int], prompt_ids: Sequence[int], markers: ReasoningMarkers) -> bool:
-    """Whether an engine that gets the output as prompt counts the reasoning as the first one did: it must have begun
-    with the output, and its end be one token, or the forced end could be cut in the middle."""
-    begun = open_at_end(prompt_ids, markers) or tuple(ids[: len(markers.start_ids)]) == markers.start_ids
-    return begun and len(markers.end_ids) == 1

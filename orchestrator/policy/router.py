@@ -6,7 +6,7 @@ come; then prefill, by the time to first token that is to be expected of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster.config import Role
@@ -148,11 +148,3 @@ def _holder_rank(worker: WorkerView, request: RequestView) -> tuple[float, int, 
 def _prefill_rank(worker: WorkerView, request: RequestView, domain: str) -> tuple[float, bool, str]:
     """Earliest first token; among equals, the one in the decode worker's NVLink domain."""
     return (round(expected_ttft_s(worker, request), 3), worker.domain != domain, worker.worker_id)
-
-
-def pools(workers: Iterable[WorkerView]) -> dict[Role, list[WorkerView]]:
-    """Workers by role."""
-    result: dict[Role, list[WorkerView]] = {role: [] for role in Role}
-    for worker in workers:
-        result[worker.role].append(worker)
-    return result
