@@ -8,6 +8,9 @@ from typing import Any, Protocol
 
 from baton.v1.inference_pb2 import Sampling
 
+HANDOFFS = "baton_handoffs"
+"""Key of vLLM's connector statistics: rows of engine request id, bytes, seconds, unix start time, descriptors."""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:

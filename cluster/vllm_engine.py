@@ -13,14 +13,19 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cluster.engine import EngineInfo, EngineLeg, EngineLoad, EngineOutput, TokenAlternatives, TransferFigures
+from cluster.engine import (
+    HANDOFFS,
+    EngineInfo,
+    EngineLeg,
+    EngineLoad,
+    EngineOutput,
+    TokenAlternatives,
+    TransferFigures,
+)
 from cluster.errors import EngineFailed, InvalidRequest, ServingError, TransferBroken, WorkerDied
 
 if TYPE_CHECKING:
     from baton.v1.inference_pb2 import Sampling
-
-HANDOFFS = "baton_handoffs"
-"""As in kv_transfer/connector.py, which lies above this package."""
 
 
 @dataclass(frozen=True, slots=True)
