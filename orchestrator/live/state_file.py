@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -99,15 +99,27 @@ def _reachable(host: str) -> str:
 
 
 def read_state(name: str) -> ClusterState | None:
-    """State of a cluster, if there is any."""
+    """State of a cluster, if there is any.
+
+    Raises:
+        ConfigError: another version of Baton wrote it, in a form that this one cannot read.
+    """
     path = cluster_folder(name) / "state.json"
     try:
         tree: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-    tree["controller"] = ProcessMark(**tree["controller"])
-    tree["processes"] = [ProcessMark(**mark) for mark in tree["processes"]]
-    return ClusterState(**tree)
+    known = {each.name for each in fields(ClusterState)}
+    try:
+        tree = {key: value for key, value in tree.items() if key in known}
+        tree["controller"] = ProcessMark(**tree["controller"])
+        tree["processes"] = [ProcessMark(**mark) for mark in tree.get("processes", [])]
+        return ClusterState(**tree)
+    except (KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path} was written by another version of Baton ({error}); end that cluster with its own version, or end "
+            "its processes and delete the file"
+        ) from error
 
 
 def running_state(name: str | None = None) -> ClusterState:
