@@ -102,6 +102,8 @@ class EngineSettings(Settings):
     """Share of GPU memory for weights, activations and KV."""
     cpu_kv_cache_gib: int = Field(1, ge=1)
     """KV cache of a CPU engine, whole GiB (vLLM takes an integer)."""
+    kv_blocks: int | None = Field(None, ge=1)
+    """KV cache in blocks, in place of what the memory holds: to try what a full cache does."""
     max_num_seqs: int | None = Field(None, ge=1)
     """Most requests in one step."""
     max_num_batched_tokens: int | None = Field(None, ge=32)

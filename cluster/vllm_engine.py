@@ -40,6 +40,7 @@ class VllmSettings:
     tensor_parallel_size: int = 1
     expert_parallel: bool = False
     gpu_memory_utilization: float = 0.9
+    kv_blocks: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     enforce_eager: bool = False
@@ -162,6 +163,8 @@ class VllmEngine:
             "kv_cache_dtype": s.kv_cache_dtype,
             "skip_tokenizer_init": False,
         }
+        if s.kv_blocks:
+            args["num_gpu_blocks_override"] = s.kv_blocks
         if s.max_num_seqs:
             args["max_num_seqs"] = s.max_num_seqs
         if s.max_num_batched_tokens:

@@ -28,6 +28,7 @@ def base_settings(
         tensor_parallel_size=pool.tensor_parallel_size,
         expert_parallel=pool.expert_parallel,
         gpu_memory_utilization=pool.engine.gpu_memory_utilization,
+        kv_blocks=pool.engine.kv_blocks,
         max_num_seqs=max_num_seqs,
         # vLLM asks for at least one token per sequence.
         max_num_batched_tokens=max(max_num_batched_tokens, max_num_seqs),
