@@ -120,6 +120,8 @@ class FaultCluster:
         self._address = ""
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._clients: list[AsyncClient] = []
+        self._old_clients: list[AsyncClient] = []
         self._next_client = 0
 
     @property
@@ -140,6 +142,8 @@ class FaultCluster:
 
     async def close(self) -> None:
         """End relays and gateways; the cluster runs on."""
+        for client in [*self._clients, *self._old_clients]:
+            await client.close()
         for gateway in self.gateways:
             await gateway.client.close()
             gateway.process.terminate()
@@ -199,12 +203,16 @@ class FaultCluster:
         address = f"127.0.0.1:{given['grpc_port']}"
         gateway = GatewayProcess(process, address, given["http_port"], AsyncClient(address))
         self.gateways.append(gateway)
+        # Streams may still run on the clients there were, and go on at the other gateways these know.
+        self._old_clients += self._clients
+        addresses = [each.address for each in self.gateways]
+        self._clients = [AsyncClient(addresses[at:] + addresses[:at]) for at in range(len(addresses))]
         return gateway
 
     def client(self) -> AsyncClient:
-        """The gateways' clients in turn."""
+        """Clients that know every gateway, each beginning with another one, in turn."""
         self._next_client += 1
-        return self.gateways[self._next_client % len(self.gateways)].client
+        return self._clients[self._next_client % len(self._clients)]
 
     async def all_ready(self, timeout_s: float = START_TIMEOUT_S) -> float:
         """Wait until every worker serves and every gateway has each; returns the seconds it took."""

@@ -11,15 +11,17 @@ from collections.abc import Awaitable, Callable
 import grpc
 import psutil
 
+from baton.v1 import cluster_pb2, inference_pb2_grpc
 from baton.v1 import inference_pb2 as pb
-from baton.v1 import inference_pb2_grpc
 from benchmarks.fault_cluster import FaultCluster
 
 STOPPED_S = 20.0
 CUT_S = 5.0
 SLOW_S = 15.0
 SLOW_DELAY_S = 0.05
-FLOOD_CLIENTS = 128
+FLOOD_CLIENTS = 400
+"""More than the gateways' queue and the engines hold together, so that some are refused."""
+LONG_REQUESTS = 96
 READER_PAUSE_S = 10.0
 
 Fault = Callable[[FaultCluster, random.Random], Awaitable[str]]
@@ -51,6 +53,13 @@ async def kill_core(cluster: FaultCluster, rng: random.Random, *roles: str) -> s
     victim = _victim(cluster, rng, *roles)
     _core(cluster.members[victim].pid).kill()
     return f"kill -9 of the engine core of {victim}"
+
+
+async def term_worker(cluster: FaultCluster, rng: random.Random) -> str:
+    """SIGTERM to a decode worker, which then drains."""
+    victim = _victim(cluster, rng, "decode")
+    psutil.Process(cluster.members[victim].pid).terminate()
+    return f"SIGTERM to {victim}"
 
 
 async def stop_worker(cluster: FaultCluster, rng: random.Random) -> str:
@@ -106,12 +115,11 @@ async def kill_gateway(cluster: FaultCluster, rng: random.Random) -> str:
     return "kill -9 of a gateway"
 
 
-async def flood(cluster: FaultCluster, rng: random.Random) -> str:
-    """Many long prompts at once: the queue and the KV run full, and each caller is answered or refused."""
-    address = rng.choice(cluster.gateways).address
+async def _ends(address: str, requests: int, *, prompt_tokens: int, max_tokens: int, rng: random.Random) -> str:
+    """Send requests all at once, each on a connection of its own; how many ended in which way."""
     request = pb.GenerateRequest(
-        prompt_token_ids=pb.TokenIds(ids=[rng.randrange(5, 60) for _ in range(1000)]),
-        sampling=pb.Sampling(temperature=0.0, max_tokens=64, ignore_eos=True),
+        prompt_token_ids=pb.TokenIds(ids=[rng.randrange(5, 60) for _ in range(prompt_tokens)]),
+        sampling=pb.Sampling(temperature=0.0, max_tokens=max_tokens, ignore_eos=True),
     )
     ends: dict[str, int] = {}
 
@@ -125,8 +133,34 @@ async def flood(cluster: FaultCluster, rng: random.Random) -> str:
                 end = error.code().name
         ends[end] = ends.get(end, 0) + 1
 
-    await asyncio.gather(*(one() for _ in range(FLOOD_CLIENTS)))
-    return f"flood of {FLOOD_CLIENTS} clients: {', '.join(f'{count} {end}' for end, count in sorted(ends.items()))}"
+    await asyncio.gather(*(one() for _ in range(requests)))
+    return ", ".join(f"{count} {end}" for end, count in sorted(ends.items()))
+
+
+async def flood(cluster: FaultCluster, rng: random.Random) -> str:
+    """Many callers at once: the queue runs full, and each is answered or refused."""
+    ends = await _ends(rng.choice(cluster.gateways).address, FLOOD_CLIENTS, prompt_tokens=64, max_tokens=16, rng=rng)
+    return f"flood of {FLOOD_CLIENTS} clients: {ends}"
+
+
+async def exhaust_kv(cluster: FaultCluster, rng: random.Random) -> str:
+    """More long traces than the decode pool holds KV for."""
+    fullest = 0.0
+
+    async def look() -> None:
+        nonlocal fullest
+        while True:
+            status = await cluster.gateways[0].client.get_status()
+            decode = [each for each in status.workers if each.role == cluster_pb2.ROLE_DECODE]
+            fullest = max(fullest, *(each.used_blocks / each.total_blocks for each in decode))
+            await asyncio.sleep(0.1)
+
+    looking = asyncio.create_task(look())
+    address = rng.choice(cluster.gateways).address
+    ends = await _ends(address, LONG_REQUESTS, prompt_tokens=600, max_tokens=400, rng=rng)
+    looking.cancel()
+    await asyncio.gather(looking, return_exceptions=True)
+    return f"{LONG_REQUESTS} traces of 1,000 tokens at once: {ends}; a decode worker's KV at most {fullest:.0%} full"
 
 
 async def slow_readers(cluster: FaultCluster, rng: random.Random) -> str:
@@ -199,12 +233,16 @@ FAULTS: dict[str, Fault] = {
     "kill-prefill-core": lambda cluster, rng: _of(kill_core, "prefill", cluster, rng),
     "kill-decode-core": lambda cluster, rng: _of(kill_core, "decode", cluster, rng),
     "kill-gateway": kill_gateway,
+    "term-decode": term_worker,
     "stop-worker": stop_worker,
     "stop-core": stop_core,
     "cut-link": cut_link,
     "slow-link": slow_link,
     "flood": flood,
+    "exhausted-kv": exhaust_kv,
     "slow-readers": slow_readers,
     "garbage": garbage,
 }
 KILLS = ("kill-prefill", "kill-decode", "kill-prefill-core", "kill-decode-core")
+REPLACING = (*KILLS, "term-decode")
+"""Faults whose victim comes back as a new incarnation."""

@@ -197,6 +197,40 @@ async def run_load(
     return tally
 
 
+async def open_load(
+    pick_client: Callable[[], AsyncClient],
+    questions: Sequence[Question],
+    answers: Answers,
+    *,
+    rate_per_s: float,
+    over: asyncio.Event,
+    rng: random.Random,
+    most_in_flight: int,
+    tally: Tally,
+) -> int:
+    """Requests at random times, ``rate_per_s`` on average, until ``over`` is set; returns how many were held back.
+
+    Arrivals are held back while ``most_in_flight`` run: on a machine that others slow down, the load would else grow.
+    """
+    held_back = 0
+    running: set[asyncio.Task[None]] = set()
+
+    async def one(question: Question) -> None:
+        count(tally, await follow(pick_client(), question), answers.of(question))
+
+    async with asyncio.TaskGroup() as group:
+        while not over.is_set():
+            await asyncio.sleep(rng.expovariate(rate_per_s))
+            if len(running) >= most_in_flight:
+                held_back += 1
+                continue
+            asked = rng.choice(questions)
+            task = group.create_task(one(Question(asked.prompt_ids, rng.randint(1, asked.max_tokens))))
+            running.add(task)
+            task.add_done_callback(running.discard)
+    return held_back
+
+
 async def _cancelled(
     tally: Tally, client: AsyncClient, question: Question, answers: Answers, rng: random.Random
 ) -> None:

@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fault_cluster import FaultCluster, started
-from benchmarks.fault_kinds import FAULTS, KILLS
-from benchmarks.fault_load import Answers, Question, Tally, Trace, count, draw_questions, follow, run_load
+from benchmarks.fault_kinds import FAULTS, KILLS, REPLACING
+from benchmarks.fault_load import Answers, Question, Tally, Trace, count, draw_questions, follow, open_load, run_load
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "faults.json"
 LEASE_S = 30
+SOAK_LOAD = 0.8
 
 SPEC = """
 name: faults
@@ -39,6 +40,7 @@ model:
   max_model_len_tokens: 2048
   dtype: float32
   reasoning: {{effort_budgets_tokens: {{none: 0, low: 16, medium: 64, high: 1024}}}}
+engine: {{kv_blocks: 1024}}
 pools: {{prefill: {{replicas: 2}}, decode: {{replicas: 2}}}}
 transfer: {{lease_s: 30, retry_budget: 4, local_prefill_after_s: null}}
 gateway: {{grpc_port: 0, http_port: 0, metrics_port: 0}}
@@ -91,7 +93,7 @@ async def kills(
             at_s = time.monotonic()
             name, before = rng.choice(names), cluster.incarnations()
             told.append(await FAULTS[name](cluster, rng))
-            recovery_s.append(await cluster.recovered(before if name in KILLS else None))
+            recovery_s.append(await cluster.recovered(before if name in REPLACING else None))
             print(f"[{at_s - began_s:6.1f} s] {told[-1]}; whole again after {recovery_s[-1]:.0f} s", flush=True)
 
     killer = asyncio.create_task(inject())
@@ -174,7 +176,7 @@ async def each(
         await asyncio.sleep(2)
         before = cluster.incarnations()
         told = await FAULTS[name](cluster, rng)
-        recovery_s = await cluster.recovered(before if name in KILLS else None)
+        recovery_s = await cluster.recovered(before if name in REPLACING else None)
         over.set()
         await loading
         rows[name] = {**await finish(cluster, total, sockets), "fault": told, "recovery_s": round(recovery_s, 1)}
@@ -183,22 +185,63 @@ async def each(
 
 
 async def soak(cluster: FaultCluster, *, seed: int, minutes: float, clients: int) -> dict[str, Any]:
-    """Steady load; memory after a tenth of the time, which fills caches, and at the end."""
+    """Open load at 80 % of what the cluster was measured to serve.
+
+    Memory is read each twentieth of the time. Growth is from a tenth of the time on, by when caches are full, to the
+    end; each is the median of three readings.
+    """
     rng = random.Random(seed)
     questions, answers = await prepared(cluster, rng, number=48, isl=(8, 1000), osl=(16, 400))
     sockets = cluster.sockets()
-    over = asyncio.Event()
-    load = asyncio.create_task(
-        run_load(cluster.client, questions, answers, requests=None, over=over, clients=clients, rng=rng)
+    measured, probe_s = Tally(), min(60.0, minutes * 3)
+    probing = asyncio.Event()
+    probe = asyncio.create_task(
+        run_load(
+            cluster.client, questions, answers, requests=None, over=probing, clients=clients, rng=rng, tally=measured
+        )
     )
-    await asyncio.sleep(minutes * 6)
-    early = cluster.memory_bytes()
-    await asyncio.sleep(minutes * 54)
+    await asyncio.sleep(probe_s)
+    capacity_per_s = measured.requests / probe_s
+    probing.set()
+    await probe
+    over, tally = asyncio.Event(), Tally()
+    load = asyncio.create_task(
+        open_load(
+            cluster.client,
+            questions,
+            answers,
+            rate_per_s=SOAK_LOAD * capacity_per_s,
+            over=over,
+            rng=rng,
+            most_in_flight=4 * clients,
+            tally=tally,
+        )
+    )
+    readings = []
+    for _ in range(20):
+        await asyncio.sleep(minutes * 3)
+        readings.append(cluster.memory_bytes())
     over.set()
-    tally = await load
-    late = cluster.memory_bytes()
-    growth = {name: round(late[name] / early[name] - 1, 4) for name in early if name in late}
-    return {**await finish(cluster, tally, sockets), "memory_growth": growth, "minutes": minutes}
+    held_back = await load
+    early, late = readings[1:4], readings[-3:]
+    growth = {
+        name: round(_median(late, name) / _median(early, name) - 1, 4)
+        for name in readings[0]
+        if all(name in reading for reading in readings)
+    }
+    return {
+        **await finish(cluster, tally, sockets),
+        "minutes": minutes,
+        "capacity_per_s": round(capacity_per_s, 2),
+        "offered_share": SOAK_LOAD,
+        "held_back": held_back,
+        "memory_growth": growth,
+        "memory_mib": {name: [round(reading[name] / 2**20) for reading in readings] for name in growth},
+    }
+
+
+def _median(readings: Sequence[dict[str, int]], name: str) -> float:
+    return statistics.median(reading[name] for reading in readings)
 
 
 async def _main(arguments: argparse.Namespace) -> None:

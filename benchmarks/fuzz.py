@@ -2,7 +2,7 @@
 
     python benchmarks/fuzz.py --requests 100000             # over fake engines, in this process
     python benchmarks/fuzz.py --requests 5000 --grpc HOST:PORT --http http://HOST:PORT --targets protocol http
-    python benchmarks/fuzz_atheris.py ticket -runs=100000    # coverage-guided, where atheris is installed
+    python benchmarks/fuzz_atheris.py request -runs=100000    # coverage-guided, where atheris is installed
 
 The protocol and HTTP targets go through real sockets, the real gateway and real worker services. Every `CHECK_EVERY`
 requests a good one is sent, and its tokens compared with the first answer.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import json
 import random
 import sys
@@ -27,14 +28,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import aiohttp
 import grpc
+from google.protobuf.message import DecodeError
 
+from baton.v1.inference_pb2 import GenerateRequest
 from benchmarks import fuzz_cases as cases
-from cluster.config import GatewaySettings, parse
+from cluster.config import ClusterSpec, GatewaySettings, parse
 from cluster.errors import ServingError
 from kv_transfer import ticket as tickets
 from orchestrator.api.client import AsyncClient
 from orchestrator.api.http_body import parse_json
 from orchestrator.api.http_request import read_chat_call, read_completion_call
+from orchestrator.request import ModelFront, load_model_front, prepare
 
 ANSWER_TIMEOUT_S = 120.0
 """A request without an answer after this hangs. Generous: nothing here takes a second on a machine that is free."""
@@ -61,6 +65,13 @@ class Outcome:
             self.faults.append(f"{answer}: {case!r:.400}")
 
 
+@functools.cache
+def _front() -> tuple[ModelFront, ClusterSpec]:
+    """What a gateway knows of the small reasoner, and a spec for it."""
+    spec = parse(cases.REASONER_SPEC)
+    return load_model_front(spec, Path(__file__).resolve().parents[1] / "models" / "reasoner"), spec
+
+
 def one_pure(target: str, data: bytes) -> str:
     """Feed bytes to a parser; returns ``ok`` or the error's class. It raises a fault: all but a `ServingError`."""
     try:
@@ -77,6 +88,13 @@ def one_pure(target: str, data: bytes) -> str:
                 given = parse_json(data)
                 read_chat_call(given, request_id="r")
                 read_completion_call(given, request_id="r", max_prompts=8)
+            case "request":
+                message = GenerateRequest()
+                try:
+                    message.ParseFromString(data)
+                except DecodeError:
+                    return "no message"
+                prepare(message, *_front(), now_s=0.0)
             case _:
                 raise AssertionError(target)
     except ServingError as error:

@@ -217,6 +217,17 @@ def body(rng: random.Random, model: str) -> tuple[str, bytes]:
 SPEC = resources.files("cluster").joinpath("local.yaml").read_text()
 
 
+REASONER_SPEC = """
+name: fuzz
+model:
+  path: models/reasoner
+  served_name: reasoner
+  max_model_len_tokens: 2048
+  reasoning: {effort_budgets_tokens: {none: 0, low: 16, medium: 64, high: 1024}}
+pools: {prefill: {replicas: 1}, decode: {replicas: 1}}
+"""
+
+
 def spec(rng: random.Random) -> str:
     """Text for a spec."""
     match rng.randrange(3):

@@ -19,7 +19,7 @@ async def test_every_fuzzed_request_gets_a_proper_answer(target: str) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(
-    target=st.sampled_from(["spec", "ticket", "body"]),
+    target=st.sampled_from(["spec", "ticket", "body", "request"]),
     data=st.binary(max_size=200) | st.text(max_size=80).map(str.encode),
 )
 def test_no_parser_raises_what_it_should_not(target: str, data: bytes) -> None:

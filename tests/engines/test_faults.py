@@ -48,3 +48,12 @@ async def test_cancels_in_every_phase_leave_both_pools_idle(broken: FaultCluster
     figures = await faults.cancels(broken, seed=5, requests=60, clients=6)
     nothing_lost(figures, requests=60)
     assert figures["cancelled"] > 10  # type: ignore[operator]
+
+
+async def test_steady_load_is_served_without_loss(broken: FaultCluster) -> None:
+    figures = await faults.soak(broken, seed=7, minutes=0.5, clients=4)
+    nothing_lost(figures)
+    assert figures["requests"] > 10  # type: ignore[operator]
+    # Half a minute is too short for the bar of 5 %; a leak of a whole request's text or KV would still be seen.
+    assert set(figures["memory_growth"]) >= {"gateway-0", "prefill-0", "decode-0"}  # type: ignore[call-overload]
+    assert all(growth < 0.25 for growth in figures["memory_growth"].values()), figures  # type: ignore[attr-defined]
