@@ -40,8 +40,9 @@ model:
   max_model_len_tokens: 2048
   dtype: float32
   reasoning: {{effort_budgets_tokens: {{none: 0, low: 16, medium: 64, high: 1024}}}}
-engine: {{kv_blocks: 1024}}
-pools: {{prefill: {{replicas: 2}}, decode: {{replicas: 2}}}}
+pools:
+  prefill: {{replicas: 2, engine: {{kv_blocks: 1024}}}}
+  decode: {{replicas: 2, engine: {{kv_blocks: 1024}}}}
 transfer: {{lease_s: 30, retry_budget: 4, local_prefill_after_s: null}}
 gateway: {{grpc_port: 0, http_port: 0, metrics_port: 0}}
 """
