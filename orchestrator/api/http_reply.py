@@ -63,11 +63,15 @@ class Reply:
     def __init__(self, call: HttpCall, created_unix_s: int) -> None:
         self._call = call
         self._created_unix_s = created_unix_s
-        self._choices = [_Choice(i // call.choices) for i in range(call.choices * len(call.requests))]
+        self._choices: list[_Choice] = []
         self._usages: list[inference_pb2.Usage] = []
 
     def add(self, prompt: int, event: inference_pb2.GenerateResponse) -> None:
         """Take one event of the given prompt."""
+        if not self._choices:
+            # Not before the first event: only then has the gateway found ``n`` to be within its limit.
+            call = self._call
+            self._choices = [_Choice(i // call.choices) for i in range(call.choices * len(call.requests))]
         match event.WhichOneof("event"):
             case "delta":
                 self._add_delta(prompt, event.delta)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import aiohttp
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +26,18 @@ async def test_every_fuzzed_request_gets_a_proper_answer(target: str) -> None:
 )
 def test_no_parser_raises_what_it_should_not(target: str, data: bytes) -> None:
     fuzz.one_pure(target, data)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_four_thousand_million_choices_cost_nothing(stream: bool) -> None:
+    """Found by the fuzzer: room was made for the reply's choices before the limit was looked at."""
+    body = {"model": "fake", "prompt": "x", "n": 2**32 - 1, "max_tokens": 1, "stream": stream}
+    async with fuzz.fake_cluster() as (_, url, _), aiohttp.ClientSession(url) as session:
+        before = psutil.Process().memory_info().rss
+        async with session.post("/v1/completions", json=body) as answer:
+            assert answer.status == 400
+            assert "n=4294967295" in (await answer.json())["error"]["message"]
+        assert psutil.Process().memory_info().rss - before < 100 << 20
 
 
 def test_a_fault_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
