@@ -89,10 +89,13 @@ async def kills(
     began_s = time.monotonic()
 
     async def inject() -> None:
+        left: list[str] = []
         for number in range(1, 10**6):
             await asyncio.sleep(max(0.0, began_s + number * every_s - time.monotonic()))
             at_s = time.monotonic()
-            name, before = rng.choice(names), cluster.incarnations()
+            # In random order, but each kind as often as the others: five draws from four kinds were all prefill once.
+            left = left or rng.sample(names, len(names))
+            name, before = left.pop(), cluster.incarnations()
             told.append(await FAULTS[name](cluster, rng))
             recovery_s.append(await cluster.recovered(before if name in REPLACING else None))
             print(f"[{at_s - began_s:6.1f} s] {told[-1]}; whole again after {recovery_s[-1]:.0f} s", flush=True)
