@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 from collections.abc import Awaitable, Callable
@@ -34,6 +35,10 @@ class Conflict(ServingError):
     """The object was changed by somebody else since it was read: read it again and decide anew."""
 
     retryable = True
+
+
+class Forbidden(ConfigError):
+    """The account lacks a right."""
 
 
 class WatchExpired(ServingError):
@@ -105,8 +110,18 @@ def raise_for_good(error: ApiException) -> None:
     if error.status == _GONE:
         raise WatchExpired("the watch is too old; list again") from error
     if error.status is not None and 400 <= error.status < 500 and error.status != _TOO_MANY:
-        hint = {401: "; log in again", 403: "; the account lacks a right, see the chart's Role"}.get(error.status, "")
-        raise ConfigError(f"Kubernetes refuses: {error.status} {error.reason}{hint}") from error
+        if error.status == 403:
+            raise Forbidden(f"Kubernetes refuses: the account lacks a right: {_said(error)}") from error
+        hint = "; log in again" if error.status == 401 else ""
+        raise ConfigError(f"Kubernetes refuses: {error.status} {_said(error)}{hint}") from error
+
+
+def _said(error: ApiException) -> str:
+    """What the server says of it: for a missing right, who may not do what to which resource."""
+    try:
+        return str(json.loads(error.body)["message"])
+    except (TypeError, ValueError, KeyError):
+        return str(error.reason)
 
 
 def _retry_after_s(error: ApiException) -> float | None:
@@ -136,11 +151,41 @@ def from_kubeconfig(path: Path | None = None, context: str | None = None) -> Api
     """Client of a laptop, by kubeconfig (``$KUBECONFIG``, else ``~/.kube/config``).
 
     Raises:
-        ConfigError: there is no such file or context.
+        ConfigError: there is no such file or context; the text names the contexts there are.
     """
+    _context(path, context)
     settings = client.Configuration()
     try:
-        config.load_kube_config(str(path) if path else None, context, client_configuration=settings)
+        config.load_kube_config(_name(path), context, client_configuration=settings)
     except (config.ConfigException, OSError) as error:
-        raise ConfigError(f"kubeconfig: {error}; give --kubeconfig or --context") from error
+        raise ConfigError(f"kubeconfig: {error}") from error
     return Api(client.ApiClient(settings))
+
+
+def context_namespace(path: Path | None = None, context: str | None = None) -> str:
+    """Namespace that a context of the kubeconfig names; ``default`` where it names none, as for kubectl.
+
+    Raises:
+        ConfigError: as for `from_kubeconfig`.
+    """
+    return str(_context(path, context).get("context", {}).get("namespace") or "default")
+
+
+def _context(path: Path | None, name: str | None) -> dict[str, Any]:
+    """The context of this name, or the current one."""
+    try:
+        contexts, current = config.list_kube_config_contexts(_name(path))
+    except (config.ConfigException, OSError) as error:
+        raise ConfigError(f"kubeconfig: {error}; give --kubeconfig, or set KUBECONFIG") from error
+    if name is None:
+        return dict(current)
+    for each in contexts:
+        if each["name"] == name:
+            return dict(each)
+    known = ", ".join(sorted(each["name"] for each in contexts))
+    raise ConfigError(f"kubeconfig: no context {name}; there are {known}")
+
+
+def _name(path: Path | None) -> str | None:
+    # The client itself reads the variable when it is imported, which may be before it is set.
+    return str(path) if path else os.environ.get("KUBECONFIG")

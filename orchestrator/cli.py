@@ -37,6 +37,35 @@ KeyFileOption = Annotated[
 CaFileOption = Annotated[
     Path | None, typer.Option("--ca-file", envvar="BATON_CA_FILE", help="Authority of the gateway's certificate: TLS.")
 ]
+ServerNameOption = Annotated[
+    str | None,
+    typer.Option(
+        "--server-name", envvar="BATON_SERVER_NAME", help="Name in the gateway's certificate, where not the endpoint's."
+    ),
+]
+CertificateOption = Annotated[
+    Path | None,
+    typer.Option("--certificate-file", envvar="BATON_CERTIFICATE_FILE", help="Certificate to show, for mTLS."),
+]
+PrivateKeyOption = Annotated[
+    Path | None, typer.Option("--private-key-file", envvar="BATON_PRIVATE_KEY_FILE", help="Its key.")
+]
+ReleaseOption = Annotated[
+    str | None, typer.Option("--release", help="Helm release on Kubernetes, reached through your kubeconfig.")
+]
+KubeContextOption = Annotated[
+    str | None,
+    typer.Option("--kube-context", help="With --release: context of the kubeconfig; by default its current."),
+]
+NamespaceOption = Annotated[
+    str | None, typer.Option("-n", "--namespace", help="With --release: its namespace; by default the context's.")
+]
+KubeconfigOption = Annotated[
+    Path | None, typer.Option("--kubeconfig", help="With --release: by default $KUBECONFIG, then ~/.kube/config.")
+]
+RevisionOption = Annotated[
+    str | None, typer.Option("--revision", help="With --release: which of two, during an upgrade.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -70,13 +99,29 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Refresh every second until Ctrl-C.")] = False,
     key_file: KeyFileOption = None,
     ca_file: CaFileOption = None,
+    server_name: ServerNameOption = None,
+    certificate_file: CertificateOption = None,
+    private_key_file: PrivateKeyOption = None,
+    release: ReleaseOption = None,
+    kube_context: KubeContextOption = None,
+    namespace: NamespaceOption = None,
+    kubeconfig: KubeconfigOption = None,
+    revision: RevisionOption = None,
 ) -> None:
-    """Show workers, pairs and requests."""
+    """Show workers, pairs and requests: of the cluster here, of a gateway, or of a release on Kubernetes."""
     from orchestrator.api.credentials import Credentials
     from orchestrator.commands import status_command
+    from orchestrator.commands.kube_target import target_of
 
-    credentials = Credentials.from_files(key_file, ca_file)
-    status_command.status(name, endpoint, as_json=as_json, watch=watch, credentials=credentials)
+    credentials = Credentials.from_files(
+        key_file,
+        ca_file,
+        server_name=server_name or "",
+        certificate_file=certificate_file,
+        private_key_file=private_key_file,
+    )
+    target = target_of(release, kube_context, namespace, kubeconfig, revision, instead_of=(name, endpoint))
+    status_command.status(name, endpoint, as_json=as_json, watch=watch, credentials=credentials, target=target)
 
 
 @app.command()
@@ -101,10 +146,23 @@ def drain(
     ] = None,
     name: NameOption = None,
     as_json: JsonOption = False,
+    release: ReleaseOption = None,
+    kube_context: KubeContextOption = None,
+    namespace: NamespaceOption = None,
+    kubeconfig: KubeconfigOption = None,
+    revision: RevisionOption = None,
 ) -> None:
     """Empty workers, moving their requests elsewhere with the KV, then stop them."""
     from orchestrator.commands import drain_command
+    from orchestrator.commands.kube_target import target_of
 
+    # BATON_CONTROLLER and BATON_SPEC may come from a pod's environment; a release asked for by name goes before them.
+    target = target_of(release, kube_context, namespace, kubeconfig, revision, instead_of=(name,))
+    if target is not None:
+        drain_command.drain_release(
+            target, workers or [], local=local, replace=replace, timeout_s=timeout_s, as_json=as_json
+        )
+        return
     drain_command.drain(
         workers or [], name, controller, file, local=local, replace=replace, timeout_s=timeout_s, as_json=as_json
     )
@@ -124,6 +182,9 @@ def generate(
     as_json: JsonOption = False,
     key_file: KeyFileOption = None,
     ca_file: CaFileOption = None,
+    server_name: ServerNameOption = None,
+    certificate_file: CertificateOption = None,
+    private_key_file: PrivateKeyOption = None,
 ) -> None:
     """Ask one question, stream the answer, and print what it took."""
     from orchestrator.api.credentials import Credentials
@@ -138,7 +199,13 @@ def generate(
         raw=raw,
         deadline_s=deadline_s,
         as_json=as_json,
-        credentials=Credentials.from_files(key_file, ca_file),
+        credentials=Credentials.from_files(
+            key_file,
+            ca_file,
+            server_name=server_name or "",
+            certificate_file=certificate_file,
+            private_key_file=private_key_file,
+        ),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from baton.internal.v1 import registry_pb2
 from cluster import config
 from cluster.config import SecuritySettings
 from cluster.errors import ConfigError, WorkerDraining
+from orchestrator.commands.kube_target import KubeTarget
 from orchestrator.live.drain import drain_workers
 from orchestrator.live.state_file import running_state
 
@@ -68,6 +70,35 @@ def drain(
     if bad:
         texts = [f"{worker.worker_id} {_stage(worker)} with {worker.requests} requests" for worker in bad]
         raise WorkerDraining(f"not empty when stopped: {', '.join(texts)}; they go on elsewhere where they can")
+
+
+def drain_release(
+    target: KubeTarget,
+    workers: Sequence[str],
+    *,
+    local: bool,
+    replace: bool,
+    timeout_s: float | None,
+    as_json: bool,
+) -> None:
+    """Drain workers of a release on Kubernetes: the same command, run in its head's pod. It exits as that one does.
+
+    Raises:
+        ServingError: it cannot be run there.
+    """
+    if local or not workers:
+        raise ConfigError("name the workers to drain; with --release there is no --local")
+    command = ["baton", "drain"]
+    if replace:
+        command.append("--replace")
+    if timeout_s is not None:
+        command += ["--timeout-s", f"{timeout_s:g}"]
+    if as_json:
+        command.append("--json")
+    command += ["--", *workers]
+    status = target.run_on_head(command, tty=not as_json and sys.stdout.isatty())
+    if status:
+        sys.exit(status)  # the command there has said why
 
 
 async def _follow(

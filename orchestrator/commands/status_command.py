@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 from google.protobuf.json_format import MessageToDict
@@ -13,17 +14,29 @@ from rich.text import Text
 from baton.v1 import cluster_pb2
 from orchestrator.api.client import Client
 from orchestrator.api.credentials import Credentials
+from orchestrator.commands.kube_target import KubeTarget
 from orchestrator.commands.up_command import endpoint_of
 
 _COLOURS = {"ready": "green", "starting": "yellow", "draining": "yellow", "lost": "red"}
 
 
 def status(
-    name: str | None, endpoint: str | None, *, as_json: bool, watch: bool, credentials: Credentials | None = None
+    name: str | None,
+    endpoint: str | None,
+    *,
+    as_json: bool,
+    watch: bool,
+    credentials: Credentials | None = None,
+    target: KubeTarget | None = None,
 ) -> None:
     """Show the status; see `baton status --help`."""
     console = Console(highlight=False)
-    with Client(endpoint_of(name, endpoint), credentials=credentials) as client:
+    with contextlib.ExitStack() as stack:
+        if target is not None:
+            address, credentials = stack.enter_context(target.gateway(credentials or Credentials()))
+        else:
+            address = endpoint_of(name, endpoint)
+        client = stack.enter_context(Client(address, credentials=credentials))
         if not watch:
             _show(client.get_status(), console, as_json)
             return

@@ -1,0 +1,111 @@
+"""Which release on Kubernetes a command is for, and how it is reached (docs/adr/0011)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from cluster.errors import ConfigError
+from orchestrator.api.credentials import Credentials
+
+if TYPE_CHECKING:
+    from cluster.kubernetes_release import Release
+
+
+@dataclass(frozen=True, slots=True)
+class KubeTarget:
+    """A release, and the kubeconfig by which it is found; None takes what kubectl would take."""
+
+    release: str
+    context: str | None = None
+    namespace: str | None = None
+    kubeconfig: Path | None = None
+    revision: str | None = None
+
+    @contextlib.contextmanager
+    def gateway(self, credentials: Credentials) -> Iterator[tuple[str, Credentials]]:
+        """Forward a gateway's gRPC port; yields its address here and the credentials to call it with.
+
+        Raises:
+            ServingError: it cannot be found or reached; the text says what to do.
+        """
+        from cluster.kubernetes_tunnel import forwarded
+
+        release = self._release()
+        pod = asyncio.run(release.pod("gateway"))
+        if pod.tls:
+            # Called by a loopback address, which is in no certificate.
+            name = credentials.server_name or pod.server_name
+            credentials = dataclasses.replace(credentials, tls=True, server_name=name)
+        with forwarded(release.api, release.namespace, pod.name, pod.ports["grpc"]) as address:
+            yield address, credentials
+
+    def run_on_head(self, command: Sequence[str], *, tty: bool) -> int:
+        """Run a command in the head's pod, where the cluster's own secrets are; returns its exit status.
+
+        What it writes goes to our own stdout and stderr.
+
+        Raises:
+            ServingError: it cannot be run there; the text says what to do.
+        """
+        from cluster.kubernetes_tunnel import run
+
+        release = self._release()
+        pod = asyncio.run(release.pod("head"))
+        if tty:
+            size = os.get_terminal_size()
+            command = ["env", f"COLUMNS={size.columns}", f"LINES={size.lines}", *command]
+
+        def to(stream: TextIO) -> Callable[[bytes], object]:
+            def write(data: bytes) -> None:
+                stream.buffer.write(data)
+                stream.flush()
+
+            return write
+
+        return run(
+            release.api, release.namespace, pod.name, pod.container, command,
+            tty=tty, out=to(sys.stdout), err=to(sys.stderr),
+        )  # fmt: skip
+
+    def _release(self) -> Release:
+        try:
+            from cluster.kubernetes_api import context_namespace, from_kubeconfig
+            from cluster.kubernetes_release import Release
+        except ImportError as error:
+            raise ConfigError(
+                "--release needs the Kubernetes client: pip install 'baton-inference[kubernetes]'"
+            ) from error
+        api = from_kubeconfig(self.kubeconfig, self.context)
+        namespace = self.namespace or context_namespace(self.kubeconfig, self.context)
+        return Release(api, namespace, self.release, self.revision)
+
+
+def target_of(
+    release: str | None,
+    context: str | None,
+    namespace: str | None,
+    kubeconfig: Path | None,
+    revision: str | None,
+    *,
+    instead_of: Sequence[str | None],
+) -> KubeTarget | None:
+    """The target that a command's options name; None where ``--release`` is not given.
+
+    Raises:
+        ConfigError: the options contradict each other.
+    """
+    if release is None:
+        if any((context, namespace, kubeconfig, revision)):
+            raise ConfigError("--kube-context, --namespace, --kubeconfig and --revision need --release")
+        return None
+    if any(instead_of):
+        raise ConfigError("--release is a cluster on Kubernetes: leave --name and --endpoint out")
+    return KubeTarget(release, context, namespace, kubeconfig, revision)
