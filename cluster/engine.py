@@ -14,13 +14,14 @@ HANDOFFS = "baton_handoffs"
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What a started engine is. ``incarnation`` is new for every start."""
+    """What a started engine is. ``incarnation`` is new for every start; engines of two ``version`` share no KV."""
 
     incarnation: str
     total_blocks: int
     block_size_tokens: int
     max_model_len_tokens: int
     vocab_size: int
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)

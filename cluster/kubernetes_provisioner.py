@@ -17,12 +17,17 @@ from kubernetes import client, watch
 from kubernetes.client.exceptions import ApiException
 
 from cluster.errors import ConfigError, PlacementInfeasible
-from cluster.kubernetes_api import Api, Conflict, WatchExpired, raise_for_good
+from cluster.kubernetes_api import Api, Conflict, Forbidden, WatchExpired, raise_for_good
 
 GROUP, VERSION, PLURAL = "ray.io", "v1", "rayclusters"
 CONFLICT_ATTEMPTS = 5
+REPLICA_LABELS = ("ray.io/worker-group-replica-name", "ray.io/replica-name", "replicaIndex")
+"""How versions of KubeRay and its webhooks name the worker that a pod is a part of."""
 GPU_LABELS = ("nvidia.com/gpu.product", "cloud.google.com/gke-accelerator", "karpenter.k8s.aws/instance-gpu-name")
-TOPOLOGY_LABELS = ("nvidia.com/gpu.clique", "topology.kubernetes.io/rack", "topology.kubernetes.io/zone")
+NVLINK_LABEL = "nvidia.com/gpu.clique"
+"""Nodes of one NVLink domain, by NVIDIA's GPU feature discovery; there is none where NVLink ends at the server."""
+TOPOLOGY_LABELS = ("topology.kubernetes.io/rack", "topology.kubernetes.io/zone")
+"""Where no other label is asked for."""
 SPOT_LABELS = {
     "karpenter.sh/capacity-type": "spot",
     "eks.amazonaws.com/capacityType": "SPOT",
@@ -46,23 +51,29 @@ class GroupView:
 
 @dataclass(frozen=True, slots=True)
 class KubeNode:
-    """A node's hardware, by its labels."""
+    """A node's hardware, by its labels. ``zone`` is its rack or zone."""
 
     name: str
     gpu: str
-    domain: str
+    nvlink_domain: str
+    zone: str
     spot: bool
 
 
 @dataclass(frozen=True, slots=True)
 class PodView:
-    """A pod. ``state`` is waiting, running, ready, failed, ending or lost (its node is gone); ``why`` says for what."""
+    """A pod. ``state`` is waiting, running, ready, failed, ending or lost (its node is gone); ``why`` says for what.
+
+    ``replica`` names the worker that it is a part of, where a worker takes several pods.
+    """
 
     name: str
     group: str
     node: str
     state: str
     why: str = ""
+    ip: str = ""
+    replica: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +84,23 @@ class ClusterView:
     groups: Mapping[str, GroupView]
 
 
-def node_of(name: str, labels: Mapping[str, str]) -> KubeNode:
+def node_of(name: str, labels: Mapping[str, str], domain_label: str = "") -> KubeNode:
     """What labels say of a node; the first label that is there counts.
+
+    Args:
+        name: The node's.
+        labels: The node's.
+        domain_label: Label of its rack or zone; empty takes the usual ones.
 
     Example:
         >>> node_of("a", {"nvidia.com/gpu.product": "NVIDIA-H200", "karpenter.sh/capacity-type": "spot"})
-        KubeNode(name='a', gpu='NVIDIA-H200', domain='', spot=True)
+        KubeNode(name='a', gpu='NVIDIA-H200', nvlink_domain='', zone='', spot=True)
     """
     return KubeNode(
         name,
         next((labels[key] for key in GPU_LABELS if key in labels), ""),
-        next((labels[key] for key in TOPOLOGY_LABELS if key in labels), ""),
+        labels.get(NVLINK_LABEL, ""),
+        next((labels[key] for key in ([domain_label] if domain_label else TOPOLOGY_LABELS) if key in labels), ""),
         any(labels.get(key) == value for key, value in SPOT_LABELS.items()),
     )
 
@@ -156,16 +173,32 @@ class KubernetesProvisioner:
             )
         return ClusterView(found["metadata"]["resourceVersion"], groups)
 
-    async def nodes(self) -> dict[str, KubeNode]:
-        """All nodes of the Kubernetes cluster."""
+    async def nodes(self, domain_label: str = "") -> dict[str, KubeNode]:
+        """All nodes of the Kubernetes cluster; ``domain_label`` as for `node_of`.
+
+        Raises:
+            Forbidden: the account may not list nodes, which are in no namespace.
+        """
         found = await self._api.call(self._core.list_node)
-        return {item.metadata.name: node_of(item.metadata.name, item.metadata.labels or {}) for item in found.items}
+        return {
+            item.metadata.name: node_of(item.metadata.name, item.metadata.labels or {}, domain_label)
+            for item in found.items
+        }
 
     async def pods(self) -> list[PodView]:
-        """Pods of the RayCluster's workers; one whose node is gone is ``lost``, whatever its last status said."""
+        """Pods of the RayCluster's workers; one whose node is gone is ``lost``, whatever its last status said.
+
+        An account that may not list nodes has to believe the status.
+        """
         found = await self._api.call(self._core.list_namespaced_pod, self._namespace, label_selector=self._selector())
-        nodes = await self.nodes()
+        nodes = await self._known_nodes()
         return [_pod(item, nodes) for item in found.items]
+
+    async def _known_nodes(self) -> Mapping[str, KubeNode] | None:
+        try:
+            return await self.nodes()
+        except Forbidden:
+            return None
 
     async def scale(self, group: str, replicas: int, delete: Sequence[str] = ()) -> ClusterView:
         """Set a group's replicas; ``delete`` names the pods that go. Read and decided anew on a conflict.
@@ -193,6 +226,24 @@ class KubernetesProvisioner:
                 return found.replicas - len(new) // found.hosts
 
             await self._change(group, fewer, names)
+
+    async def remove_hosts(self, hosts: Sequence[str]) -> None:
+        """Have the pods at these addresses end, and no others in their place: those of a worker that was drained.
+
+        A worker of several pods goes whole. Pods that end already are left alone.
+
+        Raises:
+            ServingError: as `remove`; ConfigError, where the group would fall below its ``minReplicas``.
+        """
+        pods = await self.pods()
+        replicas = {pod.replica for pod in pods if pod.ip in hosts and pod.replica}
+        await self.remove(
+            [
+                pod
+                for pod in pods
+                if (pod.ip in hosts or pod.replica in replicas) and pod.state not in ("ending", "failed")
+            ]
+        )
 
     async def _change(self, group: str, replicas_of: Callable[[GroupView], int], delete: Sequence[str]) -> ClusterView:
         for attempt in range(CONFLICT_ATTEMPTS):
@@ -241,14 +292,16 @@ class KubernetesProvisioner:
             )
             known = {item.metadata.name: item for item in listed.items}
             version = listed.metadata.resource_version
-            yield [_pod(item, await self.nodes()) for item in known.values()]
+            nodes = await self._known_nodes()
+            yield [_pod(item, nodes) for item in known.values()]
             try:
                 async for event, item in self._events(version):
                     if event == "DELETED":
                         known.pop(item.metadata.name, None)
                     elif event != "BOOKMARK":
                         known[item.metadata.name] = item
-                    yield [_pod(each, await self.nodes()) for each in known.values()]
+                    nodes = await self._known_nodes()
+                    yield [_pod(each, nodes) for each in known.values()]
             except WatchExpired:
                 continue
             await self._api.sleep(0.1)  # a server that closes every stream at once is not to be stormed
@@ -278,22 +331,27 @@ class KubernetesProvisioner:
         return f"ray.io/cluster={self._cluster},ray.io/node-type=worker"
 
 
-def _pod(item: Any, nodes: Mapping[str, KubeNode]) -> PodView:
-    """State of a pod, from its object."""
-    name, group = item.metadata.name, (item.metadata.labels or {}).get("ray.io/group", "")
-    node = item.spec.node_name or ""
-    phase = item.status.phase or "Pending"
-    if node and node not in nodes:
-        return PodView(name, group, node, "lost", "its node is gone")
+def _pod(item: Any, nodes: Mapping[str, KubeNode] | None) -> PodView:
+    """A pod, from its object; ``nodes`` None: they are not known."""
+    labels = item.metadata.labels or {}
+    replica = next((labels[key] for key in REPLICA_LABELS if key in labels), "")
+    state, why = _state(item, nodes)
+    node, ip = item.spec.node_name or "", item.status.pod_ip or ""
+    return PodView(item.metadata.name, labels.get("ray.io/group", ""), node, state, why, ip, replica)
+
+
+def _state(item: Any, nodes: Mapping[str, KubeNode] | None) -> tuple[str, str]:
+    node, phase = item.spec.node_name, item.status.phase or "Pending"
+    if node and nodes is not None and node not in nodes:
+        return "lost", "its node is gone"
     if item.metadata.deletion_timestamp:
-        return PodView(name, group, node, "ending")
+        return "ending", ""
     if phase in ("Failed", "Succeeded"):
-        return PodView(name, group, node, "failed", item.status.reason or phase)
+        return "failed", item.status.reason or phase
     conditions = {each.type: each for each in item.status.conditions or []}
     if phase == "Running" and "Ready" in conditions and conditions["Ready"].status == "True":
-        return PodView(name, group, node, "ready")
-    why = _waits_for(item, conditions)
-    return PodView(name, group, node, "running" if phase == "Running" else "waiting", why)
+        return "ready", ""
+    return "running" if phase == "Running" else "waiting", _waits_for(item, conditions)
 
 
 def _waits_for(item: Any, conditions: Mapping[str, Any]) -> str:

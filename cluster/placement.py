@@ -2,7 +2,8 @@
 
 One placement group per worker. Pools stay on nodes of their own where the spec names a ``node_resource``. Where the
 topology is known, a decode worker goes to an NVLink domain that a prefill worker is in, so that the handoff can use
-the fast link.
+the fast link, or at least to its rack or zone. Decode keeps off spot nodes where it can: it holds long traces, which a
+node that goes must all move; prefill takes them first.
 """
 
 from __future__ import annotations
@@ -102,13 +103,14 @@ def assign(
 ) -> Assignment:
     """Choose a node for each single-node worker.
 
-    Prefill workers come first; a decode worker prefers a node in an NVLink domain that a prefill worker has, then
-    the node with the fewest workers of its own role, then the one with the least left over.
+    Prefill workers come first; a decode worker prefers a node in an NVLink domain that a prefill worker has, then one
+    in its rack or zone. Then: prefill on spot nodes and the others off them, the node with the fewest workers of its
+    own role, the one with the least left over.
 
     Args:
         plans: Workers to place, in order.
         nodes: Nodes with their free resources.
-        taken_domains: NVLink domains of prefill workers that run already.
+        taken_domains: NVLink domains, racks and zones of prefill workers that run already.
         may_wait: Leave workers that fit nowhere waiting (an autoscaler may bring nodes) in place of an error.
 
     Raises:
@@ -117,6 +119,13 @@ def assign(
     free = {node.node_id: dict(node.free) for node in nodes}
     by_id = {node.node_id: node for node in nodes}
     domains = set(taken_domains)
+
+    def distance(node: NodeView) -> int:
+        """From prefill workers: 0 by NVLink, 1 in their rack or zone, 2 elsewhere."""
+        if not domains or node.nvlink_domain in domains:
+            return 0
+        return 1 if node.zone in domains else 2
+
     roles_on: dict[tuple[str, Role], int] = {}
     node_of: dict[str, str] = {}
     waiting: list[str] = []
@@ -131,16 +140,19 @@ def assign(
             waiting.append(plan.worker_id)
             continue
 
-        def rank(node_id: str, plan: WorkerPlan = plan) -> tuple[bool, int, float, str]:
-            far = plan.role is Role.DECODE and bool(domains) and by_id[node_id].nvlink_domain not in domains
+        def rank(node_id: str, plan: WorkerPlan = plan) -> tuple[int, bool, int, float, str]:
+            node = by_id[node_id]
+            far = distance(node) if plan.role is Role.DECODE else 0
+            ill_placed = node.spot is not (plan.role is Role.PREFILL)
             same_role = roles_on.get((node_id, plan.role), 0)
-            return (far, same_role, free[node_id].get("GPU", 0.0) + free[node_id].get("CPU", 0.0) / 1000, node_id)
+            left = free[node_id].get("GPU", 0.0) + free[node_id].get("CPU", 0.0) / 1000
+            return (far, ill_placed, same_role, left, node_id)
 
         chosen = min(fitting, key=rank)
         node_of[plan.worker_id] = chosen
         roles_on[chosen, plan.role] = roles_on.get((chosen, plan.role), 0) + 1
-        if plan.role is Role.PREFILL and by_id[chosen].nvlink_domain:
-            domains.add(by_id[chosen].nvlink_domain)
+        if plan.role is Role.PREFILL:
+            domains |= {by_id[chosen].nvlink_domain, by_id[chosen].zone} - {""}
         for name, amount in plan.total.items():
             free[chosen][name] = free[chosen].get(name, 0.0) - amount
     return Assignment(node_of, tuple(waiting))

@@ -31,6 +31,9 @@ log = logging.getLogger("baton.ray")
 
 PLACEMENT_TIMEOUT_S = 60.0
 
+HostLabels = Callable[[Sequence[str]], Mapping[str, Mapping[str, str]]]
+"""Labels by node address."""
+
 
 @dataclass(slots=True)
 class WorkerHandle:
@@ -40,6 +43,8 @@ class WorkerHandle:
     actor: Any
     group: Any
     node: NodeView
+    hosts: tuple[str, ...]
+    """Addresses of all nodes that it takes; `node` is the first."""
 
 
 class RayRuntime:
@@ -50,6 +55,7 @@ class RayRuntime:
         local_resources: Custom resources of the machine when one is started.
         min_cpus: Logical CPUs a started cluster must have at least; workers share the real ones.
         placement_timeout_s: Seconds a worker may wait for its node. Long where nodes are started on demand.
+        host_labels: Further labels of nodes, from the addresses of those that are alive; a node's own go before them.
     """
 
     def __init__(
@@ -59,11 +65,13 @@ class RayRuntime:
         local_resources: Mapping[str, float] | None = None,
         min_cpus: float = 0,
         placement_timeout_s: float = PLACEMENT_TIMEOUT_S,
+        host_labels: HostLabels | None = None,
     ) -> None:
         self._address = address
         self._local_resources = dict(local_resources or {})
         self._min_cpus = min_cpus
         self._placement_timeout_s = placement_timeout_s
+        self._host_labels = host_labels or (lambda _: {})
         self._folder: Path | None = None
         self._workers: dict[str, WorkerHandle] = {}
 
@@ -113,15 +121,16 @@ class RayRuntime:
     def nodes(self) -> list[NodeView]:
         """Nodes that are alive, with what is free on them."""
         free = ray._private.state.available_resources_per_node()
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        known = self._host_labels([node["NodeManagerAddress"] for node in alive])
         return [
             node_view(
                 node["NodeID"],
                 node["NodeManagerAddress"],
                 free.get(node["NodeID"], {}),
-                node.get("Labels") or {},
+                {**known.get(node["NodeManagerAddress"], {}), **(node.get("Labels") or {})},
             )
-            for node in ray.nodes()
-            if node["Alive"]
+            for node in alive
         ]
 
     def create(
@@ -155,7 +164,8 @@ class RayRuntime:
                 f"no node gave {wanted} within {timeout_s:g} s; add nodes or lower the pool's demands",
                 worker_id=plan.worker_id,
             )
-        node = self._node_of(group)
+        nodes = self._nodes_of(group)
+        node = nodes[0]
         first = plan.bundles[0]
         options: dict[str, Any] = {
             "num_cpus": first.get("CPU", 0),
@@ -168,7 +178,7 @@ class RayRuntime:
             "max_restarts": 0,  # the controller replaces a worker under a new incarnation
         }
         actor = ray.remote(actor_class).options(**options).remote(*arguments(self.host_of(node)))
-        handle = WorkerHandle(plan.worker_id, actor, group, node)
+        handle = WorkerHandle(plan.worker_id, actor, group, node, tuple(view.host for view in nodes))
         self._workers[plan.worker_id] = handle
         return handle
 
@@ -176,12 +186,14 @@ class RayRuntime:
         """Address that a worker on the node listens on: loopback where the cluster is this machine alone."""
         return node.host if self._address else "127.0.0.1"
 
-    def _node_of(self, group: Any) -> NodeView:
-        node_id = next(iter(placement_group_table(group)["bundles_to_node_id"].values()))
-        for view in self.nodes():
-            if view.node_id == node_id:
-                return view
-        raise PlacementInfeasible("the node of the placement group is gone; try again")
+    def _nodes_of(self, group: Any) -> list[NodeView]:
+        """The group's nodes, that of its first bundle first."""
+        bundles = placement_group_table(group)["bundles_to_node_id"]
+        views = {view.node_id: view for view in self.nodes()}
+        node_ids = list(dict.fromkeys(bundles[index] for index in sorted(bundles)))
+        if not views.keys() >= set(node_ids):
+            raise PlacementInfeasible("a node of the placement group is gone; try again")
+        return [views[node_id] for node_id in node_ids]
 
     async def call(self, handle: WorkerHandle, method: str, *arguments: Any) -> Any:
         """Await a method of the worker.

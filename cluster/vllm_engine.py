@@ -103,6 +103,12 @@ class LoadBook:
             self.transfers.pop(next(iter(self.transfers)))
 
 
+def _vllm_version() -> str:
+    from vllm import __version__
+
+    return str(__version__)
+
+
 class VllmEngine:
     """One `AsyncLLM`."""
 
@@ -128,6 +134,7 @@ class VllmEngine:
             block_size_tokens=config.cache_config.block_size,
             max_model_len_tokens=config.model_config.max_model_len,
             vocab_size=config.model_config.get_vocab_size(),
+            version=f"vllm {_vllm_version()}",
         )
 
     def _build(self) -> Any:

@@ -272,6 +272,16 @@ def node(
     placement_timeout_s: Annotated[
         float, typer.Option("--placement-timeout-s", help="How long a worker may wait for a node.")
     ] = 1800,
+    remove_drained_pods: Annotated[
+        bool, typer.Option("--remove-drained-pods", help="On the head: have KubeRay take the pods of drained workers.")
+    ] = False,
+    node_labels: Annotated[
+        bool,
+        typer.Option("--node-labels", help="On the head: read topology, GPU kind and spot from the nodes' labels."),
+    ] = False,
+    domain_label: Annotated[
+        str, typer.Option("--domain-label", help="With --node-labels: the label of a rack or zone.")
+    ] = "",
 ) -> None:
     """Run a node of the Ray cluster with probes and metrics: a container's entrypoint."""
     from orchestrator.commands import node_command
@@ -286,6 +296,9 @@ def node(
         lease=lease,
         stall_timeout_s=stall_timeout_s,
         placement_timeout_s=placement_timeout_s,
+        remove_drained_pods=remove_drained_pods,
+        node_labels=node_labels,
+        domain_label=domain_label,
     )
     node_command.node(settings, ray_command)
 

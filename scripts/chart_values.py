@@ -162,6 +162,21 @@ class Secrets(Values):
     """Secret with ca.crt, tls.crt and tls.key, at /etc/baton/internal-tls in all pods: `security.internal_tls`."""
 
 
+class HelmTest(Values):
+    """Credentials of the pod of `helm test`, from Secrets that exist already."""
+
+    key_secret: str = ""
+    """Secret with an API key (`baton keys`) or token; needed where `config.security` asks for one."""
+    key_field: str = "key"
+    """Its field with the key."""
+    ca_secret: str = ""
+    """Secret with the authority of the gateways' certificate; empty takes `secrets.tls`."""
+    ca_field: str = "ca.crt"
+    """Its field with the authority; cert-manager writes `ca.crt`."""
+    client_secret: str = ""
+    """Secret of type kubernetes.io/tls that the pod shows; needed where `config.security.tls` asks for one (mTLS)."""
+
+
 class Gateway(Values):
     """The door: gRPC, OpenAI HTTP, metrics. Stateless but for the requests it streams."""
 
@@ -175,6 +190,9 @@ class Gateway(Values):
     """Disk of a pod, GiB."""
     grace_s: int = Field(630, ge=1)
     """Seconds that a stopped pod has to finish its streams."""
+    server_name: str = Field("", pattern=r"^([a-z0-9*]([a-z0-9.-]*[a-z0-9])?)?$")
+    """Name in the certificate of `secrets.tls`, which `helm test` and `baton status --release` ask for; empty takes
+    `<release>-baton-grpc.<namespace>.svc`."""
     service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
     """Type of both Services."""
     service_annotations: dict[str, str] = {}
@@ -245,6 +263,10 @@ class Topology(Values):
     one. Empty: no rule."""
     together_hard: bool = True
     """Rather not schedule than leave the domain."""
+    read_node_labels: bool = False
+    """Let the controller read the labels of nodes, by a ClusterRole to list them: it pairs workers by `togetherKey` and
+    `nvidia.com/gpu.clique`, keeps decode off spot nodes where it can, and shows the kind of GPU. Off: `rayLabels` alone
+    say where a worker is."""
 
 
 class PriorityClasses(Values):
@@ -384,8 +406,12 @@ class ChartValues(Values):
     many replicas as its pool in `config`."""
     autoscaling: Autoscaling = Autoscaling()
     """Autoscaling."""
+    ray_token: bool = False
+    """Have Ray ask its own processes and the dashboard's callers for a token (KubeRay 1.5.1 or newer makes it)."""
     secrets: Secrets = Secrets()
     """Secrets by name."""
+    helm_test: HelmTest = HelmTest()
+    """What `helm test` shows and whom it believes."""
     topology: Topology = Topology()
     """Topology."""
     priority_classes: PriorityClasses = PriorityClasses()

@@ -53,9 +53,22 @@ app.kubernetes.io/component: {{ .component }}
 {{- end }}
 {{- end -}}
 
-{{/* Name of the RayCluster of this release's revision. */}}
+{{/* Name of the RayCluster of this release's revision. KubeRay takes it for a DNS label. */}}
 {{- define "baton.cluster" -}}
+{{- if not (regexMatch "^[a-z]" (include "baton.fullname" .)) -}}
+{{- fail (printf "release %s: KubeRay wants names that begin with a letter; choose another, or set fullnameOverride" .Release.Name) -}}
+{{- end -}}
 {{ include "baton.fullname" . }}-{{ .Values.revision }}
+{{- end -}}
+
+{{/* A file that `config.security` names and no Secret brings would stop every process at its start. */}}
+{{- define "baton.checkSecrets" -}}
+{{- $security := default dict .Values.config.security -}}
+{{- range $field, $secret := dict "tls" "tls" "api_keys_file" "apiKeys" "cluster_secret_file" "cluster" "internal_tls" "internalTls" -}}
+{{- if and (get $security $field) (not (get $.Values.secrets $secret)) -}}
+{{- fail (printf "config.security.%s is set: name the Secret that holds its files in secrets.%s" $field $secret) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "baton.image" -}}
@@ -65,6 +78,27 @@ app.kubernetes.io/component: {{ .component }}
 {{- else -}}
 {{ $image.repository }}:{{ default (printf "%s-%s" .root.Chart.AppVersion $image.device) .tag }}
 {{- end -}}
+{{- end -}}
+
+{{/* Name that a caller expects in the gateways' certificate: their gRPC Service's. */}}
+{{- define "baton.serverName" -}}
+{{- default (printf "%s-grpc.%s.svc" (include "baton.fullname" .) .Release.Namespace) .Values.gateway.serverName -}}
+{{- end -}}
+
+{{/* What `helm test` lacks of the credentials that `config.security` asks of callers; empty: nothing. */}}
+{{- define "baton.testLacks" -}}
+{{- $security := default dict .Values.config.security -}}
+{{- $lacks := list -}}
+{{- if and (or $security.api_keys_file $security.jwt) (not .Values.helmTest.keySecret) -}}
+{{- $lacks = append $lacks "helmTest.keySecret" -}}
+{{- end -}}
+{{- if and $security.tls (not (or .Values.helmTest.caSecret .Values.secrets.tls)) -}}
+{{- $lacks = append $lacks "helmTest.caSecret" -}}
+{{- end -}}
+{{- if and $security.tls (dig "client_ca_file" "" (default dict $security.tls)) (not .Values.helmTest.clientSecret) -}}
+{{- $lacks = append $lacks "helmTest.clientSecret" -}}
+{{- end -}}
+{{- join " and " $lacks -}}
 {{- end -}}
 
 {{- define "baton.drainTimeout" -}}

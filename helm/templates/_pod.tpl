@@ -139,9 +139,9 @@ initContainers:
   value: /tmp
 - name: RAY_USAGE_STATS_ENABLED
   value: "0"
-# Ray's autoscaler v2; the controller and its raylets must agree.
-- name: RAY_enable_autoscaler_v2
-  value: "1"
+# The security section, for `baton drain` in this pod.
+- name: BATON_SPEC
+  value: /etc/baton/spec/cluster.yaml
 # Ray starts workers at niceness 15; engines are the point of the machine.
 - name: RAY_worker_niceness
   value: "0"

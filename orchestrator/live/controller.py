@@ -10,7 +10,7 @@ import itertools
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ NODE_LEAVES_TIMEOUT_S = 600.0
 NODE_POLL_S = 5.0
 RESTART_BACKOFF_S = (1.0, 5.0, 15.0, 60.0)
 
+GiveBack = Callable[[Sequence[str]], Awaitable[None]]
+"""Takes addresses of nodes that nobody needs."""
 Progress = Callable[[str, str, str], None]
 """Called with a subject (``ray``, a worker id, a pair), a stage and a detail."""
 
@@ -64,13 +66,30 @@ class DrainWork:
 
 
 class Controller:
-    """Runs the workers of one spec on Ray."""
+    """Runs the workers of one spec on Ray.
 
-    def __init__(self, spec: ClusterSpec, runtime: RayRuntime, *, on_progress: Progress, log_folder: Path) -> None:
+    Args:
+        spec: The cluster.
+        runtime: Ray.
+        on_progress: Told what happens.
+        log_folder: Where logs go that must outlive Ray's session.
+        give_back: Called with the nodes that a drained worker leaves empty, so that they and no others go.
+    """
+
+    def __init__(
+        self,
+        spec: ClusterSpec,
+        runtime: RayRuntime,
+        *,
+        on_progress: Progress,
+        log_folder: Path,
+        give_back: GiveBack | None = None,
+    ) -> None:
         self._spec = spec
         self._runtime = runtime
         self._say = on_progress
         self._log_folder = log_folder
+        self._give_back = give_back
         self._workers: dict[str, ManagedWorker] = {}
         self._pairs: dict[tuple[str, str], registry_pb2.Pair] = {}
         self._registry = RegistryService(lambda request: serve_drain(request, self, spec.drain.timeout_s))
@@ -175,6 +194,7 @@ class Controller:
     async def _retire(self, worker: ManagedWorker, replace: bool, node_leaves: bool) -> None:
         """Stop a drained worker; start another in its place, or leave it be."""
         left = worker.handle.node.node_id if worker.handle is not None and node_leaves else None
+        hosts = worker.handle.hosts if worker.handle is not None else ()
         worker.member.state = "lost"
         await self._publish()
         await self._end(worker)
@@ -185,6 +205,18 @@ class Controller:
             task = asyncio.create_task(self._restart(worker, once_gone=left))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+        elif not node_leaves:
+            await self._leave(hosts)
+
+    async def _leave(self, hosts: Sequence[str]) -> None:
+        """Give back the nodes that no other worker is on, or starts on."""
+        kept = {host for worker in self._workers.values() if worker.handle is not None for host in worker.handle.hosts}
+        if self._give_back is None or self._stopping or not hosts or set(hosts) & kept:
+            return
+        try:
+            await self._give_back(hosts)
+        except ServingError as error:
+            log.warning("the nodes %s stay: %s", ", ".join(hosts), error)
 
     async def _end(self, worker: ManagedWorker) -> None:
         """Have a worker stop by itself."""
@@ -244,13 +276,14 @@ class Controller:
             metrics_address=facts["metrics_address"],
             incarnation=facts["engine"]["incarnation"],
             node=handle.node.node_id[:12],
-            domain=handle.node.nvlink_domain,
-            accelerator="cpu" if on_cpu else (pool.accelerator_type or "gpu"),
+            domain=handle.node.domain,
+            accelerator="cpu" if on_cpu else (handle.node.gpu or pool.accelerator_type or "gpu"),
             total_blocks=facts["engine"]["total_blocks"],
             block_size_tokens=facts["engine"]["block_size_tokens"],
             pid=facts["pid"],
             accelerators=pool.accelerators_per_worker,
             cpus=pool.cpus_per_worker,
+            revision=facts["engine"]["version"],
         )
         worker.processes = facts["processes"]
         self._say(plan.worker_id, "loaded", f"{time.monotonic() - started_s:.0f} s")
@@ -286,8 +319,15 @@ class Controller:
                 if started[worker_id].plan.role is Role.COLOCATED:
                     await warm_up.alone(worker_id)
             for prefill, decode in itertools.product(prefills, decodes):
-                if {prefill.plan.worker_id, decode.plan.worker_id} & set(new):
+                if not {prefill.plan.worker_id, decode.plan.worker_id} & set(new):
+                    continue
+                if prefill.member.revision == decode.member.revision:
                     await self._warm_pair(warm_up, prefill, decode)
+                else:
+                    log.warning(
+                        "%s runs %s and %s runs %s: not paired",
+                        prefill.plan.worker_id, prefill.member.revision, decode.plan.worker_id, decode.member.revision,
+                    )  # fmt: skip
         finally:
             await warm_up.close()
         for worker_id in new:

@@ -12,16 +12,16 @@ import sys
 from pathlib import Path
 
 from cluster.config import ClusterSpec, load
-from cluster.errors import ServingError
+from cluster.errors import ConfigError, ServingError
 from cluster.model_path import cache_folder
-from cluster.ray_runtime import RayRuntime
-from orchestrator.live.controller import Controller
+from cluster.ray_runtime import HostLabels, RayRuntime
+from orchestrator.live.controller import Controller, GiveBack
 
 log = logging.getLogger("baton.controller")
 
 
-async def serve(spec: ClusterSpec, listen: str, runtime: RayRuntime) -> None:
-    """Start the workers of the spec, keep them, and stop them at SIGTERM.
+async def serve(spec: ClusterSpec, listen: str, runtime: RayRuntime, give_back: GiveBack | None = None) -> None:
+    """Start the workers of the spec, keep them, and stop them at SIGTERM. ``give_back``: see `Controller`.
 
     Raises:
         ServingError: they could not be started.
@@ -39,7 +39,7 @@ async def serve(spec: ClusterSpec, listen: str, runtime: RayRuntime) -> None:
     await asyncio.to_thread(runtime.start)
     # Again: Ray's own handler of SIGTERM kills the process after 3 s, before workers and lease are given up (seen).
     catch_signals()
-    controller = Controller(spec, runtime, on_progress=say, log_folder=cache_folder() / "logs")
+    controller = Controller(spec, runtime, on_progress=say, log_folder=cache_folder() / "logs", give_back=give_back)
     host, port = listen.rsplit(":", 1)
     try:
         await controller.serve_registry(host, int(port))
@@ -58,23 +58,25 @@ async def serve(spec: ClusterSpec, listen: str, runtime: RayRuntime) -> None:
         await asyncio.to_thread(runtime.stop)
 
 
-async def serve_alone(spec: ClusterSpec, listen: str, runtime: RayRuntime, *, lease: bool) -> None:
+async def serve_alone(
+    spec: ClusterSpec, listen: str, runtime: RayRuntime, *, lease: bool, give_back: GiveBack | None = None
+) -> None:
     """As `serve`; with ``lease`` only while this process holds the cluster's Lease, so that one controller acts.
 
     Raises:
         ServingError: as for `serve`, or the lease went to another.
     """
     if not lease:
-        await serve(spec, listen, runtime)
+        await serve(spec, listen, runtime, give_back)
         return
     from cluster.kubernetes_api import in_cluster
     from cluster.kubernetes_lease import Lease
 
-    namespace, cluster = os.environ["POD_NAMESPACE"], os.environ["BATON_RAY_CLUSTER"]
+    namespace, cluster = own_cluster()
     held = Lease(in_cluster(), namespace, f"{cluster}-controller", holder=os.environ["POD_NAME"])
     await held.acquire()
     keeping = asyncio.create_task(held.keep())
-    serving = asyncio.create_task(serve(spec, listen, runtime))
+    serving = asyncio.create_task(serve(spec, listen, runtime, give_back))
     try:
         done, _ = await asyncio.wait([keeping, serving], return_when=asyncio.FIRST_COMPLETED)
         for task in done:
@@ -86,6 +88,20 @@ async def serve_alone(spec: ClusterSpec, listen: str, runtime: RayRuntime, *, le
         await held.release()
 
 
+def own_cluster() -> tuple[str, str]:
+    """Namespace and name of the RayCluster that this pod belongs to, as the chart says them.
+
+    Raises:
+        ConfigError: this is no pod of the chart.
+    """
+    try:
+        return os.environ["POD_NAMESPACE"], os.environ["BATON_RAY_CLUSTER"]
+    except KeyError as error:
+        raise ConfigError(
+            f"{error} is not set; --lease, --node-labels and --remove-drained-pods are for pods"
+        ) from None
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="baton-controller")
@@ -94,19 +110,45 @@ def main() -> None:
     parser.add_argument("--address", required=True, help="host:port of Ray's head")
     parser.add_argument("--placement-timeout-s", type=float, default=1800, help="how long a worker may wait for a node")
     parser.add_argument("--lease", action="store_true", help="act only while holding the cluster's Kubernetes Lease")
+    parser.add_argument(
+        "--remove-drained-pods", action="store_true", help="have KubeRay take the pods of drained workers"
+    )
+    parser.add_argument("--node-labels", action="store_true", help="read topology, GPU kind and spot from node labels")
+    parser.add_argument("--domain-label", default="", help="with --node-labels: label of the rack or zone")
     arguments = parser.parse_args()
     logging.basicConfig(
         level=os.environ.get("BATON_LOG_LEVEL", "INFO"),
         stream=sys.stderr,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    runtime = RayRuntime(arguments.address, placement_timeout_s=arguments.placement_timeout_s)
     try:
-        asyncio.run(serve_alone(load(arguments.spec), arguments.listen, runtime, lease=arguments.lease))
+        asyncio.run(run(arguments))
     except* ServingError as group:
         for error in group.exceptions:
             log.error("%s", error)
         sys.exit(1)
+
+
+async def run(arguments: argparse.Namespace) -> None:
+    """Run with the arguments of the command line.
+
+    Raises:
+        ServingError: see `serve_alone`.
+    """
+    give_back: GiveBack | None = None
+    host_labels: HostLabels | None = None
+    if arguments.remove_drained_pods or arguments.node_labels:
+        from cluster.kubernetes_api import in_cluster
+        from cluster.kubernetes_nodes import NodeLabels
+        from cluster.kubernetes_provisioner import KubernetesProvisioner
+
+        provisioner = KubernetesProvisioner(in_cluster(), *own_cluster())
+        if arguments.remove_drained_pods:
+            give_back = provisioner.remove_hosts
+        if arguments.node_labels:
+            host_labels = NodeLabels(provisioner, arguments.domain_label)
+    runtime = RayRuntime(arguments.address, placement_timeout_s=arguments.placement_timeout_s, host_labels=host_labels)
+    await serve_alone(load(arguments.spec), arguments.listen, runtime, lease=arguments.lease, give_back=give_back)
 
 
 if __name__ == "__main__":

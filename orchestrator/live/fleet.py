@@ -64,6 +64,7 @@ class FleetWorker:
             prefill_tokens_per_s=self.load.prefill_tokens_per_s or usual_tokens_per_s,
             domain=self.member.domain or self.member.node,
             accepting=self.connected and self.member.state == "ready" and not self.load.draining and not self.load.hung,
+            revision=self.member.revision,
         )
 
 

@@ -51,6 +51,9 @@ class NodeSettings:
     lease: bool = False
     stall_timeout_s: float = 300.0
     placement_timeout_s: float = 1800.0
+    remove_drained_pods: bool = False
+    node_labels: bool = False
+    domain_label: str = ""
 
 
 class Node:
@@ -116,7 +119,13 @@ class Node:
             "--spec", str(settings.spec), "--listen", settings.controller, "--address", self._head_address(),
             "--placement-timeout-s", f"{settings.placement_timeout_s:g}",
         ]  # fmt: skip
-        return [*command, "--lease"] if settings.lease else command
+        for flag, on in (
+            ("--lease", settings.lease),
+            ("--remove-drained-pods", settings.remove_drained_pods),
+            ("--node-labels", settings.node_labels),
+        ):
+            command += [flag] if on else []
+        return [*command, "--domain-label", settings.domain_label] if settings.domain_label else command
 
     def _head_address(self) -> str:
         port = next((word.split("=")[1] for word in self._ray_command if word.startswith("--port=")), "6379")

@@ -60,7 +60,7 @@ def next_moves(
 
     Args:
         held: Every request that has anything on the worker.
-        workers: All workers; only decode workers that take work and have room are targets.
+        workers: All workers; only decode workers that take work, have room and run the source's engine are targets.
         source_id: The draining worker.
         block_size_tokens: Tokens per KV block.
         moves_at_once: Most requests on their way at a time.
@@ -72,10 +72,14 @@ def next_moves(
         [Move(request_id='900', target_id='d1', reserve_blocks=31)]
     """
     held = list(held)
+    revisions = {worker.revision for worker in workers if worker.worker_id == source_id}
     room = {
         worker.worker_id: worker.headroom_blocks
         for worker in workers
-        if worker.role is Role.DECODE and worker.accepting and worker.worker_id != source_id
+        if worker.role is Role.DECODE
+        and worker.accepting
+        and worker.worker_id != source_id
+        and (not revisions or worker.revision in revisions)
     }
     total = {worker.worker_id: max(1, worker.total_blocks) for worker in workers}
     left = moves_at_once - sum(request.hold is Hold.MOVING for request in held)

@@ -20,7 +20,8 @@ class WorkerView:
     """What the router knows of one worker at one time.
 
     ``reserved_blocks`` are promised to requests on their way and not yet taken in the engine;
-    ``queued_tokens`` are uncached prompt tokens given to the worker and not yet prefilled.
+    ``queued_tokens`` are uncached prompt tokens given to the worker and not yet prefilled; ``revision`` is the engine,
+    and two revisions are never paired.
     """
 
     worker_id: str
@@ -33,6 +34,7 @@ class WorkerView:
     prefill_tokens_per_s: float = 10_000.0
     domain: str = ""
     accepting: bool = True
+    revision: str = ""
 
     @property
     def headroom_blocks(self) -> int:
@@ -97,11 +99,13 @@ def place(
         Placement(prefill_id='p0', decode_id='d0', reserve_blocks=4)
     """
     usable = [worker for worker in workers if worker.accepting]
-    prefills = _unless_last([worker for worker in usable if worker.role is Role.PREFILL], avoid)
+    prefills = [worker for worker in usable if worker.role is Role.PREFILL]
+    revisions = {worker.revision for worker in prefills}
     holders = [
         worker
         for worker in usable
-        if worker.role is Role.COLOCATED or (worker.role is Role.DECODE and (prefills or local_prefill_below_tokens))
+        if worker.role is Role.COLOCATED
+        or (worker.role is Role.DECODE and (local_prefill_below_tokens or worker.revision in revisions))
     ]
     holders = _unless_last(holders, avoid)
     if not holders:
@@ -116,6 +120,7 @@ def place(
     alone = holder.role is Role.COLOCATED or uncached <= local_prefill_below_tokens
     if alone:
         return Placement(None, holder.worker_id, need)
+    prefills = _unless_last([worker for worker in prefills if worker.revision == holder.revision], avoid)
     if not prefills:
         return Wait("no_worker")
     best = min(prefills, key=lambda worker: _prefill_rank(worker, request, holder.domain))

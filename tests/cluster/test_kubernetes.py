@@ -12,8 +12,9 @@ from kmock import RawHandler, Response
 from kubernetes import client
 
 from cluster.errors import ConfigError, PlacementInfeasible
-from cluster.kubernetes_api import Api, Conflict, KubernetesUnavailable
+from cluster.kubernetes_api import Api, Conflict, Forbidden, KubernetesUnavailable
 from cluster.kubernetes_lease import Lease, LeaseLost
+from cluster.kubernetes_nodes import NodeLabels
 from cluster.kubernetes_provisioner import KubeNode, KubernetesProvisioner
 
 # The mock's own emulation answers PATCH before the replies given here; a plain server asks them alone.
@@ -24,6 +25,14 @@ PODS = "/api/v1/namespaces/serving/pods"
 NODES = "/api/v1/nodes"
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/serving/leases"
 LEASE = f"{LEASES}/baton-r1-controller"
+
+LABELS = {
+    "nvidia.com/gpu.product": "NVIDIA-H100",
+    "nvidia.com/gpu.clique": "clique-7",
+    "topology.kubernetes.io/zone": "z",
+    "example.org/rack": "r3",
+    "cloud.google.com/gke-spot": "true",
+}
 
 Tree = dict[str, Any]
 
@@ -209,6 +218,37 @@ async def test_a_worker_of_two_hosts_goes_whole(kmock: RawHandler, provisioner: 
     assert server.decode["replicas"] == 2
 
 
+async def test_the_pod_of_a_drained_worker_is_the_one_that_goes(
+    kmock: RawHandler, provisioner: KubernetesProvisioner
+) -> None:
+    """Others are as empty; the one that was drained is named."""
+    server = Server(kmock, ray_cluster(7, replicas=3))
+    await _pods(kmock, provisioner, [pod(f"decode-{n}", podIP=f"10.0.0.{n}") for n in range(3)])
+    await provisioner.remove_hosts(["10.0.0.1"])
+    assert server.decode["replicas"] == 2
+    assert server.decode["scaleStrategy"] == {"workersToDelete": ["decode-1"]}
+
+
+async def test_all_pods_of_a_drained_worker_go(kmock: RawHandler, provisioner: KubernetesProvisioner) -> None:
+    """It spans two hosts, and Ray told of one."""
+    server = Server(kmock, ray_cluster(7, replicas=2, hosts=2))
+    items = [pod(f"decode-{n}", podIP=f"10.0.0.{n}") for n in range(4)]
+    for n, item in enumerate(items):
+        item["metadata"]["labels"]["ray.io/worker-group-replica-name"] = f"replica-{n // 2}"
+    await _pods(kmock, provisioner, items)
+    await provisioner.remove_hosts(["10.0.0.3"])
+    assert server.decode["replicas"] == 1
+    assert server.decode["scaleStrategy"] == {"workersToDelete": ["decode-2", "decode-3"]}
+
+
+async def test_a_group_keeps_its_least(kmock: RawHandler, provisioner: KubernetesProvisioner) -> None:
+    server = Server(kmock, ray_cluster(7, replicas=1))
+    await _pods(kmock, provisioner, [pod("decode-0", podIP="10.0.0.0")])
+    with pytest.raises(ConfigError, match="change minReplicas"):
+        await provisioner.remove_hosts(["10.0.0.0"])
+    assert server.decode["replicas"] == 1
+
+
 @pytest.mark.parametrize(("group", "replicas"), [("decode", 5), ("decode", 0), ("colocated", 1)])
 async def test_bounds_are_kept(
     kmock: RawHandler, provisioner: KubernetesProvisioner, group: str, replicas: int
@@ -313,14 +353,56 @@ def container(more: Tree) -> Tree:
 
 
 async def test_nodes_are_read_by_their_labels(kmock: RawHandler, provisioner: KubernetesProvisioner) -> None:
-    labels = {
-        "nvidia.com/gpu.product": "NVIDIA-H100",
-        "nvidia.com/gpu.clique": "rack-7",
-        "topology.kubernetes.io/zone": "z",
-        "cloud.google.com/gke-spot": "true",
+    kmock[f"get {NODES}"] << listing("NodeList", [{"metadata": {"name": "n1", "labels": LABELS}}])
+    assert await provisioner.nodes() == {"n1": KubeNode("n1", "NVIDIA-H100", "clique-7", "z", True)}
+    assert (await provisioner.nodes("example.org/rack"))["n1"].zone == "r3"
+
+
+async def test_without_the_right_to_list_nodes_a_pods_status_is_believed(
+    kmock: RawHandler, provisioner: KubernetesProvisioner
+) -> None:
+    kmock[f"get {PODS}"] << listing("PodList", [pod("decode-a", node="gone")])
+    kmock[f"get {NODES}"] << (lambda _: status(403, "Forbidden"))
+    assert [view.state for view in await provisioner.pods()] == ["ready"]
+    with pytest.raises(Forbidden):
+        await provisioner.nodes()
+
+
+async def test_node_labels_become_ray_labels_of_the_pods_there(
+    kmock: RawHandler, provisioner: KubernetesProvisioner
+) -> None:
+    """Asked for once, and again when an address is new: a pod that Ray's autoscaler brought."""
+    pods = [pod("decode-a", podIP="10.0.0.1")]
+    kmock[f"get {PODS}"] << (lambda _: ok(listing("PodList", pods)))
+    kmock[f"get {NODES}"] << listing("NodeList", [{"metadata": {"name": "n1", "labels": LABELS}}])
+    labels = NodeLabels(provisioner, "example.org/rack")
+    head = "10.0.0.9"
+    expected = {
+        "baton.io/nvlink-domain": "clique-7",
+        "baton.io/domain": "r3",
+        "baton.io/gpu": "NVIDIA-H100",
+        "baton.io/spot": "true",
     }
-    kmock[f"get {NODES}"] << listing("NodeList", [{"metadata": {"name": "n1", "labels": labels}}])
-    assert await provisioner.nodes() == {"n1": KubeNode("n1", "NVIDIA-H100", "rack-7", True)}
+    for _ in range(2):
+        assert await asyncio.to_thread(labels, [head, "10.0.0.1"]) == {"10.0.0.1": expected}
+    assert len(kmock[f"get {PODS}"]) == 1
+    pods.append(pod("decode-b", podIP="10.0.0.2"))
+    found = await asyncio.to_thread(labels, [head, "10.0.0.1", "10.0.0.2"])
+    assert set(found) == {"10.0.0.1", "10.0.0.2"}
+
+
+async def test_workers_are_placed_without_labels_where_they_cannot_be_read(
+    kmock: RawHandler, provisioner: KubernetesProvisioner, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    kmock[f"get {NODES}"] << (lambda _: status(403, "Forbidden"))
+    labels = NodeLabels(provisioner, now=clock.now)
+    for _ in range(3):
+        assert await asyncio.to_thread(labels, ["10.0.0.1"]) == {}
+    assert len(kmock["get"]) == 1
+    assert "labels of nodes are not known: Kubernetes refuses: the account lacks a right" in caplog.text
+    clock.now_s += 31
+    await asyncio.to_thread(labels, ["10.0.0.1"])
+    assert len(kmock["get"]) == 2
 
 
 async def test_a_watch_survives_410(kmock: RawHandler, provisioner: KubernetesProvisioner) -> None:

@@ -44,6 +44,24 @@ def test_decode_goes_to_the_nvlink_domain_of_prefill() -> None:
     assert assign([plan("d", GPU=1.0)], nodes, taken_domains=frozenset({"n2"})).node_of == {"d": "b"}
 
 
+def test_decode_goes_to_the_rack_of_prefill_where_no_nvlink_joins_them() -> None:
+    nodes = [
+        NodeView("a", "a", {"GPU": 8.0, "prefill": 1.0}, "a", zone="rack-2"),
+        NodeView("b", "b", {"GPU": 8.0, "decode": 1.0}, "b", zone="rack-1"),
+        NodeView("c", "c", {"GPU": 8.0, "decode": 1.0}, "c", zone="rack-2"),
+    ]
+    plans = [plan("p", Role.PREFILL, GPU=8.0, prefill=0.001), plan("d", GPU=8.0, decode=0.001)]
+    assert assign(plans, nodes).node_of == {"p": "a", "d": "c"}
+    linked = [*nodes, NodeView("e", "e", {"GPU": 8.0, "decode": 1.0}, "a", zone="rack-9")]
+    assert assign(plans, linked).node_of["d"] == "e"
+
+
+def test_decode_keeps_off_spot_nodes_and_prefill_takes_them() -> None:
+    nodes = [NodeView("a", "a", {"CPU": 4.0}, spot=True), NodeView("b", "b", {"CPU": 4.0})]
+    assert assign([plan("p", Role.PREFILL), plan("d")], nodes).node_of == {"p": "a", "d": "b"}
+    assert assign([plan("d")], nodes[:1]).node_of == {"d": "a"}
+
+
 def test_workers_of_a_role_spread() -> None:
     made = assign([plan("d0"), plan("d1")], [node("a"), node("b")])
     assert set(made.node_of.values()) == {"a", "b"}

@@ -202,7 +202,9 @@ def test_rights_are_the_least(chart: Chart, h100: Manifest) -> None:
     assert {verb for rule in rules for verb in rule["verbs"]} == {"get", "list", "watch", "patch", "create", "update"}
     tokens = {pod["metadata"]["name"] for pod in rendered.pods if pod["spec"]["automountServiceAccountToken"]}
     assert tokens == {"trial-baton-r1-head"}
-    without = chart.render(merged(h100, {"autoscaling.enabled": False})).of("Role")["trial-baton-head"]["rules"]
+    without = chart.render(merged(h100, {"autoscaling.enabled": False, "topology": {}})).of("Role")["trial-baton-head"][
+        "rules"
+    ]
     assert {resource for rule in without for resource in rule["resources"]} == {"leases"}
 
 
@@ -326,13 +328,16 @@ def test_helm_test_makes_a_grpc_call(chart: Chart, trial: Manifest) -> None:
     rendered = chart.render(trial)
     (container,) = rendered.of("Pod")["trial-baton-test-generate"]["spec"]["containers"]
     assert container["command"] == ["baton", "generate"]
-    service, port = container["args"][1].split(":")
+    name, port = container["args"][1].split(":")
+    service, namespace, kind = name.split(".")
+    assert (namespace, kind) == ("serving", "svc")
     assert rendered.of("Service")[service]["spec"]["ports"][0]["port"] == int(port)
 
 
 def test_notes(chart: Chart, trial: Manifest, h100: Manifest) -> None:
     notes = chart.notes(trial)
     assert "helm -n serving test trial --logs" in notes
+    assert "baton status --release trial -n serving" in notes
     assert "WARNING: network.enabled is false" in notes
     notes = chart.notes(h100)
     assert "decode: 4 workers of 2 GPUs (H100), up to 9 pods" in notes

@@ -79,3 +79,9 @@ def test_no_target_is_promised_more_than_it_has(
     for worker in workers:
         promised = sum(move.reserve_blocks for move in found if move.target_id == worker.worker_id)
         assert promised <= (worker.headroom_blocks if worker.accepting else 0)
+
+
+def test_kv_does_not_move_to_another_engine_version() -> None:
+    other = decode("d1", revision="vllm 2")
+    assert moves([held("a", 10)], [other]) == []
+    assert moves([held("a", 10)], [other, decode("d2", free=50)]) == [("a", "d2")]

@@ -127,3 +127,32 @@ def test_a_crowded_prefill_pool_gets_help_from_decode() -> None:
     assert chosen(2000, 0, 1.0) is None, "2.5 s there, 0.5 s here"
     assert chosen(2000, 900, 1.0) == "p", "1.4 s here is more than half of it"
     assert chosen(9000, 0, None) == "p", "never"
+
+
+def test_two_engine_versions_are_never_paired() -> None:
+    """An upgrade: the emptiest decode worker has no prefill worker of its own version, and is passed over."""
+    old, new = {"revision": "vllm 1"}, {"revision": "vllm 2"}
+    workers = [prefill("p0", **old), decode("d0", free_blocks=50, **old), decode("d1", **new)]
+    assert place(REQUEST, workers) == Placement("p0", "d0", 4)
+    assert place(REQUEST, [prefill("p0", **old), decode("d1", **new)]) == Wait("no_worker")
+    assert place(REQUEST, [prefill("p0", **old), decode("d1", **new)], local_prefill_below_tokens=64) == Placement(
+        None, "d1", 4
+    )
+    # A worker to avoid is better than one of another version.
+    assert place(REQUEST, [*workers, prefill("p1", **new)], avoid=frozenset({"p0", "d1"})) == Placement("p0", "d0", 4)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([Role.PREFILL, Role.DECODE]), st.sampled_from("abc")), max_size=9),
+    st.frozensets(st.integers(0, 8)),
+)
+def test_pairs_are_of_one_version_whatever_is_there(kinds: list[tuple[Role, str]], avoid: frozenset[int]) -> None:
+    workers = [worker(f"w{n}", role, revision=revision) for n, (role, revision) in enumerate(kinds)]
+    placed = place(REQUEST, workers, avoid=frozenset(f"w{n}" for n in avoid))
+    possible = {r for role, r in kinds if role is Role.PREFILL} & {r for role, r in kinds if role is Role.DECODE}
+    if not possible:
+        assert placed == Wait("no_worker")
+        return
+    assert isinstance(placed, Placement)
+    by_id = {each.worker_id: each for each in workers}
+    assert by_id[str(placed.prefill_id)].revision == by_id[placed.decode_id].revision
