@@ -19,7 +19,7 @@ STOPPED_S = 20.0
 CUT_S = 5.0
 SLOW_S = 15.0
 SLOW_DELAY_S = 0.05
-FLOOD_CLIENTS = 400
+FLOOD_CLIENTS = 1000
 """More than the gateways' queue and the engines hold together, so that some are refused."""
 LONG_REQUESTS = 96
 READER_PAUSE_S = 10.0
