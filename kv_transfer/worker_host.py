@@ -14,7 +14,6 @@ import math
 import os
 import signal
 import socket
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
@@ -33,6 +32,7 @@ from cluster.config import SecuritySettings
 from cluster.engine import Engine, EngineInfo, EngineLeg, EngineOutput
 from cluster.errors import EngineFailed, InvalidRequest, ServingError, TicketRefused, WorkerDied, WorkerDraining
 from cluster.internal_rpc import InternalRpc
+from kv_transfer.main_thread import run_in_main_thread
 from kv_transfer.progress import ProgressWatch
 
 log = logging.getLogger("baton.worker")
@@ -355,9 +355,11 @@ class WorkerHost:
         self._server: Any = None
         self._metrics: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        # Ray makes actors in the main thread, where alone a handler can be set, and runs their methods elsewhere.
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._on_sigterm)
+        self._before: Any = None
+        run_in_main_thread(self._take_sigterm)
+
+    def _take_sigterm(self) -> None:
+        self._before = signal.signal(signal.SIGTERM, self._on_sigterm)
 
     def _on_sigterm(self, signum: int, frame: FrameType | None) -> None:
         """Drain if there is anything to move; the controller ends the process once it is empty. Else end as before."""

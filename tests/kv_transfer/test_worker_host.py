@@ -137,16 +137,18 @@ async def test_a_gateway_that_goes_away_leaves_no_leg_behind(cluster: Cluster, c
     await eventually(lambda: decode.used_blocks == 0)
 
 
+@pytest.mark.parametrize("in_main_thread", [True, False], ids=["main-thread", "as-ray-does"])
 @pytest.mark.parametrize("busy", [True, False])
 async def test_sigterm_drains_a_worker_that_has_work_and_ends_one_that_has_none(
-    monkeypatch: pytest.MonkeyPatch, busy: bool
+    monkeypatch: pytest.MonkeyPatch, busy: bool, in_main_thread: bool
 ) -> None:
     ended: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda signum, _: ended.append(signum))
     monkeypatch.setattr(WorkerService, "legs", int(busy))
     for name in ("HOST", "PORT"):  # which the host sets for good
         monkeypatch.setenv(f"VLLM_NIXL_SIDE_CHANNEL_{name}", "")
-    host = WorkerHost("decode-0", "decode", "127.0.0.1", FakeEngine)
+    arguments = ("decode-0", "decode", "127.0.0.1", FakeEngine)
+    host = WorkerHost(*arguments) if in_main_thread else await asyncio.to_thread(WorkerHost, *arguments)
     try:
         await host.start()
         os.kill(os.getpid(), signal.SIGTERM)
