@@ -35,6 +35,8 @@ class IdleSweeper:
             self._busy[connection] -= 1
             if not self._busy[connection]:
                 del self._busy[connection]
+                # Idle from now on, however often a sweep happened to fall between two short requests.
+                self._idle_since_s.pop(connection, None)
 
     def start(self, runner: web.AppRunner) -> None:
         """Sweep until `stop`."""

@@ -354,6 +354,20 @@ def test_the_sweeper_leaves_busy_connections_alone() -> None:
     assert busy.closed
 
 
+async def test_a_connection_with_short_requests_is_not_swept() -> None:
+    """Found by the fuzzer: no sweep happened to see one of its requests."""
+    settings = SETTINGS.model_copy(update={"body_timeout_s": 0.6})
+    async with house(SecuritySettings(), settings) as place:
+        reader, writer = await asyncio.open_connection("127.0.0.1", place.http_port)
+        for _ in range(20):
+            writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+            assert head.startswith(b"HTTP/1.1 200")
+            await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
+            await asyncio.sleep(0.1)
+        writer.close()
+
+
 async def test_a_reader_that_stops_reading_over_grpc_is_ended() -> None:
     settings = SETTINGS.model_copy(update={"slow_reader_timeout_s": 0.3})
     async with house(SecuritySettings(), settings) as place, grpc.aio.insecure_channel(place.grpc) as channel:
