@@ -13,9 +13,11 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from cluster.autoscaling_settings import AutoscalingSettings
 from cluster.errors import ConfigError
+from cluster.settings import Settings as Settings
 
 
 class Role(StrEnum):
@@ -39,12 +41,6 @@ Effort = Literal["none", "low", "medium", "high"]
 """How hard a caller asks the model to think."""
 
 
-class Settings(BaseModel):
-    """Base of all spec sections: frozen, and closed to unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
 class ReasoningSettings(Settings):
     """How this model marks its reasoning. Leave the section out for a model that does not think."""
 
@@ -52,7 +48,7 @@ class ReasoningSettings(Settings):
     """Text that opens the reasoning. The chat template may already end with it."""
     end: str = Field("</think>", min_length=1)
     """Text that closes the reasoning and begins the answer."""
-    effort_budgets_tokens: dict[Effort, Annotated[int, Field(ge=0)]] = {
+    effort_budgets_tokens: dict[Effort, Annotated[int, Field(ge=0)]] = {  # noqa: RUF012  # pydantic copies it
         "none": 0,
         "low": 512,
         "medium": 4096,
@@ -139,6 +135,8 @@ class PoolSettings(Settings):
     """Custom Ray resource that ties the pool to its nodes; left out, workers go anywhere."""
     spread: bool = True
     """Prefer different nodes for the workers of the pool."""
+    min_replicas: int = Field(1, ge=0)
+    """Fewest workers the autoscaler may leave."""
     max_replicas: int | None = Field(None, ge=0)
     """Most workers the autoscaler may have; left out, ``replicas``."""
     engine: EngineSettings = EngineSettings()
@@ -375,12 +373,14 @@ class ClusterSpec(Settings):
     """KV handoff."""
     gateway: GatewaySettings = GatewaySettings()
     """Listeners and limits."""
-    tenants: dict[Annotated[str, Field(max_length=256)], TenantSettings] = {}
+    tenants: dict[Annotated[str, Field(max_length=256)], TenantSettings] = {}  # noqa: RUF012
     """Weights and limits by tenant; the entry ``default`` holds for every tenant that has none of its own."""
     security: SecuritySettings = SecuritySettings()
     """TLS, keys and the cluster's own credential."""
     drain: DrainSettings = DrainSettings()
     """Emptying workers."""
+    autoscaling: AutoscalingSettings = AutoscalingSettings()
+    """Growing and shrinking the pools."""
     health: HealthSettings = HealthSettings()
     """Judging workers."""
     slo: SloSettings = SloSettings()
@@ -403,9 +403,32 @@ class ClusterSpec(Settings):
             raise ValueError(
                 "pools: CPU and GPU workers cannot exchange KV; set accelerators_per_worker in all or none"
             )
+        if self.autoscaling.enabled:
+            self._check_autoscaling(roles)
         if Role.PREFILL in roles and roles[Role.PREFILL].engine.speculative:
             raise ValueError("pools.prefill.engine.speculative: prefill makes one token; put it in decode or colocated")
         return self
+
+    def _check_autoscaling(self, roles: dict[Role, PoolSettings]) -> None:
+        if Role.PREFILL not in roles:
+            raise ValueError("autoscaling: needs a prefill and a decode pool; colocated workers are not scaled")
+        for role in (Role.PREFILL, Role.DECODE):
+            pool = roles[role]
+            if not 1 <= pool.min_replicas <= pool.replicas:
+                raise ValueError(f"pools.{role}.min_replicas must be from 1 to replicas ({pool.replicas})")
+        gpus = sum((roles[role].accelerators_per_worker or 1) * roles[role].replicas for role in roles)
+        if self.autoscaling.max_gpus is not None and self.autoscaling.max_gpus < gpus:
+            raise ValueError(f"autoscaling.max_gpus must be at least {gpus}, what the pools' replicas take")
+
+    @property
+    def changes_roles(self) -> bool:
+        """Whether workers of one pool may take the other's role: the autoscaler may, and their engines are alike."""
+        pools = dict(self.pools.items())
+        prefill, decode = pools.get(Role.PREFILL), pools.get(Role.DECODE)
+        if prefill is None or decode is None or not (self.autoscaling.enabled and self.autoscaling.change_roles):
+            return False
+        shape = ("accelerators_per_worker", "tensor_parallel_size", "expert_parallel", "accelerator_type")
+        return all(getattr(prefill, name) == getattr(decode, name) for name in shape)
 
     def tenant(self, name: str) -> TenantSettings:
         """What a tenant may have."""

@@ -11,6 +11,8 @@ import os
 import shutil
 import sysconfig
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,7 @@ from cluster.topology import NodeView, node_view
 log = logging.getLogger("baton.ray")
 
 PLACEMENT_TIMEOUT_S = 60.0
+CANCEL_POLL_S = 1.0
 
 HostLabels = Callable[[Sequence[str]], Mapping[str, Mapping[str, str]]]
 """Labels by node address."""
@@ -141,13 +144,15 @@ class RayRuntime:
         *,
         env: Mapping[str, str],
         node_id: str | None = None,
+        cancelled: threading.Event | None = None,
     ) -> WorkerHandle:
         """Reserve the placement group and create the actor in it. Blocks until the group is placed.
 
-        ``arguments`` makes the actor's arguments from the address that it is to listen on.
+        A group that waits is what makes Ray's autoscaler add a node. ``arguments`` makes the actor's arguments from the
+        address that it is to listen on; ``cancelled``, once set, ends the wait.
 
         Raises:
-            PlacementInfeasible: the group did not get its resources in time.
+            PlacementInfeasible: the group did not get its resources in time, or is not wanted any more.
         """
         target = node_id if plan.strategy == "STRICT_PACK" else None
         group = placement_group(
@@ -157,8 +162,10 @@ class RayRuntime:
             _soft_target_node_id=target,
         )
         timeout_s = self._placement_timeout_s
-        if not group.wait(timeout_s):
+        if not _placed(group, timeout_s, cancelled):
             remove_placement_group(group)
+            if cancelled is not None and cancelled.is_set():
+                raise PlacementInfeasible("not wanted any more", worker_id=plan.worker_id)
             wanted = ", ".join(f"{amount:g} {name}" for name, amount in plan.total.items())
             raise PlacementInfeasible(
                 f"no node gave {wanted} within {timeout_s:g} s; add nodes or lower the pool's demands",
@@ -274,6 +281,17 @@ class RayRuntime:
         ray.shutdown()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _placed(group: Any, timeout_s: float, cancelled: threading.Event | None) -> bool:
+    """Wait for the group, in pieces where the wait may be given up."""
+    if cancelled is None:
+        return bool(group.wait(timeout_s))
+    deadline_s = time.monotonic() + timeout_s
+    while not cancelled.is_set() and (left_s := deadline_s - time.monotonic()) > 0:
+        if group.wait(min(CANCEL_POLL_S, left_s)):
+            return True
+    return False
 
 
 ProcessId = tuple[int, float]

@@ -118,8 +118,12 @@ class _Connection:
 class WorkerService(worker_pb2_grpc.WorkerServicer):
     """`baton.internal.v1.Worker` over one engine."""
 
-    def __init__(self, worker_id: str, engine: Engine, info: EngineInfo, *, stall_timeout_s: float = 30.0) -> None:
+    def __init__(
+        self, worker_id: str, engine: Engine, info: EngineInfo, *, role: str = "", stall_timeout_s: float = 30.0
+    ) -> None:
         self.worker_id = worker_id
+        self.role = role
+        """For metrics alone: the service does what gateways ask of it."""
         self.draining = False
         self._engine = engine
         self._info = info
@@ -385,7 +389,9 @@ class WorkerHost:
         os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(free_port(self._host))
         self._engine = self._make_engine()
         info = await self._engine.start()
-        self._service = WorkerService(self._worker_id, self._engine, info, stall_timeout_s=self._stall_timeout_s)
+        self._service = WorkerService(
+            self._worker_id, self._engine, info, role=self._role, stall_timeout_s=self._stall_timeout_s
+        )
         options = [
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -400,7 +406,6 @@ class WorkerHost:
         self._metrics, metrics_port = await serve_metrics(
             self._host,
             self._worker_id,
-            self._role,
             self._service,
             check=None if self._open_metrics else self._rpc.check_header,
         )
@@ -429,6 +434,11 @@ class WorkerHost:
         """Take no new work, and have the gateways move what is here."""
         if self._service is not None:
             self._service.drain()
+
+    async def change_role(self, role: str) -> None:
+        """Be of another pool from here on. The engine does either work as it is; only metrics tell."""
+        if self._service is not None:
+            self._service.role = role
 
     async def stop(self) -> None:
         """Stop taking work, end the engine, close the ports."""

@@ -18,14 +18,20 @@ if TYPE_CHECKING:
 class _Labelled:
     """Yields every metric of the process with two more labels."""
 
-    def __init__(self, worker_id: str, role: str, service: WorkerService) -> None:
-        self._labels = {"pool": role, "worker": worker_id}
+    def __init__(self, worker_id: str, service: WorkerService) -> None:
+        self._worker_id = worker_id
         self._service = service
 
+    @property
+    def _labels(self) -> dict[str, str]:
+        """The pool is that of the present role."""
+        return {"pool": self._service.role, "worker": self._worker_id}
+
     def collect(self) -> Iterator[Metric]:
+        labels = self._labels
         for metric in REGISTRY.collect():
             copy = Metric(metric.name, metric.documentation, metric.type, metric.unit)
-            copy.samples = [sample._replace(labels={**sample.labels, **self._labels}) for sample in metric.samples]
+            copy.samples = [sample._replace(labels={**sample.labels, **labels}) for sample in metric.samples]
             yield copy
         yield from self._own()
 
@@ -54,14 +60,14 @@ class _Labelled:
 
 
 async def serve_metrics(
-    host: str, worker_id: str, role: str, service: WorkerService, *, check: Callable[[str], None] | None = None
+    host: str, worker_id: str, service: WorkerService, *, check: Callable[[str], None] | None = None
 ) -> tuple[Any, int]:
     """Serve ``/metrics`` on a free port; returns the runner (to clean up) and the port.
 
     ``check`` raises `Unauthenticated` for an ``Authorization`` header that is not to be served.
     """
     registry = CollectorRegistry()
-    registry.register(_Labelled(worker_id, role, service))
+    registry.register(_Labelled(worker_id, service))
 
     async def metrics(request: web.Request) -> web.Response:
         if check is not None:

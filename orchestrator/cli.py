@@ -168,6 +168,31 @@ def drain(
     )
 
 
+ControllerOption = Annotated[
+    str | None, typer.Option("--controller", envvar="BATON_CONTROLLER", help="host:port of the controller's registry.")
+]
+
+
+@app.command()
+def role(
+    worker: Annotated[str, typer.Argument(help="Worker, as `baton status` names it.")],
+    wanted: Annotated[str, typer.Argument(metavar="ROLE", help="prefill or decode.")],
+    controller: ControllerOption = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "-f", "--file", envvar="BATON_SPEC", help="With --controller: the spec, for its security section."
+        ),
+    ] = None,
+    name: NameOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a worker do another pool's work, with no restart of its engine."""
+    from orchestrator.commands import role_command
+
+    role_command.role(worker, wanted, name, controller, file, as_json=as_json)
+
+
 @app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="The question.")],

@@ -62,6 +62,8 @@ class PreparedRequest:
     tenant: str
     session: str
     resumed: Resumed | None = None
+    request_class: str = ""
+    """What output lengths are learned by: tenant and effort."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +204,20 @@ def prepare(request: GenerateRequest, front: ModelFront, spec: ClusterSpec, *, n
         tenant=request.tenant,
         session=request.session,
         resumed=taken_up,
+        request_class=_class_of(request, spec),
     )
+
+
+def _class_of(request: GenerateRequest, spec: ClusterSpec) -> str:
+    """Tenant and effort; a budget in tokens counts as the least effort that allows it."""
+    effort = ""
+    if request.HasField("reasoning"):
+        effort = _EFFORT_NAMES.get(request.reasoning.effort, "")
+        if request.reasoning.HasField("budget_tokens") and spec.model.reasoning is not None:
+            budgets = sorted((tokens, name) for name, tokens in spec.model.reasoning.effort_budgets_tokens.items())
+            enough = (name for tokens, name in budgets if tokens >= request.reasoning.budget_tokens)
+            effort = next(enough, "high")
+    return f"{request.tenant}/{effort}" if effort else request.tenant
 
 
 def _prompt_ids(request: GenerateRequest, front: ModelFront) -> Sequence[int]:

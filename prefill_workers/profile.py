@@ -19,7 +19,8 @@ def engine_settings(spec: ClusterSpec, pool: PoolSettings) -> VllmSettings:
     return base_settings(
         spec,
         pool,
-        kv_role="kv_producer",
+        # A producer must never load KV; a consumer can also give its own away, so it can take either role.
+        kv_role="kv_consumer" if spec.changes_roles else "kv_producer",
         max_num_seqs=pool.engine.max_num_seqs or MAX_SEQS,
         max_num_batched_tokens=pool.engine.max_num_batched_tokens
         or (BATCHED_TOKENS_CPU if on_cpu else BATCHED_TOKENS_GPU),

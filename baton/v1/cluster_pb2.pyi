@@ -54,7 +54,7 @@ class WatchStatusResponse(_message.Message):
     def __init__(self, status: _Optional[_Union[Status, _Mapping]] = ...) -> None: ...
 
 class Status(_message.Message):
-    __slots__ = ("cluster", "model", "version", "uptime_s", "workers", "requests", "pairs")
+    __slots__ = ("cluster", "model", "version", "uptime_s", "workers", "requests", "pairs", "scaling", "lengths")
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -62,6 +62,8 @@ class Status(_message.Message):
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
     PAIRS_FIELD_NUMBER: _ClassVar[int]
+    SCALING_FIELD_NUMBER: _ClassVar[int]
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
     cluster: str
     model: str
     version: str
@@ -69,7 +71,93 @@ class Status(_message.Message):
     workers: _containers.RepeatedCompositeFieldContainer[WorkerStatus]
     requests: RequestCounts
     pairs: _containers.RepeatedCompositeFieldContainer[PairStatus]
-    def __init__(self, cluster: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., uptime_s: _Optional[float] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., requests: _Optional[_Union[RequestCounts, _Mapping]] = ..., pairs: _Optional[_Iterable[_Union[PairStatus, _Mapping]]] = ...) -> None: ...
+    scaling: Scaling
+    lengths: _containers.RepeatedCompositeFieldContainer[PhaseLength]
+    def __init__(self, cluster: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., uptime_s: _Optional[float] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., requests: _Optional[_Union[RequestCounts, _Mapping]] = ..., pairs: _Optional[_Iterable[_Union[PairStatus, _Mapping]]] = ..., scaling: _Optional[_Union[Scaling, _Mapping]] = ..., lengths: _Optional[_Iterable[_Union[PhaseLength, _Mapping]]] = ...) -> None: ...
+
+class PhaseLength(_message.Message):
+    __slots__ = ("phase", "requests", "p50_tokens", "p90_tokens", "p99_tokens")
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    P50_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    P90_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    P99_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    phase: str
+    requests: int
+    p50_tokens: int
+    p90_tokens: int
+    p99_tokens: int
+    def __init__(self, phase: _Optional[str] = ..., requests: _Optional[int] = ..., p50_tokens: _Optional[int] = ..., p90_tokens: _Optional[int] = ..., p99_tokens: _Optional[int] = ...) -> None: ...
+
+class Scaling(_message.Message):
+    __slots__ = ("pools", "demand", "decisions", "reason", "thinking_severity")
+    POOLS_FIELD_NUMBER: _ClassVar[int]
+    DEMAND_FIELD_NUMBER: _ClassVar[int]
+    DECISIONS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    THINKING_SEVERITY_FIELD_NUMBER: _ClassVar[int]
+    pools: _containers.RepeatedCompositeFieldContainer[PoolScaling]
+    demand: DemandForecast
+    decisions: _containers.RepeatedCompositeFieldContainer[ScalingDecision]
+    reason: str
+    thinking_severity: float
+    def __init__(self, pools: _Optional[_Iterable[_Union[PoolScaling, _Mapping]]] = ..., demand: _Optional[_Union[DemandForecast, _Mapping]] = ..., decisions: _Optional[_Iterable[_Union[ScalingDecision, _Mapping]]] = ..., reason: _Optional[str] = ..., thinking_severity: _Optional[float] = ...) -> None: ...
+
+class PoolScaling(_message.Message):
+    __slots__ = ("role", "starting", "ready", "draining", "min_replicas", "max_replicas")
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    STARTING_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    MIN_REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    MAX_REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    role: Role
+    starting: int
+    ready: int
+    draining: int
+    min_replicas: int
+    max_replicas: int
+    def __init__(self, role: _Optional[_Union[Role, str]] = ..., starting: _Optional[int] = ..., ready: _Optional[int] = ..., draining: _Optional[int] = ..., min_replicas: _Optional[int] = ..., max_replicas: _Optional[int] = ...) -> None: ...
+
+class DemandForecast(_message.Message):
+    __slots__ = ("kv_tokens", "kv_high_tokens", "start_s", "worker_kv_tokens", "band_low_tokens", "band_mean_tokens", "band_high_tokens", "prefill_workers", "arrivals_per_s", "prompt_tokens_per_s", "in_flight_requests", "queued_requests", "request_tokens_per_s", "pace")
+    KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KV_HIGH_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    START_S_FIELD_NUMBER: _ClassVar[int]
+    WORKER_KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BAND_LOW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BAND_MEAN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BAND_HIGH_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_WORKERS_FIELD_NUMBER: _ClassVar[int]
+    ARRIVALS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    IN_FLIGHT_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    PACE_FIELD_NUMBER: _ClassVar[int]
+    kv_tokens: float
+    kv_high_tokens: float
+    start_s: float
+    worker_kv_tokens: float
+    band_low_tokens: float
+    band_mean_tokens: float
+    band_high_tokens: float
+    prefill_workers: float
+    arrivals_per_s: float
+    prompt_tokens_per_s: float
+    in_flight_requests: int
+    queued_requests: int
+    request_tokens_per_s: float
+    pace: float
+    def __init__(self, kv_tokens: _Optional[float] = ..., kv_high_tokens: _Optional[float] = ..., start_s: _Optional[float] = ..., worker_kv_tokens: _Optional[float] = ..., band_low_tokens: _Optional[float] = ..., band_mean_tokens: _Optional[float] = ..., band_high_tokens: _Optional[float] = ..., prefill_workers: _Optional[float] = ..., arrivals_per_s: _Optional[float] = ..., prompt_tokens_per_s: _Optional[float] = ..., in_flight_requests: _Optional[int] = ..., queued_requests: _Optional[int] = ..., request_tokens_per_s: _Optional[float] = ..., pace: _Optional[float] = ...) -> None: ...
+
+class ScalingDecision(_message.Message):
+    __slots__ = ("age_s", "reason")
+    AGE_S_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    age_s: float
+    reason: str
+    def __init__(self, age_s: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
     __slots__ = ("worker_id", "role", "state", "address", "metrics_address", "incarnation", "node", "accelerator", "running_requests", "waiting_requests", "total_blocks", "used_blocks", "reserved_blocks", "block_size_tokens", "prompt_tokens", "output_tokens", "pid")

@@ -69,6 +69,7 @@ def render(current: cluster_pb2.Status) -> Group:
     workers = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for heading in (
         "worker",
+        "role",
         "state",
         "running",
         "waiting",
@@ -86,6 +87,7 @@ def render(current: cluster_pb2.Status) -> Group:
         state = cluster_pb2.WorkerState.Name(worker.state).removeprefix("WORKER_STATE_").lower()
         workers.add_row(
             worker.worker_id,
+            cluster_pb2.Role.Name(worker.role).removeprefix("ROLE_").lower(),
             Text(state, style=_COLOURS.get(state, "")),
             str(worker.running_requests),
             str(worker.waiting_requests),

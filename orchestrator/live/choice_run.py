@@ -70,8 +70,9 @@ class ChoiceRun:
     ) -> None:
         self.request = request
         self.index = index
+        self.number = gateway.new_number()
         self.life = Lifecycle(
-            request_id=f"{request.request_id}.{index}.{gateway.new_suffix()}",
+            request_id=f"{request.request_id}.{index}.{self.number:x}",
             prompt_ids=request.prompt_ids,
             max_tokens=request.max_tokens,
             handoff=request.handoff,
@@ -163,6 +164,11 @@ class ChoiceRun:
             if action.ticket is not None and self._handoff_begun_s and output.token_ids:
                 self._note_handoff(action, now)
         self.post(LegOutput(action.leg_id, tuple(output.token_ids), output.finish_reason, ticket))
+
+    @property
+    def answer_tokens(self) -> int:
+        """Output tokens that are not reasoning."""
+        return self._text.answer_tokens
 
     @property
     def movable(self) -> bool:

@@ -1,6 +1,7 @@
 """The controller: starts the workers that the spec asks for, watches them, replaces those that die.
 
-It decides nothing about requests and sees none of them. Gateways learn the membership from its registry.
+It decides nothing about requests. Gateways learn the membership from its registry. Pools grow, shrink and exchange
+workers here, when somebody says so: an operator, or the autoscaler beside it.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ import asyncio
 import itertools
 import logging
 import shutil
+import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,11 @@ from cluster.placement import WorkerPlan, assign, worker_plans
 from cluster.ray_runtime import ProcessId, RayRuntime, WorkerHandle, engine_env
 from decode_workers.worker import ColocatedWorker, DecodeWorker
 from kv_transfer.transport import Endpoint, choose, ucx_tls
+from orchestrator.live.autoscaler import LiveAutoscaler
 from orchestrator.live.drain import WorkerDrain, serve_drain
+from orchestrator.live.pool_changes import PoolChanges
 from orchestrator.live.registry import RegistryService
+from orchestrator.live.role_change import serve_role_change
 from orchestrator.live.warm_up import WarmUp
 from prefill_workers.worker import PrefillWorker
 
@@ -35,6 +40,8 @@ NODE_LEAVES_TIMEOUT_S = 600.0
 """A node that was said to go away and stays is used again after this long."""
 NODE_POLL_S = 5.0
 RESTART_BACKOFF_S = (1.0, 5.0, 15.0, 60.0)
+
+PAIR_ROLES = (Role.PREFILL.value, Role.DECODE.value)
 
 GiveBack = Callable[[Sequence[str]], Awaitable[None]]
 """Takes addresses of nodes that nobody needs."""
@@ -55,6 +62,20 @@ class ManagedWorker:
     """The actor and its children, to end what outlives it."""
     draining: bool = False
     """The controller drains it, and decides what becomes of it."""
+    role: Role = Role.DECODE
+    """What it does at present; the plan says what it was started for, and its name keeps that."""
+    since_s: float = field(default_factory=time.monotonic)
+    """When it came into its state."""
+    load: dict[str, Any] | None = None
+    """Its engine's load when it was last asked, at ``load_s`` (monotonic)."""
+    load_s: float = 0.0
+    unwanted: threading.Event = field(default_factory=threading.Event)
+    """It is not to serve, though it has not finished starting."""
+
+    @classmethod
+    def planned(cls, plan: WorkerPlan, pool: PoolSettings) -> ManagedWorker:
+        """A worker that is to be started."""
+        return cls(plan, pool, role=plan.role)
 
 
 @dataclass(slots=True)
@@ -87,17 +108,23 @@ class Controller:
     ) -> None:
         self._spec = spec
         self._runtime = runtime
-        self._say = on_progress
+        self.say = on_progress
         self._log_folder = log_folder
         self._give_back = give_back
         self._workers: dict[str, ManagedWorker] = {}
         self._pairs: dict[tuple[str, str], registry_pb2.Pair] = {}
-        self._registry = RegistryService(lambda request: serve_drain(request, self, spec.drain.timeout_s))
-        self._rpc = InternalRpc(spec.security)
+        self._warmed: dict[tuple[str, str], tuple[str, str]] = {}
+        """Incarnations of the pairs that have shaken hands."""
+        self._registry = RegistryService(
+            lambda request: serve_drain(request, self, spec.drain.timeout_s),
+            lambda request: serve_role_change(request, self.changes),
+        )
+        self.rpc = InternalRpc(spec.security)
         self._server: Any = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._watching: asyncio.Task[None] | None = None
         self._stopping = False
+        self.changes = PoolChanges(self, spec, runtime)
 
     @property
     def worker_pids(self) -> list[int]:
@@ -106,11 +133,25 @@ class Controller:
 
     async def serve_registry(self, host: str, port: int = 0) -> str:
         """Start the registry; returns its address."""
-        self._server = self._rpc.server()
+        self._server = self.rpc.server()
         registry_pb2_grpc.add_RegistryServicer_to_server(self._registry, self._server)
-        bound = self._rpc.bind(self._server, f"{host}:{port}")
+        bound = self.rpc.bind(self._server, f"{host}:{port}")
         await self._server.start()
         return f"{host}:{bound}"
+
+    def workers(self) -> list[ManagedWorker]:
+        """All workers, in order of start."""
+        return list(self._workers.values())
+
+    def add(self, plan: WorkerPlan, pool: PoolSettings) -> ManagedWorker:
+        """Take a worker up that is to be started."""
+        worker = self._workers[plan.worker_id] = ManagedWorker.planned(plan, pool)
+        return worker
+
+    async def forget(self, worker: ManagedWorker) -> None:
+        """Have a worker be no more, its process having ended."""
+        self._workers.pop(worker.plan.worker_id, None)
+        await self.publish()
 
     async def start(self) -> None:
         """Place and start all workers, then warm all pairs.
@@ -122,28 +163,34 @@ class Controller:
         pools = dict(self._spec.pools.items())
         plans = worker_plans(self._spec)
         assignment = assign(plans, await asyncio.to_thread(self._runtime.nodes), may_wait=True)
-        self._workers = {plan.worker_id: ManagedWorker(plan, pools[plan.role]) for plan in plans}
+        self._workers = {plan.worker_id: ManagedWorker.planned(plan, pools[plan.role]) for plan in plans}
         async with asyncio.TaskGroup() as group:
             for worker in self._workers.values():
-                group.create_task(self._start_worker(worker, assignment.node_of.get(worker.plan.worker_id)))
-        await self._warm(list(self._workers))
+                group.create_task(self.start_worker(worker, assignment.node_of.get(worker.plan.worker_id)))
+        await self.warm(list(self._workers))
         self._watching = asyncio.create_task(self._watch())
+        if self._spec.autoscaling.enabled:
+            autoscaler = LiveAutoscaler(self, self._spec, self._log_folder / "decisions.jsonl")
+            self._registry.on_report = autoscaler.on_report
+            self.background(autoscaler.run())
 
     async def stop(self) -> None:
         """Stop all workers in parallel, politely first."""
         self._stopping = True
+        for worker in self._workers.values():
+            worker.unwanted.set()  # or a wait for a place would outlive this
         if self._watching is not None:
             self._watching.cancel()
         for task in self._tasks:
             task.cancel()
 
-        await asyncio.gather(*(self._end(worker) for worker in self._workers.values()))
+        await asyncio.gather(*(self.end(worker) for worker in self._workers.values()))
         if self._server is not None:
             await self._server.stop(grace=0.5)
 
     # --- drain ----------------------------------------------------------------------------------------------
 
-    async def call(self, worker: ManagedWorker, method: str) -> Any:
+    async def call(self, worker: ManagedWorker, method: str, *arguments: Any) -> Any:
         """Await a method of the worker, for at most ``health.silence_timeout_s``.
 
         Raises:
@@ -153,7 +200,7 @@ class Controller:
         if worker.handle is None:
             raise WorkerDied("the worker is gone", worker_id=worker.plan.worker_id)
         async with asyncio.timeout(self._spec.health.silence_timeout_s):
-            return await self._runtime.call(worker.handle, method)
+            return await self._runtime.call(worker.handle, method, *arguments)
 
     def drain(
         self, worker_ids: list[str], timeout_s: float, *, replace: bool = False, node_leaves: bool = False
@@ -178,35 +225,39 @@ class Controller:
         workers = [self._workers[worker_id] for worker_id in dict.fromkeys(worker_ids)]
         for worker in workers:
             worker.draining = True
-            worker.member.state = "draining"
+            worker.member.state, worker.since_s = "draining", time.monotonic()
         drains = [WorkerDrain(self, worker, timeout_s) for worker in workers]
 
         async def work() -> None:
-            await self._publish()
+            await self.publish()
             await asyncio.gather(*(drain.run() for drain in drains))
             await asyncio.gather(*(self._retire(worker, replace, node_leaves) for worker in workers))
 
-        task = asyncio.create_task(work())
+        return DrainWork(drains, self.background(work()))
+
+    def background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run it beside; it ends with the controller at the latest."""
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return DrainWork(drains, task)
+        return task
 
     async def _retire(self, worker: ManagedWorker, replace: bool, node_leaves: bool) -> None:
         """Stop a drained worker; start another in its place, or leave it be."""
         left = worker.handle.node.node_id if worker.handle is not None and node_leaves else None
         hosts = worker.handle.hosts if worker.handle is not None else ()
         worker.member.state = "lost"
-        await self._publish()
-        await self._end(worker)
-        await self._remove(worker)
-        self._say(worker.plan.worker_id, "drained", "a new one starts" if replace else "stopped")
+        await self.publish()
+        await self.end(worker)
+        await self.remove(worker)
+        self.say(worker.plan.worker_id, "drained", "a new one starts" if replace else "stopped")
         worker.draining = False
         if replace and not self._stopping:
-            task = asyncio.create_task(self._restart(worker, once_gone=left))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        elif not node_leaves:
-            await self._leave(hosts)
+            self.background(self._restart(worker, once_gone=left))
+        elif not replace:
+            await self.forget(worker)
+            if not node_leaves:
+                await self._leave(hosts)
 
     async def _leave(self, hosts: Sequence[str]) -> None:
         """Give back the nodes that no other worker is on, or starts on."""
@@ -218,18 +269,18 @@ class Controller:
         except ServingError as error:
             log.warning("the nodes %s stay: %s", ", ".join(hosts), error)
 
-    async def _end(self, worker: ManagedWorker) -> None:
+    async def end(self, worker: ManagedWorker) -> None:
         """Have a worker stop by itself."""
         if worker.handle is None:
             return
-        self._say(worker.plan.worker_id, "stopping", "")
+        self.say(worker.plan.worker_id, "stopping", "")
         try:
             async with asyncio.timeout(10):
                 await self._runtime.call(worker.handle, "stop")
         except (ServingError, TimeoutError) as error:
             log.warning("worker %s did not stop by itself: %s", worker.plan.worker_id, error)
 
-    async def _remove(self, worker: ManagedWorker) -> None:
+    async def remove(self, worker: ManagedWorker) -> None:
         """Give a worker's resources back, and end what is left of its processes."""
         if worker.handle is not None:
             handle, worker.handle = worker.handle, None
@@ -238,9 +289,14 @@ class Controller:
 
     # --- one worker -----------------------------------------------------------------------------------------
 
-    async def _start_worker(self, worker: ManagedWorker, node_id: str | None = None) -> None:
+    async def start_worker(self, worker: ManagedWorker, node_id: str | None = None) -> None:
+        """Place a worker and load its engine; it is not ready before `warm`.
+
+        Raises:
+            ServingError: it could not be placed or started; the text says why.
+        """
         plan, pool, spec = worker.plan, worker.pool, self._spec
-        self._say(plan.worker_id, "placing", "")
+        self.say(plan.worker_id, "placing", "")
         on_cpu = pool.accelerators_per_worker == 0
         classes: dict[Role, type] = {
             Role.PREFILL: PrefillWorker,
@@ -259,9 +315,10 @@ class Controller:
                 ucx_tls=ucx_tls(spec.transfer.transports, on_cpu=on_cpu),
             ),
             node_id=node_id,
+            cancelled=worker.unwanted,
         )
         worker.handle = handle
-        self._say(plan.worker_id, "loading", f"on {self._runtime.host_of(handle.node)}")
+        self.say(plan.worker_id, "loading", f"on {self._runtime.host_of(handle.node)}")
         started_s = time.monotonic()
         try:
             facts = await self._runtime.call(handle, "start")
@@ -270,7 +327,7 @@ class Controller:
             raise EngineFailed(f"{plan.worker_id} did not start: {error}; its logs are in {folder}") from error
         worker.member = registry_pb2.Member(
             worker_id=plan.worker_id,
-            role=plan.role.value,
+            role=worker.role.value,
             state="starting",
             address=facts["address"],
             metrics_address=facts["metrics_address"],
@@ -286,7 +343,7 @@ class Controller:
             revision=facts["engine"]["version"],
         )
         worker.processes = facts["processes"]
-        self._say(plan.worker_id, "loaded", f"{time.monotonic() - started_s:.0f} s")
+        self.say(plan.worker_id, "loaded", f"{time.monotonic() - started_s:.0f} s")
 
     def _keep_logs(self) -> Path:
         """Copy Ray's logs to where they outlive the session."""
@@ -308,21 +365,21 @@ class Controller:
             rdma=node.rdma,
         )
 
-    async def _warm(self, new: list[str]) -> None:
+    async def warm(self, new: list[str]) -> None:
         """Warm every pair that has a new worker in it, then call the new workers ready."""
         started = {key: worker for key, worker in self._workers.items() if worker.member.state in ("starting", "ready")}
-        prefills = [worker for worker in started.values() if worker.plan.role is Role.PREFILL]
-        decodes = [worker for worker in started.values() if worker.plan.role is Role.DECODE]
-        warm_up = WarmUp({key: worker.member for key, worker in started.items()}, self._rpc)
+        prefills = [worker for worker in started.values() if worker.role is Role.PREFILL]
+        decodes = [worker for worker in started.values() if worker.role is Role.DECODE]
+        warm_up = WarmUp({key: worker.member for key, worker in started.items()}, self.rpc)
         try:
             for worker_id in new:
-                if started[worker_id].plan.role is Role.COLOCATED:
+                if started[worker_id].role is Role.COLOCATED:
                     await warm_up.alone(worker_id)
             for prefill, decode in itertools.product(prefills, decodes):
                 if not {prefill.plan.worker_id, decode.plan.worker_id} & set(new):
                     continue
                 if prefill.member.revision == decode.member.revision:
-                    await self._warm_pair(warm_up, prefill, decode)
+                    await self.warm_pair(warm_up, prefill, decode)
                 else:
                     log.warning(
                         "%s runs %s and %s runs %s: not paired",
@@ -331,12 +388,20 @@ class Controller:
         finally:
             await warm_up.close()
         for worker_id in new:
-            started[worker_id].member.state = "ready"
-            self._say(worker_id, "ready", started[worker_id].member.address)
-        await self._publish()
+            started[worker_id].member.state, started[worker_id].since_s = "ready", time.monotonic()
+            self.say(worker_id, "ready", started[worker_id].member.address)
+        await self.publish()
 
-    async def _warm_pair(self, warm_up: WarmUp, prefill: ManagedWorker, decode: ManagedWorker) -> None:
+    async def warm_pair(self, warm_up: WarmUp, prefill: ManagedWorker, decode: ManagedWorker) -> None:
+        """Have a pair shake hands, unless it has.
+
+        Raises:
+            ServingError: it cannot exchange KV.
+        """
         names = (prefill.plan.worker_id, decode.plan.worker_id)
+        incarnations = (prefill.member.incarnation, decode.member.incarnation)
+        if self._warmed.get(names) == incarnations:
+            return  # before one of them changed its role
         transport = choose(self._endpoint(prefill), self._endpoint(decode), self._spec.transfer.transports)
         if transport is None:
             raise TransferError(
@@ -344,15 +409,22 @@ class Controller:
                 "or place them nearer"
             )
         handshake_s = await warm_up.pair(*names)
+        self._warmed[names] = incarnations
         self._pairs[names] = registry_pb2.Pair(
             prefill=names[0], decode=names[1], transport=transport.value, handshake_s=handshake_s
         )
         log.info("pair %s -> %s: %s, handshake %.3f s", *names, transport.value, handshake_s)
-        self._say(f"{names[0]} → {names[1]}", "paired", f"{transport.value}, handshake {handshake_s * 1000:.0f} ms")
+        self.say(f"{names[0]} → {names[1]}", "paired", f"{transport.value}, handshake {handshake_s * 1000:.0f} ms")
 
-    async def _publish(self) -> None:
+    async def publish(self) -> None:
+        """Tell the gateways what workers there are."""
         members = [worker.member for worker in self._workers.values() if worker.member.incarnation]
-        await self._registry.publish(members, list(self._pairs.values()))
+        roles = {member.worker_id: member.role for member in members}
+        self._pairs = {names: pair for names, pair in self._pairs.items() if set(names) <= set(self._workers)}
+        pairs = [
+            pair for pair in self._pairs.values() if (roles.get(pair.prefill), roles.get(pair.decode)) == PAIR_ROLES
+        ]
+        await self._registry.publish(members, pairs)
 
     # --- health ---------------------------------------------------------------------------------------------
 
@@ -368,6 +440,7 @@ class Controller:
     async def _is_healthy(self, worker: ManagedWorker) -> bool:
         try:
             load = await self.call(worker, "check_health")
+            worker.load, worker.load_s = load, time.monotonic()
             if load["draining"] and not worker.draining:
                 log.warning("worker %s was told to end; it is drained and replaced", worker.plan.worker_id)
                 self.drain([worker.plan.worker_id], self._spec.drain.timeout_s, replace=True)
@@ -378,23 +451,21 @@ class Controller:
 
     async def _replace(self, worker: ManagedWorker) -> None:
         worker.member.state = "lost"
-        await self._publish()
-        self._say(worker.plan.worker_id, "lost", "a new one starts")
-        task = asyncio.create_task(self._restart(worker))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        await self.publish()
+        self.say(worker.plan.worker_id, "lost", "a new one starts")
+        self.background(self._restart(worker))
 
     async def _restart(self, worker: ManagedWorker, *, once_gone: str | None = None) -> None:
         if once_gone is not None:
             await self._until_gone(once_gone)
         while not self._stopping:
-            await self._remove(worker)
+            await self.remove(worker)
             backoff = RESTART_BACKOFF_S[min(worker.restarts, len(RESTART_BACKOFF_S) - 1)]
             worker.restarts += 1
             await asyncio.sleep(backoff)
             try:
-                await self._start_worker(worker)
-                await self._warm([worker.plan.worker_id])
+                await self.start_worker(worker)
+                await self.warm([worker.plan.worker_id])
             except (ServingError, WorkerDied) as error:
                 log.error("worker %s could not be replaced, next try follows: %s", worker.plan.worker_id, error)
                 continue

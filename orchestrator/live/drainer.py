@@ -1,4 +1,4 @@
-"""Empties draining workers of this gateway's requests, and gives up workers that fell silent.
+"""Empties workers that drain, or decode no more, of this gateway's requests, and gives up workers that fell silent.
 
 What moves and where is decided by `orchestrator.policy.drain`; here the moves are begun and followed.
 """
@@ -50,7 +50,12 @@ class Drainer:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def _draining(self) -> list[str]:
-        return [worker_id for worker_id, worker in self._gateway.fleet.workers.items() if worker.draining]
+        """Workers to be emptied: those that drain, and prefill workers that were decode workers a moment ago."""
+        return [
+            worker_id
+            for worker_id, worker in self._gateway.fleet.workers.items()
+            if worker.draining or (worker.role is Role.PREFILL and worker.reserved)
+        ]
 
     async def _run(self) -> None:
         while True:
@@ -74,7 +79,7 @@ class Drainer:
         self._begun = {key: target for key, target in self._begun.items() if key in runs}
         if worker is None or not runs:
             return False
-        if worker.role is not Role.DECODE:
+        if worker.role is Role.COLOCATED or all(run.life.decode_id != worker_id for run in runs.values()):
             return True  # prefills end by themselves; a colocated engine cannot export
         held = [self._held(run, worker_id) for run in runs.values()]
         for move in next_moves(

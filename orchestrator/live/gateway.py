@@ -29,6 +29,7 @@ from orchestrator.live.choice_run import ChoiceRun
 from orchestrator.live.drainer import Drainer
 from orchestrator.live.entry import Entry
 from orchestrator.live.fleet import Fleet, FleetWorker
+from orchestrator.live.journal import RequestJournal, report
 from orchestrator.live.metrics import GatewayMetrics
 from orchestrator.live.worker_link import ticket_message
 from orchestrator.policy.admission import AdmissionQueue
@@ -66,8 +67,9 @@ class Gateway:
         self._entry = Entry(spec)
         self._avoid: dict[int, frozenset[str]] = {}
         self._lengths = RecentLengths(spec.gateway.forecast_osl_tokens)
+        self.journal = RequestJournal()
         self._runs: dict[int, ChoiceRun] = {}
-        self._suffixes = itertools.count()
+        self._numbers = itertools.count()
         self._started_s = time.monotonic()
         self._counts: Counter[str] = Counter()
         self._pairs: dict[tuple[str, str], cluster_pb2.PairStatus] = {}
@@ -87,6 +89,7 @@ class Gateway:
                 runs = [
                     ChoiceRun(self, prepared, index, received_s, received_unix_s) for index in range(prepared.choices)
                 ]
+                self.journal.came(runs, received_s)
                 async with contextlib.aclosing(self._charged(prepared, runs)) as stream:
                     async for message in stream:
                         yield message
@@ -136,6 +139,9 @@ class Gateway:
             row = status.pairs.add()
             row.CopyFrom(self._pair_status(prefill, decode))
             row.transport, row.handshake_s = pair.transport, pair.handshake_s
+        if self.journal.scaling is not None:
+            status.scaling.CopyFrom(self.journal.scaling)
+        status.lengths.extend(self.journal.lengths())
         return status
 
     def refresh_gauges(self) -> None:
@@ -169,6 +175,11 @@ class Gateway:
     def _worker_lost(self, worker_id: str) -> None:
         for run in list(self._runs.values()):
             run.post(WorkerLost(worker_id))
+
+    async def report_to(self, controller: str) -> None:
+        """Tell the controller at this address what requests there are, until cancelled."""
+        interval_s = self.spec.autoscaling.report_interval_s
+        await report(self.journal, self.runs, controller, interval_s, InternalRpc(self.spec.security))
 
     async def close(self) -> None:
         """End all links; streams still open end with an error."""
@@ -249,6 +260,7 @@ class Gateway:
             self.metrics.finished.labels(pb.FinishReason.Name(run.summary.finish_reason)).inc()
             if run.summary.retries:
                 self.metrics.retries.inc(run.summary.retries)
+            self.journal.ended(run)
         return pb.Finished(
             request_id=prepared.request_id,
             usage=pb.Usage(
@@ -462,9 +474,9 @@ class Gateway:
         )
         return per_hour / 3600 / max(1, len(worker.legs))
 
-    def new_suffix(self) -> str:
+    def new_number(self) -> int:
         """Makes engine request ids unique even where callers reuse theirs."""
-        return f"{next(self._suffixes):x}"
+        return next(self._numbers)
 
     @staticmethod
     def loop_time(monotonic_s: float) -> float:

@@ -81,6 +81,7 @@ async def serve(
     door = Door(spec.security)
     gateway = Gateway(spec, load_model_front(spec, model_path.check(spec.model.path)))
     watcher = asyncio.create_task(watch(controller, gateway.update_members, InternalRpc(spec.security)))
+    reporter = asyncio.create_task(gateway.report_to(controller)) if spec.autoscaling.enabled else None
     settings = spec.gateway
     metrics_runner, metrics_port = await _serve_metrics(gateway, settings.host, settings.metrics_port, door)
     grpc_server, grpc_port = await serve_grpc(gateway, settings, door)
@@ -101,6 +102,8 @@ async def serve(
     await http_runner.cleanup()
     await metrics_runner.cleanup()
     watcher.cancel()
+    if reporter is not None:
+        reporter.cancel()
     await gateway.close()
 
 

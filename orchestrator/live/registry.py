@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
 
 from baton.internal.v1 import registry_pb2, registry_pb2_grpc
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, ServingError
 from cluster.internal_rpc import InternalRpc
 
 DrainHandler = Callable[[registry_pb2.DrainRequest], AsyncIterator[registry_pb2.DrainResponse]]
+RoleHandler = Callable[[registry_pb2.ChangeRoleRequest], Awaitable[registry_pb2.ChangeRoleResponse]]
+ReportHandler = Callable[[registry_pb2.ReportRequestsRequest], registry_pb2.ReportRequestsResponse]
 
 log = logging.getLogger("baton.registry")
 
@@ -23,10 +25,14 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
 
     Args:
         drain: Serves ``Drain``; without it, the call is refused.
+        change_role: Serves ``ChangeRole``, likewise.
     """
 
-    def __init__(self, drain: DrainHandler | None = None) -> None:
+    def __init__(self, drain: DrainHandler | None = None, change_role: RoleHandler | None = None) -> None:
         self._drain = drain
+        self._change_role = change_role
+        self.on_report: ReportHandler | None = None
+        """Serves ``ReportRequests``; without it, reports are taken and dropped."""
         self._current = registry_pb2.WatchMembersResponse()
         self._changed = asyncio.Condition()
         self._version = 0
@@ -59,6 +65,25 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
                 yield progress
         except ConfigError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.message)
+
+    async def ChangeRole(  # noqa: N802, D102
+        self, request: registry_pb2.ChangeRoleRequest, context: Any
+    ) -> registry_pb2.ChangeRoleResponse:
+        if self._change_role is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this registry has no controller that changes roles")
+            raise AssertionError
+        try:
+            return await self._change_role(request)
+        except ConfigError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.message)
+        except (ServingError, TimeoutError) as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error) or "the worker does not answer")
+        raise AssertionError
+
+    async def ReportRequests(  # noqa: N802, D102
+        self, request: registry_pb2.ReportRequestsRequest, context: Any
+    ) -> registry_pb2.ReportRequestsResponse:
+        return self.on_report(request) if self.on_report is not None else registry_pb2.ReportRequestsResponse()
 
 
 async def watch(

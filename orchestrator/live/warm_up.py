@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+import secrets
 import time
 
 import numpy as np
@@ -32,7 +34,8 @@ class WarmUp:
         self._members = members
         self._rpc = rpc
         self._links: dict[str, WorkerLink] = {}
-        self._count = 0
+        # Others may warm the same engine at the same time: neither ids nor prompts may be alike.
+        self._count = secrets.randbelow(1 << 40)
 
     async def pair(self, prefill_id: str, decode_id: str) -> float:
         """Hand one tiny request over; returns the seconds that decode took, handshake included.
@@ -61,7 +64,8 @@ class WarmUp:
     def _prompt(self) -> list[int]:
         """Tokens that no earlier warm-up had, or the prefix cache would spare the transfer."""
         self._count += 1
-        return [(self._count * 7 + position * (self._count + 1)) % 29 + 1 for position in range(WARM_PROMPT_TOKENS)]
+        draw = random.Random(self._count)
+        return [draw.randrange(1, 30) for _ in range(WARM_PROMPT_TOKENS)]
 
     async def _leg(
         self, worker_id: str, token_ids: list[int], *, export: bool = False, ticket: tickets.HandoffTicket | None = None
@@ -78,7 +82,7 @@ class WarmUp:
             self._links[worker_id] = link
         self._count += 1
         message = worker_pb2.SubmitLeg(
-            leg_id=f"warm-{worker_id}-{self._count}",
+            leg_id=f"warm-{worker_id}-{self._count:x}",
             token_ids=np.asarray(token_ids, dtype="<u4").tobytes(),
             sampling=Sampling(temperature=0.0, ignore_eos=True),
             max_tokens=1,

@@ -68,18 +68,20 @@ class PoolMemory:
 
     def noting(self, now_s: float, need: int, keep_s: float) -> PoolMemory:
         """With the present need; what is older than ``keep_s`` is dropped."""
-        kept = tuple(each for each in self.needed if each[0] > now_s - keep_s - BUCKET_S)
-        if kept and now_s - kept[-1][0] < BUCKET_S:
+        bucket_s = _bucket_s(keep_s)
+        kept = tuple(each for each in self.needed if each[0] > now_s - keep_s - bucket_s)
+        if kept and now_s - kept[-1][0] < bucket_s:
             kept = (*kept[:-1], (kept[-1][0], max(kept[-1][1], need)))
         else:
             kept = (*kept, (now_s, need))
         return replace(self, needed=kept)
 
-    def most(self, now_s: float, span_s: float) -> int | None:
+    def most(self, now_s: float, span_s: float, keep_s: float) -> int | None:
         """Most workers needed in the span, or None if the pool has not been watched for so long."""
         if not self.needed or self.needed[0][0] > now_s - span_s + 1e-9:
             return None
-        return max(need for time_s, need in self.needed if time_s > now_s - span_s - BUCKET_S)
+        bucket_s = _bucket_s(keep_s)
+        return max(need for time_s, need in self.needed if time_s > now_s - span_s - bucket_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,11 +239,16 @@ def _shrink(
     if now_s - memory.changed_s < settings.cooldown_s:
         return memory, []
     for fewer in range(have - need.shrink, 0, -1):
-        most = memory.most(now_s, settings.patience_s / fewer)
+        most = memory.most(now_s, settings.patience_s / fewer, settings.patience_s)
         if most is not None and most <= have - fewer:
             victims = sorted(rows, key=lambda row: (row.load, row.worker_id))[:fewer]
             return replace(memory, changed_s=now_s), victims
     return memory, []
+
+
+def _bucket_s(patience_s: float) -> float:
+    """Half minutes, or less where the patience is short."""
+    return min(BUCKET_S, patience_s / 4)
 
 
 def _clamp(value: int, low: int, high: int) -> int:

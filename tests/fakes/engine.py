@@ -84,6 +84,7 @@ class FakeEngine:
 
     ``holds`` maps a point (``prefill``, ``import``, or the number of output tokens) to where legs wait;
     ``fail_next`` is raised by the next ``fail_times`` legs, each after ``fail_after`` tokens; ``deaf`` ignores aborts.
+    ``step_s`` is what a step takes, of all legs together.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class FakeEngine:
         rule: NextToken = next_token,
         eos_id: int | None = None,
         tokens_per_step: int = 1,
+        step_s: float = 0.0,
     ) -> None:
         self.network = network or Network()
         self.incarnation = f"incarnation-{next(_incarnations)}"
@@ -109,6 +111,8 @@ class FakeEngine:
         self._rule = rule
         self._eos_id = eos_id
         self._tokens_per_step = tokens_per_step
+        self._step_s = step_s
+        self._under_way: asyncio.Task[None] | None = None
         self._legs: dict[str, _Leg] = {}
         self._steps = self._prompt_tokens = self._output_tokens = 0
         self._exports = itertools.count()
@@ -163,8 +167,7 @@ class FakeEngine:
             first = True
             while True:
                 await self._pass(made, leg.leg_id)
-                await asyncio.sleep(0)
-                self._steps += 1
+                await self._step()
                 if state.aborted:
                     yield EngineOutput(leg.leg_id, fresh, "abort")
                     return
@@ -243,6 +246,17 @@ class FakeEngine:
             await self.holds[point].wait(leg.wake)
         if self.dead:
             raise WorkerDied("the fake was killed", leg_id=leg_id)
+
+    async def _step(self) -> None:
+        """Wait for the engine's next step, which serves all legs; without ``step_s`` each token is a step."""
+        if not self._step_s:
+            await asyncio.sleep(0)
+            self._steps += 1
+            return
+        if self._under_way is None or self._under_way.done():
+            self._steps += 1
+            self._under_way = asyncio.create_task(asyncio.sleep(self._step_s))
+        await asyncio.shield(self._under_way)
 
     def _finish(self, leg: EngineLeg, token: int, made: int) -> tuple[str, str]:
         if made >= leg.min_tokens:

@@ -68,14 +68,16 @@ class LiveCluster:
             if members:
                 known.set()
 
-        watcher = asyncio.create_task(watch(self.state.registry, take))
+        tasks = [asyncio.create_task(watch(self.state.registry, take))]
+        if spec.autoscaling.enabled:
+            tasks.append(asyncio.create_task(gateway.report_to(self.state.registry)))
         try:
             await asyncio.wait_for(known.wait(), 30)
             yield gateway
         finally:
-            watcher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watcher
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await gateway.close()
 
     def stop(self) -> None:

@@ -1,3 +1,4 @@
+from baton.v1 import cluster_pb2 as _cluster_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -19,6 +20,92 @@ DRAIN_STAGE_DRAINING: DrainStage
 DRAIN_STAGE_DRAINED: DrainStage
 DRAIN_STAGE_TIMED_OUT: DrainStage
 DRAIN_STAGE_LOST: DrainStage
+
+class ChangeRoleRequest(_message.Message):
+    __slots__ = ("worker_id", "role")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    role: str
+    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[str] = ...) -> None: ...
+
+class ChangeRoleResponse(_message.Message):
+    __slots__ = ("elapsed_s", "pid")
+    ELAPSED_S_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    elapsed_s: float
+    pid: int
+    def __init__(self, elapsed_s: _Optional[float] = ..., pid: _Optional[int] = ...) -> None: ...
+
+class ReportRequestsRequest(_message.Message):
+    __slots__ = ("gateway", "sequence", "arrived", "finished", "in_flight")
+    GATEWAY_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    ARRIVED_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    gateway: str
+    sequence: int
+    arrived: _containers.RepeatedCompositeFieldContainer[RequestArrival]
+    finished: _containers.RepeatedCompositeFieldContainer[RequestEnd]
+    in_flight: _containers.RepeatedCompositeFieldContainer[RequestFlight]
+    def __init__(self, gateway: _Optional[str] = ..., sequence: _Optional[int] = ..., arrived: _Optional[_Iterable[_Union[RequestArrival, _Mapping]]] = ..., finished: _Optional[_Iterable[_Union[RequestEnd, _Mapping]]] = ..., in_flight: _Optional[_Iterable[_Union[RequestFlight, _Mapping]]] = ...) -> None: ...
+
+class RequestArrival(_message.Message):
+    __slots__ = ("age_s", "request_class", "isl_tokens")
+    AGE_S_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_CLASS_FIELD_NUMBER: _ClassVar[int]
+    ISL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    age_s: float
+    request_class: str
+    isl_tokens: int
+    def __init__(self, age_s: _Optional[float] = ..., request_class: _Optional[str] = ..., isl_tokens: _Optional[int] = ...) -> None: ...
+
+class RequestFlight(_message.Message):
+    __slots__ = ("request", "request_class", "priority", "isl_tokens", "generated_tokens", "answer_tokens", "decode_id", "phase")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_CLASS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    ISL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_ID_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    request: int
+    request_class: str
+    priority: int
+    isl_tokens: int
+    generated_tokens: int
+    answer_tokens: int
+    decode_id: str
+    phase: str
+    def __init__(self, request: _Optional[int] = ..., request_class: _Optional[str] = ..., priority: _Optional[int] = ..., isl_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., answer_tokens: _Optional[int] = ..., decode_id: _Optional[str] = ..., phase: _Optional[str] = ...) -> None: ...
+
+class RequestEnd(_message.Message):
+    __slots__ = ("request", "request_class", "isl_tokens", "cached_tokens", "reasoning_tokens", "answer_tokens", "ttft_s", "e2e_s")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_CLASS_FIELD_NUMBER: _ClassVar[int]
+    ISL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    REASONING_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TTFT_S_FIELD_NUMBER: _ClassVar[int]
+    E2E_S_FIELD_NUMBER: _ClassVar[int]
+    request: int
+    request_class: str
+    isl_tokens: int
+    cached_tokens: int
+    reasoning_tokens: int
+    answer_tokens: int
+    ttft_s: float
+    e2e_s: float
+    def __init__(self, request: _Optional[int] = ..., request_class: _Optional[str] = ..., isl_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ..., answer_tokens: _Optional[int] = ..., ttft_s: _Optional[float] = ..., e2e_s: _Optional[float] = ...) -> None: ...
+
+class ReportRequestsResponse(_message.Message):
+    __slots__ = ("scaling",)
+    SCALING_FIELD_NUMBER: _ClassVar[int]
+    scaling: _cluster_pb2.Scaling
+    def __init__(self, scaling: _Optional[_Union[_cluster_pb2.Scaling, _Mapping]] = ...) -> None: ...
 
 class DrainRequest(_message.Message):
     __slots__ = ("worker_ids", "timeout_s", "replace", "node_leaves")

@@ -45,6 +45,16 @@ class RegistryStub:
                 request_serializer=baton_dot_internal_dot_v1_dot_registry__pb2.DrainRequest.SerializeToString,
                 response_deserializer=baton_dot_internal_dot_v1_dot_registry__pb2.DrainResponse.FromString,
                 _registered_method=True)
+        self.ChangeRole = channel.unary_unary(
+                '/baton.internal.v1.Registry/ChangeRole',
+                request_serializer=baton_dot_internal_dot_v1_dot_registry__pb2.ChangeRoleRequest.SerializeToString,
+                response_deserializer=baton_dot_internal_dot_v1_dot_registry__pb2.ChangeRoleResponse.FromString,
+                _registered_method=True)
+        self.ReportRequests = channel.unary_unary(
+                '/baton.internal.v1.Registry/ReportRequests',
+                request_serializer=baton_dot_internal_dot_v1_dot_registry__pb2.ReportRequestsRequest.SerializeToString,
+                response_deserializer=baton_dot_internal_dot_v1_dot_registry__pb2.ReportRequestsResponse.FromString,
+                _registered_method=True)
 
 
 class RegistryServicer:
@@ -66,6 +76,21 @@ class RegistryServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ChangeRole(self, request, context):
+        """Lets a worker do another pool's work with no restart of its engine. Answers once gateways have been told; what the
+        worker has in its old role moves away or finishes after that.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportRequests(self, request, context):
+        """One gateway's requests, every `autoscaling.report_interval_s`; the answer tells how the pools are.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegistryServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +103,16 @@ def add_RegistryServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=baton_dot_internal_dot_v1_dot_registry__pb2.DrainRequest.FromString,
                     response_serializer=baton_dot_internal_dot_v1_dot_registry__pb2.DrainResponse.SerializeToString,
+            ),
+            'ChangeRole': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeRole,
+                    request_deserializer=baton_dot_internal_dot_v1_dot_registry__pb2.ChangeRoleRequest.FromString,
+                    response_serializer=baton_dot_internal_dot_v1_dot_registry__pb2.ChangeRoleResponse.SerializeToString,
+            ),
+            'ReportRequests': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportRequests,
+                    request_deserializer=baton_dot_internal_dot_v1_dot_registry__pb2.ReportRequestsRequest.FromString,
+                    response_serializer=baton_dot_internal_dot_v1_dot_registry__pb2.ReportRequestsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +170,60 @@ class Registry:
             '/baton.internal.v1.Registry/Drain',
             baton_dot_internal_dot_v1_dot_registry__pb2.DrainRequest.SerializeToString,
             baton_dot_internal_dot_v1_dot_registry__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeRole(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.internal.v1.Registry/ChangeRole',
+            baton_dot_internal_dot_v1_dot_registry__pb2.ChangeRoleRequest.SerializeToString,
+            baton_dot_internal_dot_v1_dot_registry__pb2.ChangeRoleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportRequests(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.internal.v1.Registry/ReportRequests',
+            baton_dot_internal_dot_v1_dot_registry__pb2.ReportRequestsRequest.SerializeToString,
+            baton_dot_internal_dot_v1_dot_registry__pb2.ReportRequestsResponse.FromString,
             options,
             channel_credentials,
             insecure,

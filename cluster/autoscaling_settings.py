@@ -1,0 +1,49 @@
+"""The spec's ``autoscaling`` section. Bounds of a pool stand with the pool: ``min_replicas`` and ``max_replicas``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from cluster.settings import Settings
+
+
+class ThinkingBudgetSettings(Settings):
+    """How thinking budgets shrink when the forecast exceeds what can be had. Requests that run keep theirs."""
+
+    enabled: bool = False
+    """Shrink budgets before requests are refused; the reply says so."""
+    floor_tokens: int = Field(512, ge=0)
+    """No budget is made smaller than this."""
+    unbounded_tokens: int = Field(32768, ge=1)
+    """What a request that asks for no budget is taken to ask for."""
+    spared_priority: int = Field(100, ge=-1000, le=1000)
+    """Requests of this priority or a higher one keep what they asked for."""
+    spared_tenants: tuple[Annotated[str, Field(max_length=256)], ...] = ()
+    """Tenants that keep what they asked for."""
+
+
+class AutoscalingSettings(Settings):
+    """Whether and how the controller changes the pools. See docs/autoscaling.md."""
+
+    enabled: bool = False
+    """Act. Off: the controller keeps the workers of the spec."""
+    interval_s: float = Field(5.0, gt=0)
+    """Seconds between decisions."""
+    report_interval_s: float = Field(1.0, gt=0)
+    """Seconds between the reports of a gateway, on which decisions rest."""
+    start_s: float = Field(120.0, gt=0)
+    """Seconds from the order of a worker until it serves; replaced by what is measured once one has started."""
+    max_gpus: int | None = Field(None, ge=1)
+    """GPUs of both pools together, a CPU worker counting as one; left out, the pools' own bounds alone."""
+    patience_s: float | None = Field(None, ge=0)
+    """Seconds for which one worker fewer must have been enough; left out, the policy's own (six minutes)."""
+    cooldown_s: float | None = Field(None, ge=0)
+    """Seconds after any change of a pool before it may shrink; left out, the policy's own (a minute)."""
+    change_roles: bool = True
+    """Let a worker take the other pool's role without a restart. Prefill engines are then started so that they can."""
+    start_failure_pause_s: float = Field(60.0, ge=0)
+    """Seconds without a new start after one has failed."""
+    thinking_budgets: ThinkingBudgetSettings = ThinkingBudgetSettings()
+    """What happens to thinking budgets when no more workers can be had."""

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from cluster.config import Role
+from orchestrator.commands.status_command import render
+from orchestrator.live.autoscaler import ENOUGH_FINISHED, capacity_of, policy_settings
+from orchestrator.policy.decision_log import replay
+from orchestrator.policy.length_forecast import LengthSettings
+from tests.fakes.live_cluster import Cluster, ask, eventually, expected, run
+from tests.fakes.runtime import ControlledCluster, controlled
+
+PROMPT = [ord(char) for char in "Forty tokens, or so: the baton goes on."]
+SETTINGS = """
+gateway: {forecast_osl_tokens: 16}
+slo: {itl_p95_s: 5}  # of a machine that other work shares: the batch is what bounds a worker here
+autoscaling:
+  {enabled: true, interval_s: 0.1, report_interval_s: 0.05, start_s: 0.5, patience_s: 1.0, cooldown_s: 0.3}
+"""
+RATE_PER_S = 4.0
+
+
+class Load:
+    """Requests at a constant rate, whose answers may change their length on the way."""
+
+    def __init__(self, cluster: ControlledCluster, tokens: int) -> None:
+        self.tokens = tokens
+        self._cluster = cluster
+        self._asked: list[asyncio.Task[None]] = []
+        self._task = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        while True:
+            self._asked.append(asyncio.create_task(self._one(len(self._asked), self.tokens)))
+            await asyncio.sleep(1 / RATE_PER_S)
+
+    async def _one(self, index: int, tokens: int) -> None:
+        prompt = [65 + index % 26, 65 + index // 26 % 26, *PROMPT]
+        reply = await run(cast(Cluster, self._cluster), ask(prompt, tokens))
+        assert reply.token_ids[0] == expected(prompt, tokens)
+
+    async def stop(self) -> int:
+        """End; every request must have been answered exactly. How many there were."""
+        self._task.cancel()
+        await asyncio.gather(*self._asked)
+        return len(self._asked)
+
+
+async def test_decode_grows_with_the_traces_and_shrinks_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Time goes a hundred times as fast here.
+    quick = partial(LengthSettings, memory_s=(2.0, 0.7, 0.2))
+    monkeypatch.setattr("orchestrator.live.autoscaler.LengthSettings", quick)
+    async with controlled(tmp_path, decode=1, more=SETTINGS, seqs=16, step_s=0.02, total_blocks=400) as cluster:
+        load = Load(cluster, 32)
+        await eventually(lambda: cluster.gateway.status().requests.finished > ENOUGH_FINISHED)
+        load.tokens = 160
+        await eventually(lambda: len(cluster.accepting("decode")) > 1)
+        load.tokens = 32
+        await eventually(lambda: len(cluster.accepting("decode")) == 1)
+        assert cluster.accepting("prefill") == ["prefill-0"]
+        assert await load.stop() > ENOUGH_FINISHED
+        assert {worker.split("-")[0] for worker in cluster.runtime.started[2:]} == {"decode"}
+        scaling = cluster.gateway.status().scaling
+        assert [(row.role, row.max_replicas) for row in scaling.pools] == [(1, 4), (2, 4)]
+        assert scaling.decisions
+    lines = (tmp_path / "decisions.jsonl").read_text().splitlines()
+    made = list(replay(lines))
+    assert made
+    assert all(each.agrees for each in made)
+    changes = [each.entry for each in made if each.entry.actions]
+    assert any("StartWorker" in action for entry in changes for action in entry.actions)
+    assert any("DrainWorker" in action for entry in changes for action in entry.actions)
+
+
+async def test_nothing_is_decided_from_the_prior_alone(tmp_path: Path) -> None:
+    more = SETTINGS.replace("forecast_osl_tokens: 16", "forecast_osl_tokens: 100000")
+    async with controlled(tmp_path, decode=1, more=more, seqs=4, step_s=0.002) as cluster:
+        load = Load(cluster, 5)
+        await eventually(lambda: cluster.gateway.status().requests.finished >= 4)
+        await load.stop()
+        await eventually(lambda: cluster.gateway.status().scaling.reason != "")
+        assert cluster.gateway.status().scaling.reason.startswith("too few requests")
+        assert cluster.runtime.started == ["prefill-0", "decode-0"]
+
+
+async def test_bounds_and_capacity_come_from_the_spec_and_the_engines(tmp_path: Path) -> None:
+    async with controlled(tmp_path, decode=2, seqs=4, more="autoscaling: {enabled: true, max_gpus: 5}\n") as cluster:
+        spec = cluster.gateway.spec
+        settings = policy_settings(spec)
+        assert (settings.min_decode, settings.max_decode, settings.max_gpus) == (1, 4, 5)
+        assert settings.change_roles
+        capacity = capacity_of(spec, cluster.controller.workers())
+        assert capacity.total_kv_tokens == 64 * 32
+        assert capacity.kv_tokens(100.0) < 500.0  # four requests in a step, though there is KV for twenty
+
+
+async def test_the_status_shows_a_worker_under_its_present_role(tmp_path: Path) -> None:
+    async with controlled(tmp_path) as cluster:
+        await cluster.controller.changes.change_role("decode-1", Role.PREFILL)
+        await eventually(lambda: cluster.accepting("prefill") == ["decode-1", "prefill-0"])
+        roles = {row.worker_id: row.role for row in cluster.gateway.status().workers}
+        assert roles == {"prefill-0": 1, "decode-0": 2, "decode-1": 1}
+        assert render(cluster.gateway.status())

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.policy.measured_capacity import LoadReading, StepTimes, measured_capacity
+
+
+def test_a_worker_is_sized_by_what_its_steps_take() -> None:
+    capacity = measured_capacity(1_000_000, itl_s=0.05)
+    assert capacity.kv_tokens(1000.0) == 1_000_000  # nothing seen: by its KV alone
+    steps, tokens, time_s = 0, 0, 0.0
+    for look in range(40):
+        batch = 4 + 8 * (look % 3)
+        steps, tokens, time_s = steps + 100, tokens + 100 * batch, time_s + 100 * (0.01 + 0.002 * batch)
+        capacity.read("one", LoadReading(time_s, steps, tokens, batch), decodes=True)
+    assert capacity.kv_tokens(1000.0) == pytest.approx(20_000, rel=0.05)
+    assert capacity.kv_tokens(100.0) == pytest.approx(2_000, rel=0.05)
+
+
+def test_idle_engines_and_prefills_tell_nothing_of_steps() -> None:
+    capacity = measured_capacity(1000, itl_s=0.05)
+    capacity.read("one", LoadReading(0.0, 0, 0, 1), decodes=True)
+    capacity.read("one", LoadReading(100.0, 500, 500, 0), decodes=True)
+    capacity.read("two", LoadReading(0.0, 0, 0, 1), decodes=False)
+    capacity.read("two", LoadReading(100.0, 500, 500, 1, prefill_tokens_per_s=500.0), decodes=False)
+    assert capacity.times.seen == 0
+    assert capacity.prefill_s(1000) == pytest.approx(2.0)
+    capacity.forget({"one"})
+    assert capacity.prefill_s(10_000) == pytest.approx(1.0, rel=0.05)
+
+
+def test_an_idle_moment_does_not_shrink_a_worker() -> None:
+    capacity = measured_capacity(100_000, itl_s=0.05, max_num_seqs=4)
+    capacity.look(4000, 4)
+    before = capacity.kv_tokens(1000.0)
+    capacity.look(0, 0)
+    assert capacity.kv_tokens(1.0) == before == pytest.approx(4500, rel=0.01)
+
+
+def test_the_cost_model_is_corrected_by_what_is_measured() -> None:
+    capacity = measured_capacity(100_000, itl_s=0.05, modelled_step_s=lambda batch, held: 0.01 + 1e-6 * held)
+    assert capacity.kv_tokens(1000.0) == pytest.approx(40_000, rel=0.01)
+    for look in range(200):
+        reading = LoadReading(2.0 * look, 100 * look, 1000 * look, 10, held_tokens=10_000)
+        capacity.read("one", reading, decodes=True)  # modelled at 20 ms, it takes as long
+    assert capacity.correction == pytest.approx(1.0, rel=0.01)
+    for look in range(200, 400):
+        reading = LoadReading(4.0 * look, 100 * look, 1000 * look, 10, held_tokens=10_000)
+        capacity.read("one", reading, decodes=True)
+    assert capacity.correction == pytest.approx(2.0, rel=0.01)
+    assert capacity.kv_tokens(1000.0) == pytest.approx(15_000, rel=0.02)
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 300), st.floats(1e-4, 2), st.integers(1, 5000)), min_size=1, max_size=20))
+def test_more_requests_never_make_a_step_shorter(seen: list[tuple[float, float, int]]) -> None:
+    times = StepTimes(0.02)
+    for batch, step_s, steps in seen:
+        times.observe(batch, step_s, steps)
+    at = [times.step_s(batch) for batch in (1, 2, 8, 64, 300)]
+    assert all(before <= after + 1e-9 for before, after in itertools.pairwise(at))
+    assert at[0] > 0
