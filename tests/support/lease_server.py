@@ -1,4 +1,4 @@
-"""As much of a Kubernetes API server as the controller's Lease needs, over plain HTTP."""
+"""As much of a Kubernetes API server as the controller needs, over plain HTTP: its Lease, pods, nodes, a RayCluster."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import jsonpatch
+
 
 @dataclass
 class LeaseServer:
-    """Leases by path, and who held each one, in order."""
+    """Leases by path, and who held each one, in order; other objects by path, which can be read and patched."""
 
     url: str = ""
     leases: dict[str, dict[str, Any]] = field(default_factory=dict)
     holders: list[str] = field(default_factory=list)
+    objects: dict[str, dict[str, Any]] = field(default_factory=dict)
+    read: set[str] = field(default_factory=set)
+    """Paths of objects that were read."""
 
     def kubeconfig(self, path: Path) -> Path:
         """Write a kubeconfig that leads here."""
@@ -32,6 +37,16 @@ class LeaseServer:
         }
         path.write_text(json.dumps(tree))
         return path
+
+    def patch(self, path: str, operations: list[dict[str, Any]]) -> tuple[int, dict[str, Any]]:
+        """Apply a JSON patch as the API server does: refused if it is of an old version."""
+        known = self.objects[path]
+        patched = jsonpatch.apply_patch(known, operations)
+        if patched["metadata"]["resourceVersion"] != known["metadata"]["resourceVersion"]:
+            return 409, {"kind": "Status", "code": 409, "reason": "Conflict"}
+        patched["metadata"]["resourceVersion"] = str(int(known["metadata"]["resourceVersion"]) + 1)
+        self.objects[path] = patched
+        return 200, patched
 
     def put(self, path: str, lease: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """Store a lease as the API server does: refused if it was changed since it was read."""
@@ -52,8 +67,13 @@ def lease_server() -> Iterator[LeaseServer]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            lease = state.leases.get(self.path)
-            self._reply(200 if lease else 404, lease or {"kind": "Status", "code": 404, "reason": "NotFound"})
+            path = self.path.split("?")[0]
+            state.read.add(path)
+            found = state.leases.get(path) or state.objects.get(path)
+            self._reply(200 if found else 404, found or {"kind": "Status", "code": 404, "reason": "NotFound"})
+
+        def do_PATCH(self) -> None:
+            self._reply(*state.patch(self.path, self._body()))
 
         def do_POST(self) -> None:
             lease = self._body()
@@ -62,9 +82,8 @@ def lease_server() -> Iterator[LeaseServer]:
         def do_PUT(self) -> None:
             self._reply(*state.put(self.path, self._body()))
 
-        def _body(self) -> dict[str, Any]:
-            read: dict[str, Any] = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            return read
+        def _body(self) -> Any:
+            return json.loads(self.rfile.read(int(self.headers["Content-Length"])))
 
         def _reply(self, status: int, tree: dict[str, Any]) -> None:
             body = json.dumps(tree).encode()
