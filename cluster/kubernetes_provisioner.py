@@ -21,8 +21,8 @@ from cluster.kubernetes_api import Api, Conflict, Forbidden, WatchExpired, raise
 
 GROUP, VERSION, PLURAL = "ray.io", "v1", "rayclusters"
 CONFLICT_ATTEMPTS = 5
-REPLICA_LABELS = ("ray.io/worker-group-replica-name", "ray.io/replica-name", "replicaIndex")
-"""How versions of KubeRay and its webhooks name the worker that a pod is a part of."""
+REPLICA_LABEL = "ray.io/worker-group-replica-name"
+"""Names the worker that a pod is a part of, on groups of several hosts, where KubeRay's indexing is on."""
 GPU_LABELS = ("nvidia.com/gpu.product", "cloud.google.com/gke-accelerator", "karpenter.k8s.aws/instance-gpu-name")
 NVLINK_LABEL = "nvidia.com/gpu.clique"
 """Nodes of one NVLink domain, by NVIDIA's GPU feature discovery; there is none where NVLink ends at the server."""
@@ -334,10 +334,11 @@ class KubernetesProvisioner:
 def _pod(item: Any, nodes: Mapping[str, KubeNode] | None) -> PodView:
     """A pod, from its object; ``nodes`` None: they are not known."""
     labels = item.metadata.labels or {}
-    replica = next((labels[key] for key in REPLICA_LABELS if key in labels), "")
     state, why = _state(item, nodes)
     node, ip = item.spec.node_name or "", item.status.pod_ip or ""
-    return PodView(item.metadata.name, labels.get("ray.io/group", ""), node, state, why, ip, replica)
+    return PodView(
+        item.metadata.name, labels.get("ray.io/group", ""), node, state, why, ip, labels.get(REPLICA_LABEL, "")
+    )
 
 
 def _state(item: Any, nodes: Mapping[str, KubeNode] | None) -> tuple[str, str]:

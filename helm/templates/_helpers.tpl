@@ -61,6 +61,14 @@ app.kubernetes.io/component: {{ .component }}
 {{ include "baton.fullname" . }}-{{ .Values.revision }}
 {{- end -}}
 
+{{/* Each gateway holds its share of a tenant's limits, by the number that the spec says. */}}
+{{- define "baton.checkTenants" -}}
+{{- $said := int (dig "gateway" "replicas" 1 .Values.config) -}}
+{{- if and .Values.config.tenants (ne $said (int .Values.gateway.replicas)) -}}
+{{- fail (printf "gateway.replicas is %d, but config.gateway.replicas is %d: tenants would have %d times their limits" (int .Values.gateway.replicas) $said (div (int .Values.gateway.replicas) $said)) -}}
+{{- end -}}
+{{- end -}}
+
 {{/* A file that `config.security` names and no Secret brings would stop every process at its start. */}}
 {{- define "baton.checkSecrets" -}}
 {{- $security := default dict .Values.config.security -}}

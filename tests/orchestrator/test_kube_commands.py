@@ -167,6 +167,20 @@ def test_drain_runs_where_the_secrets_are(kube: KubeServer, capfdbinary: Any, tm
     assert worker["stage"] == "DRAIN_STAGE_DRAINED"
 
 
+def test_on_a_terminal_the_bar_is_drawn_there_at_our_width(
+    kube: KubeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("os.get_terminal_size", lambda *_: os.terminal_size((132, 40)))
+    with head(kube, tmp_path):
+        kube.programs["env"] = ["/usr/bin/env"]
+        kube.env |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        baton("drain", "decode-0", *AT_LAB)
+    ((_, _, command),) = kube.commands
+    assert command == ["env", "COLUMNS=132", "LINES=40", "baton", "drain", "--", "decode-0"]
+    assert kube.terminals == 1
+
+
 def test_a_drain_that_fails_there_fails_here(kube: KubeServer, capfd: Any, tmp_path: Path) -> None:
     with head(kube, tmp_path) as asked, pytest.raises(SystemExit) as ended:
         baton("drain", "decode-9", *AT_LAB)

@@ -38,6 +38,8 @@ class KubeServer:
     """Break the connection of the next command before it has ended."""
     commands: list[tuple[str, str, list[str]]] = field(default_factory=list)
     """Pod, container and command of each exec."""
+    terminals: int = 0
+    """How many of them asked for a terminal."""
     forwards: int = 0
 
     def pod(
@@ -136,6 +138,7 @@ class KubeServer:
         socket = await self._open(request, "exec")
         command = request.query.getall("command")
         self.commands.append((request.match_info["pod"], request.query["container"], command))
+        self.terminals += request.query["tty"].lower() == "true"
         program = self.programs.get(command[0])
         if program is None:
             await self._status(socket, {"status": "Failure", "message": f"exec: {command[0]}: not found"})
