@@ -78,7 +78,8 @@ class Group(Values):
     replicas: int | None = Field(None, ge=0)
     """Workers; empty takes `replicas` of the pool of the same role in `config`."""
     min_replicas: int | None = Field(None, ge=0)
-    """Fewest workers when scaling; empty takes `replicas`."""
+    """Fewest workers when scaling; empty takes `min_replicas` of the pool where `config.autoscaling` is on, else
+    `replicas`."""
     max_replicas: int | None = Field(None, ge=0)
     """Most workers when scaling; empty takes `max_replicas` of the pool in `config`, or `replicas`."""
     standby_replicas: int = Field(0, ge=0)

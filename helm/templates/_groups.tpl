@@ -38,7 +38,12 @@ A group holds the keys of `prefillWorkers`, and name, role, hosts (pods per work
 {{- end -}}
 {{- $max = max (int $max) $replicas | int -}}
 {{- $min := $group.minReplicas -}}
-{{- if kindIs "invalid" $min -}}{{- $min = $replicas -}}{{- end -}}
+{{- if kindIs "invalid" $min -}}
+{{- $min = $replicas -}}
+{{- if and (eq $group.name $group.role) (dig "autoscaling" "enabled" false $root.Values.config) -}}
+{{- $min = min $replicas (int (default 1 $pool.min_replicas)) -}}
+{{- end -}}
+{{- end -}}
 {{- $min = int $min -}}
 {{- $_ := set $sums $group.role (add (int (default 0 (get $sums $group.role))) $replicas) -}}
 {{- if gt $min $replicas -}}

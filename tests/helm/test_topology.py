@@ -49,6 +49,14 @@ def test_drained_pods_are_removed_where_ray_scales(chart: Chart, h100: Manifest,
     assert found == needed
 
 
+@pytest.mark.parametrize(("scales", "least"), [(True, 2), (False, 4)])
+def test_ray_scales_within_the_autoscalers_bounds(chart: Chart, h100: Manifest, scales: bool, least: int) -> None:
+    changes = {"config.pools.decode.min_replicas": 2, "decodeWorkers.standbyReplicas": 0}
+    rendered = chart.render(merged(h100, {**changes, "config.autoscaling": {"enabled": scales}}))
+    group = rendered.groups["decode"]
+    assert (group["minReplicas"], group["replicas"], group["maxReplicas"]) == (least, 4, 8)
+
+
 def test_head_command_is_one_that_baton_node_knows(chart: Chart, h100: Manifest) -> None:
     """Every option of the rendered command is one of `baton node`."""
     import re
