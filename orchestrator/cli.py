@@ -186,10 +186,20 @@ def role(
     ] = None,
     name: NameOption = None,
     as_json: JsonOption = False,
+    release: ReleaseOption = None,
+    kube_context: KubeContextOption = None,
+    namespace: NamespaceOption = None,
+    kubeconfig: KubeconfigOption = None,
+    revision: RevisionOption = None,
 ) -> None:
     """Let a worker do another pool's work, with no restart of its engine."""
     from orchestrator.commands import role_command
+    from orchestrator.commands.kube_target import target_of
 
+    target = target_of(release, kube_context, namespace, kubeconfig, revision, instead_of=(name,))
+    if target is not None:
+        target.baton_on_head(["role", *(["--json"] if as_json else []), "--", worker, wanted], tty=False)
+        return
     role_command.role(worker, wanted, name, controller, file, as_json=as_json)
 
 

@@ -88,17 +88,14 @@ def drain_release(
     """
     if local or not workers:
         raise ConfigError("name the workers to drain; with --release there is no --local")
-    command = ["baton", "drain"]
+    command = ["drain"]
     if replace:
         command.append("--replace")
     if timeout_s is not None:
         command += ["--timeout-s", f"{timeout_s:g}"]
     if as_json:
         command.append("--json")
-    command += ["--", *workers]
-    status = target.run_on_head(command, tty=not as_json and sys.stdout.isatty())
-    if status:
-        sys.exit(status)  # the command there has said why
+    target.baton_on_head([*command, "--", *workers], tty=not as_json and sys.stdout.isatty())
 
 
 async def _follow(

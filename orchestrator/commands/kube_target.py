@@ -47,8 +47,8 @@ class KubeTarget:
         with forwarded(release.api, release.namespace, pod.name, pod.ports["grpc"]) as address:
             yield address, credentials
 
-    def run_on_head(self, command: Sequence[str], *, tty: bool) -> int:
-        """Run a command in the head's pod, where the cluster's own secrets are; returns its exit status.
+    def baton_on_head(self, arguments: Sequence[str], *, tty: bool) -> None:
+        """Run `baton` in the head's pod, where the cluster's own secrets are; exit as it does, unless all went well.
 
         What it writes goes to our own stdout and stderr.
 
@@ -59,6 +59,7 @@ class KubeTarget:
 
         release = self._release()
         pod = asyncio.run(release.pod("head"))
+        command = ["baton", *arguments]
         if tty:
             size = os.get_terminal_size()
             command = ["env", f"COLUMNS={size.columns}", f"LINES={size.lines}", *command]
@@ -70,10 +71,12 @@ class KubeTarget:
 
             return write
 
-        return run(
+        status = run(
             release.api, release.namespace, pod.name, pod.container, command,
             tty=tty, out=to(sys.stdout), err=to(sys.stderr),
         )  # fmt: skip
+        if status:
+            sys.exit(status)  # the command there has said why
 
     def _release(self) -> Release:
         try:

@@ -189,6 +189,14 @@ def test_a_drain_that_fails_there_fails_here(kube: KubeServer, capfd: Any, tmp_p
     assert not asked
 
 
+def test_roles_change_from_a_laptop(kube: KubeServer, capfd: Any, tmp_path: Path) -> None:
+    with head(kube, tmp_path), pytest.raises(SystemExit) as ended:
+        baton("role", "decode-0", "cook", *AT_LAB)
+    assert kube.commands[0][2] == ["baton", "role", "--", "decode-0", "cook"]
+    assert ended.value.code == 2
+    assert "expected prefill or decode" in capfd.readouterr().err
+
+
 def test_a_connection_that_breaks_says_that_the_drain_may_go_on(kube: KubeServer, tmp_path: Path) -> None:
     with head(kube, tmp_path) as asked, pytest.raises(KubernetesUnavailable, match=r"broke|before"):
         kube.cut = True
