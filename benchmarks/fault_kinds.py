@@ -137,6 +137,12 @@ async def _ends(address: str, requests: int, *, prompt_tokens: int, max_tokens: 
     return ", ".join(f"{count} {end}" for end, count in sorted(ends.items()))
 
 
+async def stop_gateway(cluster: FaultCluster, rng: random.Random) -> str:
+    """SIGSTOP a gateway for 20 s: what its workers said meanwhile, it has not read."""
+    gateway = rng.choice(cluster.gateways)
+    return await _stopped(psutil.Process(gateway.process.pid), "a gateway")
+
+
 async def flood(cluster: FaultCluster, rng: random.Random) -> str:
     """Many callers at once: the queue runs full, and each is answered or refused."""
     ends = await _ends(rng.choice(cluster.gateways).address, FLOOD_CLIENTS, prompt_tokens=64, max_tokens=16, rng=rng)
@@ -234,6 +240,7 @@ FAULTS: dict[str, Fault] = {
     "kill-decode-core": lambda cluster, rng: _of(kill_core, "decode", cluster, rng),
     "kill-gateway": kill_gateway,
     "term-decode": term_worker,
+    "stop-gateway": stop_gateway,
     "stop-worker": stop_worker,
     "stop-core": stop_core,
     "cut-link": cut_link,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -89,6 +90,7 @@ class Fleet:
         self._closing: set[asyncio.Task[None]] = set()
         self._wanted: dict[str, registry_pb2.Member] = {}
         self._silence_timeout_s = silence_timeout_s
+        self._looked_s = -math.inf
 
     def views(self) -> list[WorkerView]:
         """What the router is told of all workers."""
@@ -162,7 +164,17 @@ class Fleet:
                 self._on_change()
 
     def drop_silent(self, now_s: float) -> None:
-        """Give up workers that have said nothing for too long: a stopped process keeps its connections open."""
+        """Give up workers that have said nothing for too long: a stopped process keeps its connections open.
+
+        Call it often. After a pause of its own (a stopped or starved gateway) each worker has its time anew, since
+        what they said meanwhile was not read.
+        """
+        paused = now_s - self._looked_s > self._silence_timeout_s / 3
+        self._looked_s = now_s
+        if paused:
+            for worker in self.workers.values():
+                worker.link.last_event_s = max(worker.link.last_event_s, now_s)
+            return
         for worker_id, worker in list(self.workers.items()):
             if worker.connected and now_s - worker.link.last_event_s >= self._silence_timeout_s:
                 log.warning("worker %s is silent; its requests go on elsewhere", worker_id)

@@ -234,6 +234,18 @@ async def test_a_silent_worker_is_given_up(three: Cluster) -> None:
     assert reply.summary.retries == 1
 
 
+async def test_a_gateway_that_was_stopped_does_not_blame_its_workers(three: Cluster) -> None:
+    source = await first_decode(three)
+    hold = three.engine(source).hold(40)
+    task = asyncio.create_task(run(three, ask(PROMPT, 60)))
+    await asyncio.wait_for(hold.reached.wait(), 20)
+    now = time.monotonic() + 60  # as it finds on waking up: nothing was read for a minute
+    three.gateway.fleet.drop_silent(now)
+    assert three.gateway.fleet.workers[source].connected
+    hold.open()
+    assert (await task).summary.retries == 0
+
+
 async def test_a_worker_whose_engine_died_is_not_tried_again(three: Cluster) -> None:
     source = await first_decode(three)
     task = await held_on(three, ask(PROMPT, 60), source)
