@@ -18,6 +18,8 @@ from cluster.config import ClusterSpec
 from cluster.errors import ConfigError, DeadlineExceeded, InvalidRequest, ModelNotFound
 from orchestrator.lifecycle import Handoff
 from orchestrator.output_text import ReasoningMarkers, budget_survives, open_at_end
+from orchestrator.policy.budget_governor import BudgetAsk
+from orchestrator.policy.budget_governor import budget as reduced_budget
 from orchestrator.resume import Resumed, resumed
 
 MAX_STOPS = 16
@@ -64,6 +66,8 @@ class PreparedRequest:
     resumed: Resumed | None = None
     request_class: str = ""
     """What output lengths are learned by: tenant and effort."""
+    reduced_budget: bool = False
+    """Whether the thinking budget is smaller than what was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +132,10 @@ def load_model_front(spec: ClusterSpec, folder: Path) -> ModelFront:
     )
 
 
-def prepare(request: GenerateRequest, front: ModelFront, spec: ClusterSpec, *, now_s: float) -> PreparedRequest:
-    """Check a request and fill in what it leaves out.
+def prepare(
+    request: GenerateRequest, front: ModelFront, spec: ClusterSpec, *, now_s: float, severity: float = 0.0
+) -> PreparedRequest:
+    """Check a request and fill in what it leaves out; ``severity`` is how scarce KV is, see `policy.budget_governor`.
 
     Raises:
         ModelNotFound: another model was asked for.
@@ -156,6 +162,14 @@ def prepare(request: GenerateRequest, front: ModelFront, spec: ClusterSpec, *, n
         if not sampling.HasField(name):
             setattr(sampling, name, value)
     budget = _budget(request, front, spec)
+    priority = max(-1000, min(spec.tenant(request.tenant).max_priority, request.priority))
+    reduced = None
+    if severity > 0 and front.markers is not None and not request.HasField("resume"):
+        effort = _effort(request, spec)
+        limit_tokens = front.max_model_len_tokens
+        ask = BudgetAsk(budget, request.tenant, priority, effort, limit_tokens)
+        reduced = reduced_budget(ask, severity, spec.autoscaling.thinking_budgets)
+        budget = budget if reduced is None else reduced
     if budget == 0 and front.markers is not None:
         prompt += _closed_reasoning(prompt, front.markers)
         budget = None
@@ -200,16 +214,17 @@ def prepare(request: GenerateRequest, front: ModelFront, spec: ClusterSpec, *, n
         stops=tuple(sampling.stop),
         skip_special_tokens=sampling.skip_special_tokens if sampling.HasField("skip_special_tokens") else True,
         deadline_s=now_s + min(deadline, 10 * 365 * 86400.0),
-        priority=max(-1000, min(spec.tenant(request.tenant).max_priority, request.priority)),
+        priority=priority,
         tenant=request.tenant,
         session=request.session,
         resumed=taken_up,
-        request_class=_class_of(request, spec),
+        request_class=f"{request.tenant}/{effort}" if (effort := _effort(request, spec)) else request.tenant,
+        reduced_budget=reduced is not None,
     )
 
 
-def _class_of(request: GenerateRequest, spec: ClusterSpec) -> str:
-    """Tenant and effort; a budget in tokens counts as the least effort that allows it."""
+def _effort(request: GenerateRequest, spec: ClusterSpec) -> str:
+    """Effort by name, empty without one; a budget in tokens counts as the least effort that allows it."""
     effort = ""
     if request.HasField("reasoning"):
         effort = _EFFORT_NAMES.get(request.reasoning.effort, "")
@@ -217,7 +232,7 @@ def _class_of(request: GenerateRequest, spec: ClusterSpec) -> str:
             budgets = sorted((tokens, name) for name, tokens in spec.model.reasoning.effort_budgets_tokens.items())
             enough = (name for tokens, name in budgets if tokens >= request.reasoning.budget_tokens)
             effort = next(enough, "high")
-    return f"{request.tenant}/{effort}" if effort else request.tenant
+    return effort
 
 
 def _prompt_ids(request: GenerateRequest, front: ModelFront) -> Sequence[int]:

@@ -287,19 +287,23 @@ class Finished(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., choices: _Optional[_Iterable[_Union[ChoiceSummary, _Mapping]]] = ..., cost_usd: _Optional[float] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("prompt_tokens", "cached_tokens", "reasoning_tokens", "answer_tokens")
+    __slots__ = ("prompt_tokens", "cached_tokens", "reasoning_tokens", "answer_tokens", "reduced_budget_tokens", "clipped_traces")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     REASONING_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ANSWER_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    REDUCED_BUDGET_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CLIPPED_TRACES_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     cached_tokens: int
     reasoning_tokens: int
     answer_tokens: int
-    def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ..., answer_tokens: _Optional[int] = ...) -> None: ...
+    reduced_budget_tokens: int
+    clipped_traces: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ..., answer_tokens: _Optional[int] = ..., reduced_budget_tokens: _Optional[int] = ..., clipped_traces: _Optional[int] = ...) -> None: ...
 
 class ChoiceSummary(_message.Message):
-    __slots__ = ("choice", "finish_reason", "usage", "workers", "timings", "handoff", "retries", "moves", "moved_recomputed_tokens", "resumed_tokens", "reduced_budget")
+    __slots__ = ("choice", "finish_reason", "usage", "workers", "timings", "handoff", "retries", "moves", "moved_recomputed_tokens", "resumed_tokens")
     CHOICE_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
@@ -310,7 +314,6 @@ class ChoiceSummary(_message.Message):
     MOVES_FIELD_NUMBER: _ClassVar[int]
     MOVED_RECOMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     RESUMED_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    REDUCED_BUDGET_FIELD_NUMBER: _ClassVar[int]
     choice: int
     finish_reason: FinishReason
     usage: Usage
@@ -321,18 +324,7 @@ class ChoiceSummary(_message.Message):
     moves: int
     moved_recomputed_tokens: int
     resumed_tokens: int
-    reduced_budget: ReducedBudget
-    def __init__(self, choice: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., workers: _Optional[_Union[Workers, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., handoff: _Optional[_Union[HandoffFigures, _Mapping]] = ..., retries: _Optional[int] = ..., moves: _Optional[int] = ..., moved_recomputed_tokens: _Optional[int] = ..., resumed_tokens: _Optional[int] = ..., reduced_budget: _Optional[_Union[ReducedBudget, _Mapping]] = ...) -> None: ...
-
-class ReducedBudget(_message.Message):
-    __slots__ = ("asked_tokens", "given_tokens", "clipped")
-    ASKED_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    GIVEN_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    CLIPPED_FIELD_NUMBER: _ClassVar[int]
-    asked_tokens: int
-    given_tokens: int
-    clipped: bool
-    def __init__(self, asked_tokens: _Optional[int] = ..., given_tokens: _Optional[int] = ..., clipped: _Optional[bool] = ...) -> None: ...
+    def __init__(self, choice: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., workers: _Optional[_Union[Workers, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., handoff: _Optional[_Union[HandoffFigures, _Mapping]] = ..., retries: _Optional[int] = ..., moves: _Optional[int] = ..., moved_recomputed_tokens: _Optional[int] = ..., resumed_tokens: _Optional[int] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("queue_s", "prefill_start_s", "first_token_s", "first_answer_token_s", "handoff_start_s", "transfer_start_s", "transfer_end_s", "decode_first_token_s", "last_token_s", "itl_p50_s", "itl_p99_s")

@@ -33,12 +33,18 @@ def usage_object(usages: list[inference_pb2.Usage]) -> dict[str, Any]:
     prompt = sum(usage.prompt_tokens for usage in usages)
     reasoning = sum(usage.reasoning_tokens for usage in usages)
     completion = reasoning + sum(usage.answer_tokens for usage in usages)
+    details: dict[str, int] = {"reasoning_tokens": reasoning}
+    reduced = [usage.reduced_budget_tokens for usage in usages if usage.HasField("reduced_budget_tokens")]
+    if reduced:
+        # Not OpenAI's: the cluster gave a smaller thinking budget than was asked for, and so many choices reached it.
+        details["reduced_thinking_budget_tokens"] = min(reduced)
+        details["clipped_traces"] = sum(usage.clipped_traces for usage in usages)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in usages)},
-        "completion_tokens_details": {"reasoning_tokens": reasoning},
+        "completion_tokens_details": details,
     }
 
 

@@ -27,6 +27,7 @@ from decode_workers.cost import DecodeCost
 from decode_workers.profile import engine_settings
 from orchestrator.policy.autoscaler import AutoscalerSettings, Decision, Memory, WorkerRow
 from orchestrator.policy.autoscaling import Autoscaler
+from orchestrator.policy.budget_governor import Governor
 from orchestrator.policy.decision_log import entry_line
 from orchestrator.policy.demand import Demand, DemandForecaster, horizons_s
 from orchestrator.policy.length_forecast import LengthSettings
@@ -77,6 +78,8 @@ class LiveAutoscaler:
         self._book = RequestBook(silence_s=MISSED_REPORTS * settings.report_interval_s)
         self._began_s = time.monotonic()
         self.settings = policy_settings(spec)
+        self._governor = Governor()
+        self._governed_s = 0.0
         self._first_s = 0.0
         self._guess_s = horizons_s(settings.start_s)[-1]
         """With traces so long that none ends, those that run say enough after this."""
@@ -93,6 +96,7 @@ class LiveAutoscaler:
         self._demand: Demand | None = None
         self._reason = ""
         self._shown: deque[tuple[float, str]] = deque(maxlen=SHOWN_DECISIONS)
+        self._last_actions: tuple[ScalingAction, ...] = ()
         self._read_s: dict[str, float] = {}
 
     async def run(self) -> None:
@@ -124,6 +128,7 @@ class LiveAutoscaler:
             return
         for action in self._policy.decide(now_s, view):
             self._act(action)
+        self._govern(now_s)
 
     # --- what gateways say ----------------------------------------------------------------------------------
 
@@ -212,6 +217,27 @@ class LiveAutoscaler:
         gpus = worker.pool.accelerators_per_worker or 1
         return WorkerStatus(view, worker.plan.role.value, state, max(0.0, worker.since_s - self._began_s), gpus)
 
+    def _govern(self, now_s: float) -> None:
+        """Let thinking budgets shrink where the forecast exceeds the decode workers that may be had."""
+        demand, rows = self._demand, self.statuses()
+        if demand is None:
+            return
+        had = sum(row.view.role is Role.DECODE and row.state != "draining" for row in rows)
+        free = self._most_gpus() - sum(row.gpus for row in rows)
+        per_worker = max((row.gpus for row in rows), default=1)
+        more = 0 if self._may_not_start() else max(0.0, free // per_worker)
+        decode_workers = min(self.settings.max_decode, had + more)
+        pressure = demand.kv_high_tokens[-1] / max(1.0, decode_workers * demand.worker_kv_tokens)
+        self._governor.step(pressure, now_s - self._governed_s)
+        self._governed_s = now_s
+
+    def _most_gpus(self) -> float:
+        return float("inf") if self.settings.max_gpus is None else self.settings.max_gpus
+
+    def _may_not_start(self) -> bool:
+        pause_s = self._spec.autoscaling.start_failure_pause_s
+        return time.monotonic() - self._controller.changes.start_failed_s < pause_s
+
     # --- what is done ---------------------------------------------------------------------------------------
 
     def _take(
@@ -224,9 +250,10 @@ class LiveAutoscaler:
     ) -> None:
         """Write a decision down before it is carried out."""
         self._demand, self._reason = demand, decision.reason
-        if decision.actions:
+        if decision.actions and decision.actions != self._last_actions:  # one that cannot be carried out comes again
             self._shown.append((demand.now_s, decision.reason))
             log.info("%s", decision.reason)
+        self._last_actions = decision.actions
         if self._path.is_file() and self._path.stat().st_size > MAX_LOG_BYTES:
             self._path.replace(self._path.with_suffix(".old.jsonl"))
         with self._path.open("a") as out:
@@ -237,8 +264,7 @@ class LiveAutoscaler:
         try:
             match action:
                 case StartWorker():
-                    pause_s = self._spec.autoscaling.start_failure_pause_s
-                    if time.monotonic() - controller.changes.start_failed_s >= pause_s:
+                    if not self._may_not_start():
                         controller.changes.grow(action.role)
                 case DrainWorker():
                     states = {worker.plan.worker_id: worker.member.state for worker in controller.workers()}
@@ -291,6 +317,7 @@ class LiveAutoscaler:
             ],
             decisions=[cluster_pb2.ScalingDecision(age_s=now_s - time_s, reason=why) for time_s, why in self._shown],
             reason=self._reason,
+            thinking_severity=self._governor.severity if self._spec.autoscaling.thinking_budgets.enabled else 0.0,
         )
         demand = self._demand
         if demand is not None:

@@ -433,6 +433,12 @@ class ChoiceRun:
                 answer_tokens=self._text.answer_tokens,
             )
         )
+        if self.request.reduced_budget:
+            given = self.request.thinking_budget_tokens or 0
+            clipped = self._text.reasoning_tokens >= given
+            summary.usage.reduced_budget_tokens, summary.usage.clipped_traces = given, int(clipped)
+            metrics.reduced_budgets.inc()
+            metrics.clipped_traces.inc(int(clipped))
         summary.handoff.plain = self.life.handoff is Handoff.PLAIN and bool(summary.workers.prefill)
         timings = summary.timings
         timings.last_token_s = self._last_token_s - self._received_s if self._last_token_s else 0.0

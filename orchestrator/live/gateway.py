@@ -219,8 +219,10 @@ class Gateway:
 
     async def _prepare(self, request: pb.GenerateRequest, now_s: float) -> PreparedRequest:
         if request.ByteSize() > OFF_LOOP_CHARS:
-            return await asyncio.to_thread(prepare, request, self.front, self.spec, now_s=now_s)
-        return prepare(request, self.front, self.spec, now_s=now_s)
+            return await asyncio.to_thread(
+                prepare, request, self.front, self.spec, now_s=now_s, severity=self.journal.severity
+            )
+        return prepare(request, self.front, self.spec, now_s=now_s, severity=self.journal.severity)
 
     async def _fan_out(self, runs: list[ChoiceRun]) -> AsyncGenerator[pb.GenerateResponse]:
         """Run several choices. The first one prefills; the others then find the prompt in the prefix cache."""
@@ -268,6 +270,8 @@ class Gateway:
                 cached_tokens=usages[0].cached_tokens,
                 reasoning_tokens=sum(usage.reasoning_tokens for usage in usages),
                 answer_tokens=sum(usage.answer_tokens for usage in usages),
+                reduced_budget_tokens=prepared.thinking_budget_tokens or 0 if prepared.reduced_budget else None,
+                clipped_traces=sum(usage.clipped_traces for usage in usages),
             ),
             choices=[run.summary for run in runs],
             cost_usd=sum(run.cost_usd for run in runs),

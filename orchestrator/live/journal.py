@@ -24,6 +24,7 @@ log = logging.getLogger("baton.gateway")
 MOST_KEPT = 100_000
 """Requests that are remembered while the controller does not answer; the oldest are forgotten first."""
 LENGTHS_KEPT = 1000
+SEVERITY_HOLDS_S = 60.0
 
 
 class RequestJournal:
@@ -32,6 +33,7 @@ class RequestJournal:
     def __init__(self) -> None:
         self.scaling: cluster_pb2.Scaling | None = None
         """What the controller said last of the pools."""
+        self._heard_s = 0.0
         self._came: deque[tuple[float, str, int]] = deque(maxlen=MOST_KEPT)
         self._ended: deque[registry_pb2.RequestEnd] = deque(maxlen=MOST_KEPT)
         self._lengths: dict[str, deque[int]] = {
@@ -65,6 +67,17 @@ class RequestJournal:
             ("answer", usage.answer_tokens),
         ):
             self._lengths[phase].append(tokens)
+
+    def heard(self, answer: registry_pb2.ReportRequestsResponse) -> None:
+        """The controller answered a report."""
+        self.scaling = answer.scaling if answer.HasField("scaling") else None
+        self._heard_s = time.monotonic()
+
+    @property
+    def severity(self) -> float:
+        """How much thinking budgets are to shrink; not at all where nothing was heard for long."""
+        fresh = time.monotonic() - self._heard_s < SEVERITY_HOLDS_S
+        return self.scaling.thinking_severity if self.scaling is not None and fresh else 0.0
 
     def lengths(self) -> list[cluster_pb2.PhaseLength]:
         """Quantiles of the last requests, by phase."""
@@ -119,7 +132,6 @@ async def report(
     address: str,
     interval_s: float,
     rpc: InternalRpc | None = None,
-    on_answer: Callable[[], None] = lambda: None,
 ) -> None:
     """Tell the controller at ``address`` for ever. What it did not answer is told again, and it counts that once."""
     rpc, gateway, sequence = rpc or InternalRpc(), uuid.uuid4().hex, 0
@@ -139,6 +151,5 @@ async def report(
                 log.debug("the controller took no report: %s", error.code().name)
             else:
                 untold = None
-                journal.scaling = answer.scaling if answer.HasField("scaling") else None
-                on_answer()
+                journal.heard(answer)
             await asyncio.sleep(interval_s)

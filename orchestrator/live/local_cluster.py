@@ -59,7 +59,12 @@ async def run(
         loop.add_signal_handler(signum, stop.set)
     plans = worker_plans(spec)
     resources = {pool.node_resource: 1.0 for _, pool in spec.pools.items() if pool.node_resource}
-    runtime = RayRuntime(address, local_resources=resources, min_cpus=sum(plan.total.get("CPU", 0.0) for plan in plans))
+    min_cpus = sum(plan.total.get("CPU", 0.0) for plan in plans)
+    if spec.autoscaling.enabled:
+        more = ((pool.max_replicas or pool.replicas) - pool.replicas for _, pool in spec.pools.items())
+        cpus = (pool.cpus_per_worker for _, pool in spec.pools.items())
+        min_cpus += sum(count * each for count, each in zip(more, cpus, strict=True))
+    runtime = RayRuntime(address, local_resources=resources, min_cpus=min_cpus)
     folder = cluster_folder(spec.name)
     controller = Controller(spec, runtime, on_progress=on_progress, log_folder=folder)
     gateways: GatewayGroup | None = None

@@ -57,6 +57,10 @@ class GatewayMetrics:
         self.moved_recomputed = Counter(
             "baton_moved_recomputed_tokens", "Tokens computed again in a move: the last, partial block", **make
         )
+        self.reduced_budgets = Counter(
+            "baton_reduced_budgets", "Choices whose thinking budget was made smaller for want of KV", **make
+        )
+        self.clipped_traces = Counter("baton_clipped_traces", "Those whose reasoning reached that budget", **make)
         self.in_flight = Gauge("baton_in_flight_requests", "Requests by state", ["state"], **make)
         self.kv_used = Gauge("baton_kv_used_ratio", "KV blocks in use", ["pool", "worker"], **make)
         self.kv_reserved = Gauge("baton_kv_reserved_blocks", "KV blocks promised", ["pool", "worker"], **make)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baton.v1 import inference_pb2 as pb
+from cluster.autoscaling_settings import ThinkingBudgetSettings
 from cluster.config import parse
 from cluster.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, ServingError
 from orchestrator.lifecycle import Handoff
@@ -258,3 +259,16 @@ def test_labels_must_be_printable(name: str) -> None:
     with pytest.raises(InvalidRequest, match="cannot be printed") as refused:
         ready(ask(**{name: "a\x00"}))
     assert refused.value.field == name
+
+
+def test_a_scarce_cluster_gives_a_smaller_budget_and_says_so() -> None:
+    settings = ThinkingBudgetSettings(enabled=True, floor_tokens=16)
+    autoscaling = SPEC.autoscaling.model_copy(update={"thinking_budgets": settings})
+    spec = SPEC.model_copy(update={"autoscaling": autoscaling})
+    request = ask(reasoning=pb.Reasoning(budget_tokens=100))
+    ample = prepare(request, FRONT, spec, now_s=0.0)
+    scarce = prepare(request, FRONT, spec, now_s=0.0, severity=0.5)
+    assert (ample.thinking_budget_tokens, ample.reduced_budget) == (100, False)
+    assert (scarce.thinking_budget_tokens, scarce.reduced_budget) == (50, True)
+    # One that asks for no budget gets one.
+    assert prepare(ask(), FRONT, spec, now_s=0.0, severity=1.0).thinking_budget_tokens == 16

@@ -7,13 +7,18 @@ from typing import cast
 
 import pytest
 
+from baton.internal.v1 import registry_pb2
+from baton.v1 import cluster_pb2
+from baton.v1 import inference_pb2 as pb
 from cluster.config import Role
+from orchestrator.api.http_reply import usage_object
 from orchestrator.commands.status_command import render
 from orchestrator.live.autoscaler import ENOUGH_FINISHED, capacity_of, policy_settings
 from orchestrator.policy.decision_log import replay
 from orchestrator.policy.length_forecast import LengthSettings
-from tests.fakes.live_cluster import Cluster, ask, eventually, expected, run
+from tests.fakes.live_cluster import Cluster, ask, cluster_of, eventually, expected, run
 from tests.fakes.runtime import ControlledCluster, controlled
+from tests.fakes.tokenizer import THINK
 
 PROMPT = [ord(char) for char in "Forty tokens, or so: the baton goes on."]
 SETTINGS = """
@@ -108,3 +113,31 @@ async def test_the_status_shows_a_worker_under_its_present_role(tmp_path: Path) 
         roles = {row.worker_id: row.role for row in cluster.gateway.status().workers}
         assert roles == {"prefill-0": 1, "decode-0": 2, "decode-1": 1}
         assert render(cluster.gateway.status())
+
+
+async def test_budgets_shrink_when_no_more_workers_may_be_had(tmp_path: Path) -> None:
+    more = SETTINGS.replace("enabled: true", "enabled: true, max_gpus: 2, thinking_budgets: {enabled: true}")
+    async with controlled(tmp_path, decode=1, more=more, seqs=2, step_s=0.02, total_blocks=400) as cluster:
+        load = Load(cluster, 60)
+        await eventually(lambda: cluster.gateway.journal.severity > 0.1)
+        await load.stop()
+        assert cluster.runtime.started == ["prefill-0", "decode-0"]
+
+
+async def test_a_clipped_trace_is_told_and_counted() -> None:
+    more = "autoscaling: {thinking_budgets: {enabled: true, floor_tokens: 8}}\n"
+    async with cluster_of("prefill-0", "decode-0", more=more) as cluster:
+        scaling = cluster_pb2.Scaling(thinking_severity=1.0)
+        cluster.gateway.journal.heard(registry_pb2.ReportRequestsResponse(scaling=scaling))
+        asked = pb.Reasoning(budget_tokens=5000)
+        reply = await run(cluster, ask([*PROMPT, THINK], 64, reasoning=asked))
+        assert reply.finished is not None
+        assert (reply.finished.usage.reduced_budget_tokens, reply.finished.usage.clipped_traces) == (8, 1)
+        assert reply.summary.finish_reason == pb.FINISH_REASON_THINKING_BUDGET
+        details = usage_object([reply.finished.usage])["completion_tokens_details"]
+        assert (details["reduced_thinking_budget_tokens"], details["clipped_traces"]) == (8, 1)
+        assert cluster.gateway.metrics.clipped_traces._value.get() == 1
+        spared = await run(cluster, ask([*PROMPT, THINK], 20, reasoning=asked, priority=100))
+        assert spared.finished is not None
+        assert not spared.finished.usage.HasField("reduced_budget_tokens")
+        assert len(spared.token_ids[0]) == 20
