@@ -46,10 +46,12 @@ def forwarded(api: Api, namespace: str, pod: str, port: int) -> Iterator[str]:
             daemon=True,
             name="port-forward",
         ).start()
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
-        # Wakes the thread in accept(), which close() alone does not on Linux.
-        with contextlib.suppress(OSError):
-            listener.shutdown(socket.SHUT_RDWR)
+        try:
+            yield f"127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            # Wakes the thread in accept(), which close() alone does not on Linux.
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
 
 
 def _accept(

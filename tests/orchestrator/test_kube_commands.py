@@ -109,6 +109,10 @@ def test_status_with_tls_and_key(kube: KubeServer, capsys: pytest.CaptureFixture
         assert "workers" in json.loads(capsys.readouterr().out)
         with pytest.raises(Unauthenticated):
             baton("status", "--json", *AT_LAB, *ca)
+    for thread in threading.enumerate():
+        if thread.name == "port-forward":
+            thread.join(10)
+            assert not thread.is_alive()
 
 
 # --- drain --------------------------------------------------------------------------------------------------------
