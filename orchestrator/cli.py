@@ -125,6 +125,41 @@ def status(
 
 
 @app.command()
+def top(
+    name: NameOption = None,
+    endpoint: EndpointOption = None,
+    once: Annotated[bool, typer.Option("--once", help="Draw one screen and end.")] = False,
+    key_file: KeyFileOption = None,
+    ca_file: CaFileOption = None,
+    server_name: ServerNameOption = None,
+    certificate_file: CertificateOption = None,
+    private_key_file: PrivateKeyOption = None,
+    release: ReleaseOption = None,
+    kube_context: KubeContextOption = None,
+    namespace: NamespaceOption = None,
+    kubeconfig: KubeconfigOption = None,
+    revision: RevisionOption = None,
+) -> None:
+    """Watch the pools: demand against capacity, the forecast with its band, decisions, lengths by phase."""
+    from orchestrator.api.credentials import Credentials
+    from orchestrator.commands import status_command
+    from orchestrator.commands.kube_target import target_of
+    from orchestrator.commands.top_view import TopView
+
+    credentials = Credentials.from_files(
+        key_file,
+        ca_file,
+        server_name=server_name or "",
+        certificate_file=certificate_file,
+        private_key_file=private_key_file,
+    )
+    target = target_of(release, kube_context, namespace, kubeconfig, revision, instead_of=(name, endpoint))
+    status_command.status(
+        name, endpoint, as_json=False, watch=not once, credentials=credentials, target=target, draw=TopView().render
+    )
+
+
+@app.command()
 def drain(
     workers: Annotated[list[str] | None, typer.Argument(help="Workers, as `baton status` names them.")] = None,
     local: Annotated[

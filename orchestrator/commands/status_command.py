@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable
 
 from google.protobuf.json_format import MessageToDict
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -28,8 +29,10 @@ def status(
     watch: bool,
     credentials: Credentials | None = None,
     target: KubeTarget | None = None,
+    draw: Callable[[cluster_pb2.Status], RenderableType] | None = None,
 ) -> None:
-    """Show the status; see `baton status --help`."""
+    """Show the status; see `baton status --help`. ``draw`` makes another screen of it, as `baton top` does."""
+    draw = draw or render
     console = Console(highlight=False)
     with contextlib.ExitStack() as stack:
         if target is not None:
@@ -38,23 +41,25 @@ def status(
             address = endpoint_of(name, endpoint)
         client = stack.enter_context(Client(address, credentials=credentials))
         if not watch:
-            _show(client.get_status(), console, as_json)
+            _show(client.get_status(), console, as_json, draw)
             return
         if as_json:
             for current in client.watch_status():
-                _show(current, console, as_json)
+                _show(current, console, as_json, draw)
             return
         with Live(console=console, auto_refresh=False, screen=True) as live:
             for current in client.watch_status():
-                live.update(render(current), refresh=True)
+                live.update(draw(current), refresh=True)
 
 
-def _show(current: cluster_pb2.Status, console: Console, as_json: bool) -> None:
+def _show(
+    current: cluster_pb2.Status, console: Console, as_json: bool, draw: Callable[[cluster_pb2.Status], RenderableType]
+) -> None:
     if as_json:
         tree = MessageToDict(current, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
         print(json.dumps(tree), flush=True)
     else:
-        console.print(render(current))
+        console.print(draw(current))
 
 
 def render(current: cluster_pb2.Status) -> Group:
@@ -111,7 +116,27 @@ def render(current: cluster_pb2.Status) -> Group:
             rate,
             f"{pair.handshake_s * 1000:.0f} ms",
         )
-    return Group(head, "", workers, "", pairs) if current.pairs else Group(head, "", workers)
+    parts: list[RenderableType] = [head, "", workers]
+    if current.pairs:
+        parts += ["", pairs]
+    if current.HasField("scaling"):
+        parts += ["", *_scaling(current.scaling)]
+    return Group(*parts)
+
+
+def _scaling(scaling: cluster_pb2.Scaling) -> list[RenderableType]:
+    """The autoscaler in a few lines; `baton top` has more."""
+    demand = scaling.demand
+    last = scaling.decisions[-1] if scaling.decisions else None
+    lines: list[RenderableType] = [
+        Text(
+            f"autoscaler: KV in flight {demand.kv_tokens:,.0f} tokens, 95 % under {demand.kv_high_tokens:,.0f} in "
+            f"{demand.start_s:.0f} s, a decode worker takes {demand.worker_kv_tokens:,.0f}"
+        )
+    ]
+    if last is not None:
+        lines.append(Text(f"last change {last.age_s:.0f} s ago: {last.reason}", style="dim"))
+    return lines
 
 
 def _bar(used: int, total: int, width: int = 12) -> Text:
