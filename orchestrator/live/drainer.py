@@ -1,6 +1,7 @@
 """Empties workers that drain, or decode no more, of this gateway's requests, and gives up workers that fell silent.
 
-What moves and where is decided by `orchestrator.policy.drain`; here the moves are begun and followed.
+Where the autoscaler is on, it also moves requests off decode workers whose forecast exceeds their KV. What moves and
+where is decided by `orchestrator.policy.drain` and `peak`; here the moves are begun and followed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 from cluster.config import Role
 from orchestrator.lifecycle import Moved, State
 from orchestrator.policy.drain import HeldRequest, Hold, next_moves
+from orchestrator.policy.peak import shifts
 
 if TYPE_CHECKING:
     from orchestrator.live.choice_run import ChoiceRun
@@ -67,6 +69,8 @@ class Drainer:
             if busy:
                 await asyncio.sleep(TICK_S)
                 continue
+            if self._gateway.spec.autoscaling.enabled:
+                self._rebalance()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(IDLE_TICK_S):
                     await self._wake.wait()
@@ -76,7 +80,7 @@ class Drainer:
         gateway = self._gateway
         worker = gateway.fleet.workers.get(worker_id)
         runs = {run.life.request_id: run for run in gateway.runs() if self._concerned(run, worker_id)}
-        self._begun = {key: target for key, target in self._begun.items() if key in runs}
+        self._forget_landed()
         if worker is None or not runs:
             return False
         if worker.role is Role.COLOCATED or all(run.life.decode_id != worker_id for run in runs.values()):
@@ -91,12 +95,44 @@ class Drainer:
         ):
             run = runs[move.request_id]
             if run.life.state is State.DECODING:
-                self._begun[move.request_id] = move.target_id
                 gateway.metrics.moves.inc()
-            gateway.fleet.workers[move.target_id].reserved[move.request_id] = move.reserve_blocks
-            log.info("request %s moves from %s to %s", move.request_id, worker_id, move.target_id)
-            run.post(Moved(move.target_id))
+            self._begin(run, worker_id, move.target_id, move.reserve_blocks)
         return True
+
+    def _begin(self, run: ChoiceRun, source_id: str, target_id: str, reserve_blocks: int) -> None:
+        request_id = run.life.request_id
+        if run.life.state is State.DECODING:
+            self._begun[request_id] = target_id
+        self._gateway.fleet.workers[target_id].reserved[request_id] = reserve_blocks
+        log.info("request %s moves from %s to %s", request_id, source_id, target_id)
+        run.post(Moved(target_id))
+
+    def _forget_landed(self) -> None:
+        """Drop the moves whose requests decode where they were to go, or are over."""
+        live = {run.life.request_id: run.life for run in self._gateway.runs()}
+        self._begun = {
+            key: target
+            for key, target in self._begun.items()
+            if (life := live.get(key)) is not None and not (life.decode_id == target and life.has_output)
+        }
+
+    def _rebalance(self) -> None:
+        """Move requests off decode workers that would run out of KV before those they have end."""
+        gateway = self._gateway
+        self._forget_landed()
+        held: dict[str, list[HeldRequest]] = {}
+        runs = {run.life.request_id: run for run in gateway.runs() if run.life.decode_id is not None}
+        for run in runs.values():
+            worker_id = str(run.life.decode_id)
+            held.setdefault(worker_id, []).append(self._held(run, worker_id))
+        for shift in shifts(
+            held,
+            gateway.fleet.views(),
+            block_size_tokens=gateway.block_size_tokens,
+            moves_at_once=gateway.spec.drain.moves_at_once,
+        ):
+            gateway.metrics.rebalanced.inc()
+            self._begin(runs[shift.request_id], shift.source_id, shift.target_id, shift.reserve_blocks)
 
     def _concerned(self, run: ChoiceRun, worker_id: str) -> bool:
         """Whether the run has anything on the worker, or is still on its way off it."""

@@ -54,6 +54,9 @@ class GatewayMetrics:
         self.rejected = Counter("baton_requests_rejected", "Requests refused by reason", ["reason"], **make)
         self.retries = Counter("baton_retries", "Ledgers prefilled again after a failure", **make)
         self.moves = Counter("baton_moves", "Requests moved off a draining worker with their KV", **make)
+        self.rebalanced = Counter(
+            "baton_rebalanced", "Requests moved off a decode worker that would have run out of KV", **make
+        )
         self.moved_recomputed = Counter(
             "baton_moved_recomputed_tokens", "Tokens computed again in a move: the last, partial block", **make
         )

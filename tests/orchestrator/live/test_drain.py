@@ -314,3 +314,35 @@ async def test_a_worker_that_dies_while_it_drains_is_told(error: Exception) -> N
 async def test_a_drain_of_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="name at least one worker"):
         await anext(serve_drain(registry_pb2.DrainRequest(), Answers({}), 60.0))  # type: ignore[arg-type]
+
+
+# --- rebalancing ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_request_leaves_a_worker_that_will_run_out_of_kv() -> None:
+    more = "autoscaling: {enabled: true}\n"
+    async with cluster_of(*WORKERS, more=more, total_blocks=16) as cluster:
+        source = await first_decode(cluster)
+        target = next(worker for worker in WORKERS[1:] if worker != source)
+        fleet = cluster.gateway.fleet
+        fleet.workers[target].reserved["full"] = 16
+        hold = cluster.engine(source).hold(20)
+        prompts = [[65 + index, *PROMPT] for index in range(2)]
+        # Taken for short when they were placed: both fit.
+        for _ in range(20):
+            cluster.gateway._lengths.record(40)
+        tasks = [asyncio.create_task(run(cluster, ask(prompt, 300))) for prompt in prompts]
+        await eventually(lambda: len(cluster.engine(source)._legs) == 2, "both decode on one worker")
+        await asyncio.wait_for(hold.reached.wait(), 20)
+        # Traces have become long: together they will want 2 x 350 tokens of the 512.
+        for _ in range(600):
+            cluster.gateway._lengths.record(300)
+        del fleet.workers[target].reserved["full"]
+        await eventually(lambda: len(cluster.engine(target)._legs) == 1, "one moves")
+        hold.open()
+        replies = await asyncio.gather(*tasks)
+        for prompt, reply in zip(prompts, replies, strict=True):
+            assert reply.token_ids[0] == expected(prompt, 300)
+        assert sorted(reply.summary.moves for reply in replies) == [0, 1]
+        assert cluster.gateway.metrics.rebalanced._value.get() == 1
+        await cluster.idle()
