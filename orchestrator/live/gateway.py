@@ -15,6 +15,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import replace
 
 from baton.internal.v1 import registry_pb2, worker_pb2
 from baton.v1 import cluster_pb2
@@ -31,6 +32,7 @@ from orchestrator.live.entry import Entry
 from orchestrator.live.fleet import Fleet, FleetWorker
 from orchestrator.live.journal import RequestJournal, report
 from orchestrator.live.metrics import GatewayMetrics
+from orchestrator.live.peaks import Peaks
 from orchestrator.live.worker_link import ticket_message
 from orchestrator.policy.admission import AdmissionQueue
 from orchestrator.policy.length import RecentLengths
@@ -68,6 +70,7 @@ class Gateway:
         self._avoid: dict[int, frozenset[str]] = {}
         self._lengths = RecentLengths(spec.gateway.forecast_osl_tokens)
         self.journal = RequestJournal()
+        self._peaks = Peaks()
         self._runs: dict[int, ChoiceRun] = {}
         self._numbers = itertools.count()
         self._started_s = time.monotonic()
@@ -348,9 +351,10 @@ class Gateway:
         prefixes = self.fleet.prefixes
         cached = prefixes.cached_tokens(run.hashes, isl) if prefixes else {}
         view = RequestView(isl, forecast, self.block_size_tokens, cached)
+        peaks = self._peaks.of(self) if self.spec.autoscaling.enabled else {}
         chosen = place(
             view,
-            self.fleet.views(),
+            [replace(worker, peak_blocks=peaks.get(worker.worker_id)) for worker in self.fleet.views()],
             local_prefill_below_tokens=self.spec.transfer.local_prefill_below_tokens,
             local_prefill_after_s=self.spec.transfer.local_prefill_after_s,
             avoid=self._avoid.get(id(run), frozenset()),
@@ -358,6 +362,8 @@ class Gateway:
         if not isinstance(chosen, Placement):
             return False
         self.fleet.workers[chosen.decode_id].reserved[run.life.request_id] = chosen.reserve_blocks
+        if chosen.decode_id in peaks:
+            peaks[chosen.decode_id] += chosen.reserve_blocks  # until they are reckoned anew
         prefilled_by = chosen.prefill_id or chosen.decode_id
         uncached = isl - cached.get(prefilled_by, 0)
         self.fleet.workers[prefilled_by].queued_tokens[run.life.request_id] = uncached

@@ -70,6 +70,9 @@ class PoolChanges:
             if not worker.unwanted.is_set():
                 await controller.warm([worker_id])
                 self.started_in_s = time.monotonic() - began_s
+                if worker.unwanted.is_set():  # since it began to shake hands; gateways may have given it work
+                    worker.unwanted.clear()
+                    controller.drain([worker_id], self._spec.drain.timeout_s)
                 return
         except (ServingError, TimeoutError) as error:
             if not worker.unwanted.is_set():

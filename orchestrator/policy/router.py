@@ -34,6 +34,8 @@ class WorkerView:
     prefill_tokens_per_s: float = 10_000.0
     domain: str = ""
     accepting: bool = True
+    peak_blocks: int | None = None
+    """Most blocks that what it has is forecast to hold at once; where that is known, it ranks the decode workers."""
     revision: str = ""
 
     @property
@@ -143,9 +145,10 @@ def expected_ttft_s(worker: WorkerView, request: RequestView) -> float:
 
 
 def _holder_rank(worker: WorkerView, request: RequestView) -> tuple[float, int, str]:
-    """Least filled after this request first; cached prompt blocks count as room."""
+    """Least filled at its peak with this request first; cached prompt blocks count as room."""
     cached_blocks = request.cached_tokens.get(worker.worker_id, 0) // request.block_size_tokens
-    taken = worker.total_blocks - worker.headroom_blocks + request.reserve_blocks - cached_blocks
+    held = worker.total_blocks - worker.headroom_blocks if worker.peak_blocks is None else worker.peak_blocks
+    taken = held + request.reserve_blocks - cached_blocks
     queue_share = worker.queued_tokens / worker.prefill_tokens_per_s if worker.role is Role.COLOCATED else 0.0
     return (taken / max(1, worker.total_blocks) + queue_share, worker.running_requests, worker.worker_id)
 

@@ -346,3 +346,17 @@ async def test_a_request_leaves_a_worker_that_will_run_out_of_kv() -> None:
         assert sorted(reply.summary.moves for reply in replies) == [0, 1]
         assert cluster.gateway.metrics.rebalanced._value.get() == 1
         await cluster.idle()
+
+
+async def test_placement_goes_by_the_peak_of_what_runs() -> None:
+    async with cluster_of(*WORKERS, more="autoscaling: {enabled: true}\n", total_blocks=64) as cluster:
+        task = await held_on(cluster, ask([70, *PROMPT], 900), "decode-0", 5)
+        peaks = cluster.gateway._peaks
+        peaks._since_s = -1e9
+        found = dict(peaks.of(cluster.gateway))
+        assert found["decode-1"] == 0
+        # The prompt, five tokens, and the 512 that an output is taken for at first, in blocks of 32.
+        assert 17 <= found["decode-0"] <= 18
+        assert peaks.of(cluster.gateway) == found
+        cluster.engine("decode-0").holds.pop(5).open()
+        await task

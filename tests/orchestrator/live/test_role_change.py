@@ -145,3 +145,15 @@ async def test_a_drained_worker_is_known_no_more_and_its_name_is_free(tmp_path: 
         assert [worker.plan.worker_id for worker in cluster.controller.workers()] == ["prefill-0", "decode-1"]
         assert cluster.controller.changes.grow(Role.DECODE) == "decode-0"
         await eventually(lambda: cluster.accepting("decode") == ["decode-0", "decode-1"])
+
+
+async def test_a_start_that_is_given_up_while_it_shakes_hands_ends_in_a_drain(tmp_path: Path) -> None:
+    async with controlled(tmp_path, decode=1) as cluster:
+        hold = cluster.runtime.engines["prefill-0"].hold("prefill")
+        cluster.controller.changes.grow(Role.DECODE)
+        await asyncio.wait_for(hold.reached.wait(), 20)
+        cluster.controller.changes.cancel_start("decode-1")
+        hold.open()
+        await eventually(lambda: "decode-1" not in cluster.runtime.engines)
+        await eventually(lambda: cluster.accepting("decode") == ["decode-0"])
+        assert len(cluster.controller.workers()) == 2

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -156,3 +157,22 @@ def test_pairs_are_of_one_version_whatever_is_there(kinds: list[tuple[Role, str]
     assert isinstance(placed, Placement)
     by_id = {each.worker_id: each for each in workers}
     assert by_id[str(placed.prefill_id)].revision == by_id[placed.decode_id].revision
+
+
+def test_decode_goes_by_the_forecast_peak_where_it_is_known() -> None:
+    prefill = WorkerView("p", Role.PREFILL, 100, 100)
+    # By what is reserved, `a` is the fuller one; but what it has ends before the rest has grown.
+    one = WorkerView("a", Role.DECODE, 100, 60, reserved_blocks=20, peak_blocks=45)
+    other = WorkerView("b", Role.DECODE, 100, 60, reserved_blocks=10, peak_blocks=50)
+    chosen = place(RequestView(64, 64, 32, {}), [prefill, one, other])
+    assert isinstance(chosen, Placement)
+    assert chosen.decode_id == "a"
+    known = [replace(view, peak_blocks=None) for view in (one, other)]
+    chosen = place(RequestView(64, 64, 32, {}), [prefill, *known])
+    assert isinstance(chosen, Placement)
+    assert chosen.decode_id == "b"
+    # Room is what is not reserved, as before: a peak lets nobody in.
+    full = replace(one, free_blocks=10, reserved_blocks=8, peak_blocks=1)
+    chosen = place(RequestView(64, 64, 32, {}), [prefill, full, other])
+    assert isinstance(chosen, Placement)
+    assert chosen.decode_id == "b"
