@@ -78,17 +78,20 @@ class LiveAutoscaler:
         self._book = RequestBook(silence_s=MISSED_REPORTS * settings.report_interval_s)
         self._began_s = time.monotonic()
         self.settings = policy_settings(spec)
+        self._looked_s = 0.0
         self._governor = Governor()
         self._governed_s = 0.0
         self._first_s = 0.0
         self._guess_s = horizons_s(settings.start_s)[-1]
         """With traces so long that none ends, those that run say enough after this."""
+        lengths = LengthSettings(prior_mean_tokens=float(spec.gateway.forecast_osl_tokens))
         self._capacity = capacity_of(spec, controller.workers())
+        self._capacity.context_memory_s = lengths.memory_s[1]
         forecaster = DemandForecaster(
             self._capacity,
             ttft_s=spec.slo.ttft_p95_s,
             horizons_s=horizons_s(settings.start_s),
-            lengths=LengthSettings(prior_mean_tokens=float(spec.gateway.forecast_osl_tokens)),
+            lengths=lengths,
         )
         self._policy = Autoscaler(forecaster, self.settings, interval_s=settings.interval_s, log=self._take)
         self._changing: dict[str, Role] = {}
@@ -115,7 +118,8 @@ class LiveAutoscaler:
         self._read_loads()
         view = _View(self, now_s)
         contexts = [each.isl_tokens + each.generated_tokens for each in view.in_flight()]
-        self._capacity.look(sum(contexts), len(contexts))
+        self._capacity.look(sum(contexts), len(contexts), now_s - self._looked_s)
+        self._looked_s = now_s
         if self._book.arrived_requests and not self._first_s:
             self._first_s = now_s
         guesses = self._book.finished_requests < ENOUGH_FINISHED and now_s - self._first_s < self._guess_s

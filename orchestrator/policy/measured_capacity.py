@@ -16,8 +16,6 @@ from orchestrator.policy.capacity import WorkerCapacity
 HALF_LIFE_STEPS = 2000.0
 """Steps after which an observation counts half: some ten seconds of a busy engine on CPU, a minute on a GPU."""
 ENOUGH_STEPS = 50
-CONTEXT_KEEP = 0.9
-"""Weight of the looks before in the mean context: some ten looks count."""
 DEFAULT_PREFILL_TOKENS_PER_S = 10_000.0
 
 
@@ -95,6 +93,8 @@ class MeasuredCapacity(WorkerCapacity):
     """
 
     max_num_seqs: int = 1 << 30
+    context_memory_s: float = 150.0
+    """Half-life of what is remembered of contexts; that of the length forecast's middle memory."""
     times: StepTimes = field(default_factory=lambda: StepTimes(0.0))
     modelled_step_s: Callable[[int, int], float] | None = None
     _contexts: tuple[float, float] = (0.0, 0.0)
@@ -121,10 +121,15 @@ class MeasuredCapacity(WorkerCapacity):
             )
         self.times.observe(batch, step_s, steps)
 
-    def look(self, context_tokens: int, requests: int) -> None:
-        """So many requests are in flight with so many tokens: how large one is must not hang on one moment."""
+    def look(self, context_tokens: int, requests: int, seconds: float) -> None:
+        """So many requests are in flight with so many tokens, ``seconds`` after the last look.
+
+        How large one is must neither hang on one moment nor be forgotten before the lengths that are forecast are: a
+        batch-bound worker would count as small, and demand as that of the long traces of before.
+        """
+        keep = 0.5 ** (seconds / self.context_memory_s)
         tokens, count = self._contexts
-        self._contexts = (CONTEXT_KEEP * tokens + context_tokens, CONTEXT_KEEP * count + requests)
+        self._contexts = (keep * tokens + context_tokens, keep * count + requests)
 
     def kv_tokens(self, mean_context_tokens: float) -> float:
         """As the base; the mean context is that of the last looks, since an idle moment has none."""

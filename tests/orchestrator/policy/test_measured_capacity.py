@@ -35,10 +35,16 @@ def test_idle_engines_and_prefills_tell_nothing_of_steps() -> None:
 
 def test_an_idle_moment_does_not_shrink_a_worker() -> None:
     capacity = measured_capacity(100_000, itl_s=0.05, max_num_seqs=4)
-    capacity.look(4000, 4)
+    capacity.look(4000, 4, 0.0)
     before = capacity.kv_tokens(1000.0)
-    capacity.look(0, 0)
+    capacity.look(0, 0, 60.0)
     assert capacity.kv_tokens(1.0) == before == pytest.approx(4500, rel=0.01)
+    # Small requests count only as the large ones are forgotten, as the forecast forgets them.
+    capacity.look(4 * 50, 4, 1.0)
+    assert capacity.kv_tokens(50.0) > 0.4 * before
+    for _ in range(20):
+        capacity.look(4 * 50, 4, 150.0)
+    assert capacity.kv_tokens(50.0) < 0.1 * before
 
 
 def test_the_cost_model_is_corrected_by_what_is_measured() -> None:
