@@ -148,7 +148,7 @@ class FaultCluster:
             await gateway.client.close()
             gateway.process.terminate()
         for gateway in self.gateways:
-            await asyncio.to_thread(gateway.process.wait, 15)
+            await asyncio.to_thread(gateway.process.wait, 60)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -275,8 +275,9 @@ async def _main(arguments: argparse.Namespace) -> None:
                 figures = await soak(cluster, seed=arguments.seed, minutes=arguments.minutes, clients=arguments.clients)
     print(json.dumps(figures, indent=1))
     known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    old = known.get(arguments.scenario, {}) if arguments.scenario == "each" else {}
-    known[arguments.scenario] = {**old, **figures}
+    name = f"kills, seed {arguments.seed}" if arguments.scenario == "kills" else arguments.scenario
+    old = known.get(name, {}) if name == "each" else {}
+    known[name] = {**old, **figures}
     RESULTS.write_text(json.dumps(known, indent=1) + "\n")
 
 
