@@ -30,12 +30,13 @@ from orchestrator.policy.autoscaler import AutoscalerSettings
 from orchestrator.policy.autoscaling import Autoscaler
 from orchestrator.policy.baselines import KvThreshold, MeanLengths, RequestsPerReplica
 from orchestrator.policy.capacity import WorkerCapacity
-from orchestrator.policy.demand import DemandForecaster, horizons_s
+from orchestrator.policy.demand import BAND_S, Demand, DemandForecaster, horizons_s
 from orchestrator.policy.scaling import ScalingPolicy
 from orchestrator.simulator.cost import AffineTransfer
 from orchestrator.simulator.engine import EngineProfile
 from orchestrator.simulator.fleet import FleetSpec, PoolSpec
 from orchestrator.simulator.forecast import CappedForecast, RecentForecast
+from orchestrator.simulator.policies import help_share
 from orchestrator.simulator.result import Result
 from orchestrator.simulator.servegen import ServeGen
 from orchestrator.simulator.simulation import GatewaySpec, Simulation
@@ -62,7 +63,8 @@ KIND = EngineProfile(
     gpus=TP,
     name="h100",
 )
-RESERVE_TOKENS = 750
+RESERVE_TOKENS = 400
+PREEMPT_AFTER_S = 0.1
 RESULTS = Path("docs/autoscaling.json")
 
 
@@ -135,12 +137,34 @@ def capacity() -> WorkerCapacity:
     return WorkerCapacity(KV_TOKENS, DECODE.step_s, PREFILL.prefill_s, ITL_S)
 
 
+class BandLog:
+    """Keeps each forecast of KV `BAND_S` ahead with its band, to hold it against what came."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[float, float, float, float, float]] = []
+
+    def __call__(self, _s: object, _m: object, demand: Demand, _w: object, _d: object) -> None:
+        """One decision's inputs."""
+        self.rows.append(
+            (demand.now_s, demand.kv_tokens, demand.band_low_tokens, demand.band_mean_tokens, demand.band_high_tokens)
+        )
+
+    def figures(self, until_s: float) -> dict[str, float]:
+        """Share of outcomes in the band and median error, of forecasts for times at which requests still came."""
+        now_s, kv, low, mean, high = np.array(self.rows).T
+        made = now_s + BAND_S <= until_s
+        outcome = np.interp(now_s[made] + BAND_S, now_s, kv)
+        inside = (low[made] <= outcome) & (outcome <= high[made])
+        error = np.abs(outcome / np.maximum(1.0, mean[made]) - 1.0)
+        return {"band_coverage": round(float(inside.mean()), 4), "band_median_error": round(float(np.median(error)), 4)}
+
+
 def policies(start_s: float) -> dict[str, Callable[[], ScalingPolicy]]:
     """The policies by name; of each baseline, settings from bold to careful."""
 
     def baton() -> ScalingPolicy:
         forecaster = DemandForecaster(capacity(), ttft_s=TTFT_S, horizons_s=horizons_s(start_s))
-        return Autoscaler(forecaster, AutoscalerSettings())
+        return Autoscaler(forecaster, AutoscalerSettings(help_share=help_share(start_s)), log=BandLog())
 
     found: dict[str, Callable[[], ScalingPolicy]] = {"baton": baton}
     for target in (90, 130):
@@ -159,7 +183,7 @@ def simulate(workload: Workload, prefill: int, decode: int, start_s: float, poli
         AffineTransfer(49.5e9, 0.00038),
         local_prefill_after_s=1.0,
     )
-    gateway = GatewaySpec(max_queued_requests=100_000, slow_gap_s=ITL_S, preempt_after_s=0.5)
+    gateway = GatewaySpec(max_queued_requests=100_000, slow_gap_s=ITL_S, preempt_after_s=PREEMPT_AFTER_S)
     forecast = CappedForecast(RecentForecast(0.9, start_tokens=RESERVE_TOKENS), RESERVE_TOKENS)
     return Simulation(fleet, workload, gateway, forecast=forecast, scaling=policy).run()
 
@@ -205,12 +229,8 @@ def one(case: str, workload: Workload, name: str, start_s: float) -> dict[str, A
         prefill, decode = FIRST.get(case, (2, 3))
         policy = policies(start_s)[name]()
     found = figures(simulate(workload, prefill, decode, start_s, policy), workload.duration_s)
-    if isinstance(policy, Autoscaler):
-        band = policy.forecaster.band
-        extra = {
-            "band_coverage": round(band.covered / max(1, band.judged), 4),
-            "band_median_error": round(float(np.median(np.abs(band.errors))), 4),
-        }
+    if isinstance(policy, Autoscaler) and isinstance(policy.log, BandLog):
+        extra = policy.log.figures(workload.duration_s)
     return {"case": case, "policy": name, "start_s": start_s, **extra, **found, "cpu_s": time.process_time() - began_s}
 
 

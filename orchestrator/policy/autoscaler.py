@@ -19,6 +19,12 @@ from orchestrator.policy.demand import Demand
 from orchestrator.policy.scaling import ChangeRole, DrainWorker, ScalingAction, StartWorker
 
 BUCKET_S = 30.0
+GROWTH_RUN_S = 600.0
+"""Seconds without a change after which growth begins anew."""
+SURGE_S = 1800.0
+"""Seconds after a surge in which the pool may come down sooner."""
+FULL = 0.97
+"""Share of its KV at which a decode worker has no room for newcomers: the rest is promised."""
 
 
 class AutoscalerSettings(Settings):
@@ -34,12 +40,19 @@ class AutoscalerSettings(Settings):
     """Most decode workers."""
     max_gpus: int | None = Field(None, ge=1)
     """GPUs of both pools together; left out, no limit."""
-    fill: float = Field(1.0, gt=0, le=1)
-    """Share of a decode worker's KV that the 95th percentile of demand may take."""
-    shrink_fill: float = Field(0.92, gt=0, le=1)
+    fill: float = Field(1.04, gt=0, le=1.5)
+    """Share of a decode worker's KV that the 95th percentile of demand may take. Above 1, the pool is sized for a lower
+    percentile, and long traces make way more often."""
+    shrink_fill: float = Field(0.92, gt=0, le=1.5)
     """The same after a worker was taken away; the gap to ``fill`` is the hysteresis."""
-    patience_s: float = Field(360.0, ge=0)
+    help_share: float = Field(0.0, ge=0, lt=1)
+    """Share of a decode worker's time that prompts may take where the prefill pool is crowded: colocated overflow. The
+    prefill pool is smaller by it, by half at most, and first tokens cost others a few slow gaps. Only where the router
+    lets decode help (``local_prefill_after_s``); 0 sizes prefill for all prompts."""
+    patience_s: float = Field(600.0, ge=0)
     """Seconds for which one worker fewer must have been enough; for ``k`` fewer a ``k``-th of it."""
+    surge_patience_s: float = Field(120.0, ge=0)
+    """The same after a surge, when what was started to catch up is soon too much. At most ``patience_s`` counts."""
     cooldown_s: float = Field(60.0, ge=0)
     """Seconds after any change of a pool before it may shrink."""
     change_roles: bool = True
@@ -61,9 +74,15 @@ class WorkerRow:
 
 @dataclass(frozen=True, slots=True)
 class PoolMemory:
-    """What a decision remembers of a pool: when it last changed, and the most it needed, by half minutes."""
+    """What a decision remembers of a pool: when it last changed, and the most it needed, by half minutes.
+
+    ``base`` is its size before a run of growth, ``surged_s`` when such a run last made it larger by half and by two
+    workers or more.
+    """
 
     changed_s: float = -1e9
+    base: int = 0
+    surged_s: float = -1e9
     needed: tuple[tuple[float, int], ...] = ()
 
     def noting(self, now_s: float, need: int, keep_s: float) -> PoolMemory:
@@ -75,6 +94,12 @@ class PoolMemory:
         else:
             kept = (*kept, (now_s, need))
         return replace(self, needed=kept)
+
+    def grown(self, now_s: float, before: int, after: int) -> PoolMemory:
+        """Once the pool grows."""
+        base = before if now_s - self.changed_s > GROWTH_RUN_S or not self.base else min(self.base, before)
+        surge = after >= max(base + 2, 1.5 * base)
+        return replace(self, changed_s=now_s, base=base, surged_s=now_s if surge else self.surged_s)
 
     def most(self, now_s: float, span_s: float, keep_s: float) -> int | None:
         """Most workers needed in the span, or None if the pool has not been watched for so long."""
@@ -124,7 +149,8 @@ def decide(settings: AutoscalerSettings, memory: Memory, demand: Demand, workers
         role: [each for each in workers if each.role is role and each.state != "draining"]
         for role in (Role.PREFILL, Role.DECODE)
     }
-    needs = {Role.PREFILL: _prefill_need(settings, demand), Role.DECODE: _decode_need(settings, demand)}
+    helpers = sum(each.state == "ready" for each in pools[Role.DECODE])
+    needs = {Role.PREFILL: _prefill_need(settings, demand, helpers), Role.DECODE: _decode_need(settings, demand)}
     gpus = {role: max((each.gpus for each in rows or workers), default=1) or 1 for role, rows in pools.items()}
     needs = _within_budget(settings, needs, gpus)
     free = (settings.max_gpus or 1 << 30) - sum(each.gpus for each in workers)
@@ -138,10 +164,10 @@ def decide(settings: AutoscalerSettings, memory: Memory, demand: Demand, workers
     if settings.change_roles:
         for role, other in ((Role.PREFILL, Role.DECODE), (Role.DECODE, Role.PREFILL)):
             lent = _lend(needs, pools, have, role, other)
-            for row in lent:
-                actions.append(ChangeRole(row.worker_id, role))
-                pools[other].remove(row)
             if lent:
+                actions += [ChangeRole(row.worker_id, role) for row in lent]
+                gone = {row.worker_id for row in lent}
+                pools[other] = [row for row in pools[other] if row.worker_id not in gone]
                 have[role] += len(lent)
                 have[other] -= len(lent)
                 for each in (role, other):
@@ -155,7 +181,7 @@ def decide(settings: AutoscalerSettings, memory: Memory, demand: Demand, workers
                 actions += [StartWorker(role) for _ in range(more)]
                 free -= more * gpus[role]
                 reasons.append(f"{role} {have[role]} -> {have[role] + more}: {need.why}")
-                kept[role] = replace(kept[role], changed_s=now_s)
+                kept[role] = kept[role].grown(now_s, have[role], have[role] + more)
         else:
             kept[role], victims = _shrink(settings, kept[role], need, pools[role], have[role], now_s)
             if victims:
@@ -166,16 +192,18 @@ def decide(settings: AutoscalerSettings, memory: Memory, demand: Demand, workers
     return Decision(tuple(actions), reason, Memory(kept[Role.PREFILL], kept[Role.DECODE]))
 
 
-def _prefill_need(settings: AutoscalerSettings, demand: Demand) -> _Need:
-    grow = _clamp(math.ceil(demand.prefill_workers_recent - 1e-9), settings.min_prefill, settings.max_prefill)
-    shrink = max(demand.prefill_workers_recent, demand.prefill_workers_long)
+def _prefill_need(settings: AutoscalerSettings, demand: Demand, helpers: int) -> _Need:
+    overflow = min(settings.help_share * helpers, demand.prefill_workers_recent / 2)
+    recent, long = demand.prefill_workers_recent - overflow, demand.prefill_workers_long - overflow
+    grow = _clamp(math.ceil(recent - 1e-9), settings.min_prefill, settings.max_prefill)
+    shrink = max(recent, long)
     strict = _clamp(
         math.ceil(shrink * settings.fill / settings.shrink_fill), settings.min_prefill, settings.max_prefill
     )
     why = (
         f"the prompts of the last five minutes ({demand.prompt_tokens_per_s:,.0f} tokens/s) want "
         f"{demand.prefill_workers_recent:.1f} prefill workers for their first tokens, those of ten "
-        f"{demand.prefill_workers_long:.1f}"
+        f"{demand.prefill_workers_long:.1f}, of which {helpers} decode workers take {overflow:.1f}"
     )
     return _Need(grow, max(grow, strict), why)
 
@@ -183,7 +211,9 @@ def _prefill_need(settings: AutoscalerSettings, demand: Demand) -> _Need:
 def _decode_need(settings: AutoscalerSettings, demand: Demand) -> _Need:
     room = max(1.0, demand.worker_kv_tokens)
     start_s, ahead = demand.horizons_s[-1], demand.kv_high_tokens[-1]
-    grow = _clamp(math.ceil(ahead / (room * settings.fill) - 1e-9), settings.min_decode, settings.max_decode)
+    # What is held already counts in full, whatever share of the forecast is left to chance.
+    full = max(ahead / settings.fill, demand.kv_high_tokens[0] / FULL)
+    grow = _clamp(math.ceil(full / room - 1e-9), settings.min_decode, settings.max_decode)
     most = max(demand.kv_high_tokens)
     strict = _clamp(math.ceil(most / (room * settings.shrink_fill) - 1e-9), settings.min_decode, settings.max_decode)
     why = (
@@ -238,8 +268,10 @@ def _shrink(
         return replace(memory, changed_s=now_s), starting[: have - need.shrink]
     if now_s - memory.changed_s < settings.cooldown_s:
         return memory, []
+    surged = now_s - memory.surged_s < SURGE_S
+    patience_s = min(settings.patience_s, settings.surge_patience_s) if surged else settings.patience_s
     for fewer in range(have - need.shrink, 0, -1):
-        most = memory.most(now_s, settings.patience_s / fewer, settings.patience_s)
+        most = memory.most(now_s, patience_s / fewer, settings.patience_s)
         if most is not None and most <= have - fewer:
             victims = sorted(rows, key=lambda row: (row.load, row.worker_id))[:fewer]
             return replace(memory, changed_s=now_s), victims

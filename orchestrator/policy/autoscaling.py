@@ -28,7 +28,7 @@ class Autoscaler:
         self.forecaster = forecaster
         self.settings = settings or AutoscalerSettings()
         self._memory = Memory()
-        self._log = log
+        self.log = log
 
     def decide(self, now_s: float, fleet: FleetView) -> Sequence[ScalingAction]:
         """Look at the fleet, forecast, decide."""
@@ -36,8 +36,8 @@ class Autoscaler:
         holders = sum(each.role is not Role.PREFILL and each.state != "starting" for each in workers)
         demand = self.forecaster.look(now_s, fleet.in_flight(), fleet.arrived(), fleet.finished(), holders)
         decision = decide(self.settings, self._memory, demand, workers)
-        if self._log is not None:
-            self._log(self.settings, self._memory, demand, workers, decision)
+        if self.log is not None:
+            self.log(self.settings, self._memory, demand, workers, decision)
         self._memory = decision.memory
         return decision.actions
 

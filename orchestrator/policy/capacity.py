@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+_LOG_GRID = math.log(1.05)
+
 
 @dataclass(slots=True)
 class WorkerCapacity:
@@ -53,7 +55,7 @@ class WorkerCapacity:
 
     def prefill_s(self, isl_tokens: int) -> float:
         """Seconds of one prefill worker for a prompt, read off a grid of lengths 5 % apart."""
-        step = math.ceil(math.log(max(1, isl_tokens)) / math.log(1.05))
+        step = math.ceil(math.log(max(1, isl_tokens)) / _LOG_GRID)
         found = self._prompt_at.get(step)
         if found is None:
             found = self._prompt_at[step] = self.prompt_s(max(1, round(1.05**step)))

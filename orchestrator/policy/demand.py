@@ -7,16 +7,18 @@ the last minutes queue again before different numbers of workers.
 
 from __future__ import annotations
 
-from collections import deque
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from orchestrator.policy.capacity import WorkerCapacity
 from orchestrator.policy.forecast_band import ForecastBand
 from orchestrator.policy.length_forecast import LengthForecaster, LengthSettings
-from orchestrator.policy.prefill_need import prefill_workers_needed
+from orchestrator.policy.prefill_need import PromptWindow
 from orchestrator.policy.scaling import Arrival, FinishedRequest, InFlight
 from orchestrator.policy.survival import Curves, Floats, Ints
 
@@ -41,7 +43,7 @@ class Demand:
     Token counts are of prompt and output together. ``kv_high_tokens`` belongs to ``horizons_s`` and is what demand
     stays under with 95 %, at the speed of a well-filled worker. ``band_*`` are what is expected `BAND_S` ahead at the
     present speed, and the 90 % band about it. ``prefill_workers`` would have kept first tokens in time, by the last
-    two minutes and by the last ten.
+    five minutes and by the last ten, decode workers helping with those past a second's wait.
     """
 
     now_s: float
@@ -79,6 +81,65 @@ class _ClassRates:
         self.prompt_tokens = np.concatenate((self.prompt_tokens * keep, more))
 
 
+_COLUMNS = operator.attrgetter("request", "tenant", "isl_tokens", "generated_tokens", "phase")
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """Requests in flight at one look, as columns in order of their numbers.
+
+    ``made_way_s`` is how long a request has been waiting to come back after it made way; below 0 for all others.
+    """
+
+    ids: Ints
+    classes: Ints
+    isl: Floats
+    made: Floats
+    decoding: npt.NDArray[np.bool_]
+    made_way_s: Floats
+    queued: int
+
+    @classmethod
+    def of(
+        cls, in_flight: Iterable[InFlight], lengths: LengthForecaster, before: _Look | None = None, seconds: float = 0.0
+    ) -> _Look:
+        columns = list(zip(*map(_COLUMNS, in_flight), strict=True)) or [()] * 5
+        request, tenant, isl, made, phase = columns
+        ids = np.array(request, np.int64)
+        order = np.argsort(ids, kind="stable")
+        ids, phases, generated = ids[order], np.array(phase, np.str_)[order], np.array(made, np.float64)[order]
+        queued = phases == "queued"
+        waited_s = before.of_known(ids, np.maximum(0.0, before.made_way_s), 0.0) + seconds if before else 0.0
+        return cls(
+            ids,
+            lengths.classes_of(tenant)[order],
+            np.array(isl, np.float64)[order],
+            generated,
+            phases == "decoding",
+            np.where(queued & (generated > 0), waited_s, -1.0),
+            int(queued.sum()),
+        )
+
+    def where(self, keep: npt.NDArray[np.bool_]) -> _Look:
+        """Some of the requests."""
+        return _Look(
+            self.ids[keep],
+            self.classes[keep],
+            self.isl[keep],
+            self.made[keep],
+            self.decoding[keep],
+            self.made_way_s[keep],
+            self.queued,
+        )
+
+    def of_known(self, ids: Ints, column: npt.NDArray[Any], otherwise: float) -> Floats:
+        """A column's values for these requests; ``otherwise`` for those that were not in this look."""
+        if not len(self.ids):
+            return np.full(len(ids), otherwise)
+        at = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
+        return np.where(self.ids[at] == ids, column[at], otherwise)
+
+
 class DemandForecaster:
     """Learns from what a policy sees at each look, and says what is to come.
 
@@ -102,14 +163,12 @@ class DemandForecaster:
         self.lengths = LengthForecaster(lengths)
         self.band = ForecastBand()
         self._capacity = capacity
-        self._ttft_s = ttft_s
         self._horizons_s = tuple(horizons_s)
         self._rates = _ClassRates(rate_memory_s)
-        self._made: dict[int, tuple[int, float, bool]] = {}
-        self._prompts: deque[tuple[float, float, float]] = deque()
+        self._before = _Look.of((), self.lengths)
+        self._prompts = PromptWindow(ttft_s=ttft_s, keep_s=LONG_S)
         self._now_s = 0.0
         self._speed = 0.0
-        self._progress: list[float] = []
 
     def look(
         self,
@@ -121,26 +180,25 @@ class DemandForecaster:
     ) -> Demand:
         """Take in one look at the fleet, of which ``decode_workers`` hold requests, and forecast from it."""
         seconds = max(1e-9, now_s - self._now_s)
-        flights = list(in_flight)
         self.lengths.advance(now_s)
-        classes = np.array([self.lengths.class_of(each.tenant) for each in flights], np.int64)
-        made = np.array([each.generated_tokens for each in flights], np.float64)
-        isl = np.array([each.isl_tokens for each in flights], np.float64)
-        self._learn_lengths(flights, classes, made, finished, seconds)
+        flights = _Look.of(in_flight, self.lengths, self._before, seconds)
+        self._learn_lengths(flights, finished)
         self._learn_speed(flights, seconds, decode_workers)
-        self._learn_arrivals(now_s, arrived, seconds)
+        self._learn_arrivals(arrived, seconds)
+        self._before = flights
         self._now_s = now_s
-        context = isl + made
-        kv_tokens = float(context.sum())
+        kv_tokens = float((flights.isl + flights.made).sum())
         curves = self.lengths.curves()
-        mean_context = kv_tokens / len(flights) if flights else 1.0
+        mean_context = kv_tokens / len(flights.ids) if len(flights.ids) else 1.0
         planned_speed = self._capacity.tokens_per_s(mean_context)
         speed = self._speed or planned_speed
-        mean, _ = self._kv(curves, classes, made, context, speed, (BAND_S,))
+        mean, _ = self._kv(curves, flights, speed, (BAND_S,))
         ratio_low, ratio_high = self.band.look(now_s, kv_tokens, float(mean[0]), BAND_S)
-        planned, deviation = self._kv(curves, classes, made, context, planned_speed, self._horizons_s)
+        # What made way comes back where there is room. It asks for a worker of its own only after ten minutes: else a
+        # shortage of minutes would be answered with workers that come when it is over.
+        asking = flights.where((flights.made_way_s < 0) | (flights.made_way_s >= LONG_S))
+        planned, deviation = self._kv(curves, asking, planned_speed, self._horizons_s)
         high = [m + P95_DEVIATIONS * d for m, d in zip(planned, deviation, strict=True)]
-        recent, long = self._prefill_need(now_s)
         return Demand(
             now_s=now_s,
             kv_tokens=kv_tokens,
@@ -149,12 +207,12 @@ class DemandForecaster:
             band_low_tokens=float(mean[0]) * ratio_low,
             band_mean_tokens=float(mean[0]),
             band_high_tokens=float(mean[0]) * ratio_high,
-            prefill_workers_recent=recent,
-            prefill_workers_long=long,
+            prefill_workers_recent=self._prompts.workers_needed(now_s, RECENT_S),
+            prefill_workers_long=self._prompts.workers_needed(now_s, LONG_S),
             arrivals_per_s=float(self._rates.requests.sum() / max(1e-9, self._rates.seconds)),
             prompt_tokens_per_s=float(self._rates.prompt_tokens.sum() / max(1e-9, self._rates.seconds)),
-            in_flight_requests=len(flights),
-            queued_requests=sum(each.phase == "queued" for each in flights),
+            in_flight_requests=len(flights.ids),
+            queued_requests=flights.queued,
             worker_kv_tokens=self._capacity.kv_tokens(mean_context),
             request_tokens_per_s=speed,
             pace=float(self.lengths.pace()[-1]),
@@ -162,76 +220,58 @@ class DemandForecaster:
 
     # --- learning -------------------------------------------------------------------------------------------
 
-    def _learn_lengths(
-        self,
-        flights: list[InFlight],
-        classes: Ints,
-        made: Floats,
-        finished: Sequence[FinishedRequest],
-        seconds: float,
-    ) -> None:
-        before, self._made = self._made, {}
-        start = np.zeros(len(flights))
-        self._progress = []
-        for index, each in enumerate(flights):
-            known = before.pop(each.request, None)
-            decodes = each.phase == "decoding"
-            if known is not None:
-                start[index] = known[1]
-                if decodes and known[2]:
-                    self._progress.append(each.generated_tokens - known[1])
-            self._made[each.request] = (int(classes[index]), float(each.generated_tokens), decodes)
-        self.lengths.observe(classes, np.minimum(start, made), made, np.zeros(len(flights), np.bool_))
-        ended = [
-            (each, before.pop(each.request, (self.lengths.class_of(each.tenant), 0.0, False))) for each in finished
-        ]
-        if ended:
-            osl = np.array([each.reasoning_tokens + each.answer_tokens for each, _ in ended], np.float64)
-            self.lengths.observe(
-                np.array([known[0] for _, known in ended], np.int64),
-                np.minimum(np.array([known[1] for _, known in ended]), osl),
-                osl,
-                np.ones(len(ended), np.bool_),
-            )
+    def _learn_lengths(self, flights: _Look, finished: Sequence[FinishedRequest]) -> None:
+        start = self._before.of_known(flights.ids, self._before.made, 0.0)
+        self.lengths.observe(
+            flights.classes, np.minimum(start, flights.made), flights.made, np.zeros(len(start), np.bool_)
+        )
+        if finished:
+            osl = np.array([each.reasoning_tokens + each.answer_tokens for each in finished], np.float64)
+            ids = np.array([each.request for each in finished], np.int64)
+            start = self._before.of_known(ids, self._before.made, 0.0)
+            classes = self.lengths.classes_of([each.tenant for each in finished])
+            self.lengths.observe(classes, np.minimum(start, osl), osl, np.ones(len(osl), np.bool_))
 
-    def _learn_speed(self, flights: list[InFlight], seconds: float, decode_workers: int) -> None:
+    def _learn_speed(self, flights: _Look, seconds: float, decode_workers: int) -> None:
         """Speed of a request, by the median: those that wait for room must not count as slow."""
-        decoding = [each for each in flights if each.phase == "decoding"]
-        if len(self._progress) < 4 or not decode_workers:
+        start = self._before.of_known(flights.ids, self._before.made, 0.0)
+        decoded = self._before.of_known(flights.ids, self._before.decoding, 0.0) > 0
+        progress = (flights.made - start)[decoded & flights.decoding]
+        if len(progress) < 4 or not decode_workers:
             return
-        speed = float(np.median(self._progress)) / seconds
+        speed = float(np.median(progress)) / seconds
         if speed <= 0:
             return
         self._speed = speed if not self._speed else self._speed + 0.3 * (speed - self._speed)
-        held = sum(each.isl_tokens + each.generated_tokens for each in decoding)
-        self._capacity.observe_step(len(decoding) // decode_workers, held // decode_workers, 1.0 / speed)
+        held = int((flights.isl + flights.made)[flights.decoding].sum())
+        requests = int(flights.decoding.sum())
+        self._capacity.observe_step(requests // decode_workers, held // decode_workers, 1.0 / speed)
 
-    def _learn_arrivals(self, now_s: float, arrived: Sequence[Arrival], seconds: float) -> None:
-        keys = np.array([self.lengths.class_of(each.tenant) for each in arrived], np.int64)
+    def _learn_arrivals(self, arrived: Sequence[Arrival], seconds: float) -> None:
+        keys = self.lengths.classes_of([each.tenant for each in arrived])
         self._rates.advance(seconds, len(self.lengths.classes))
         if len(arrived):
             np.add.at(self._rates.requests, keys, 1.0)
             np.add.at(self._rates.prompt_tokens, keys, np.array([each.isl_tokens for each in arrived], np.float64))
         for each in arrived:
-            self._prompts.append((each.time_s, self._capacity.prefill_s(each.isl_tokens), 1.0))
-        while self._prompts and self._prompts[0][0] < now_s - LONG_S:
-            self._prompts.popleft()
+            self._prompts.add(each.time_s, self._capacity.prefill_s(each.isl_tokens))
 
     # --- forecasting ----------------------------------------------------------------------------------------
 
     def _kv(
-        self, curves: Curves, classes: Ints, made: Floats, context: Floats, speed: float, horizons_s: Sequence[float]
+        self, curves: Curves, flights: _Look, speed: float, horizons_s: Sequence[float]
     ) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of KV tokens at each horizon."""
+        """Mean and standard deviation of KV tokens at each horizon. What made way stays as it is."""
         means, deviations = [], []
         every = np.arange(len(self.lengths.classes))
         rate = self._rates.requests / max(1e-9, self._rates.seconds)
         isl = self._rates.prompt_tokens / np.maximum(self._rates.requests, 1e-9)
-        gone = curves.hazard(classes, made)
+        gone = curves.hazard(flights.classes, flights.made)
+        goes_on = flights.made_way_s < 0
         for horizon_s in horizons_s:
-            more = speed * horizon_s
-            alive = np.exp(gone - curves.hazard(classes, made + more))
-            grown = context + more
+            more = np.where(goes_on, speed * horizon_s, 0.0)
+            alive = np.exp(gone - curves.hazard(flights.classes, flights.made + more))
+            grown = flights.isl + flights.made + more
             mean, variance = float(alive @ grown), float((alive * (1 - alive)) @ (grown * grown))
             # Requests to come, by age at the horizon: closer together near 0, where most of them end.
             edges = horizon_s * np.linspace(0.0, 1.0, _AGES + 1) ** 2
@@ -245,14 +285,3 @@ class DemandForecaster:
             means.append(mean)
             deviations.append(variance**0.5)
         return means, deviations
-
-    def _prefill_need(self, now_s: float) -> tuple[float, float]:
-        if not self._prompts:
-            return 0.0, 0.0
-        times = np.array([each[0] for each in self._prompts])
-        work = np.array([each[1] for each in self._prompts])
-        recent = times > now_s - RECENT_S
-        return (
-            prefill_workers_needed(times[recent], work[recent], now_s, self._ttft_s),
-            prefill_workers_needed(times, work, now_s, self._ttft_s),
-        )

@@ -93,6 +93,13 @@ class LengthForecaster:
             self._curves = None
         return index
 
+    def classes_of(self, keys: Sequence[Hashable]) -> Ints:
+        """Indices of many classes."""
+        found = list(map(self._classes.get, keys))
+        if None in found:
+            found = [self.class_of(key) for key in keys]
+        return np.array(found, np.int64)
+
     def advance(self, now_s: float) -> None:
         """Let old traffic fade."""
         if self._now_s is not None and now_s > self._now_s:
@@ -105,10 +112,12 @@ class LengthForecaster:
         """Requests went on from ``start`` to ``end`` generated tokens; some ended there, the others are in flight."""
         if not len(classes):
             return
-        spent, last = exposure(start, end), bin_of(np.maximum(end - 1e-9, 0.0))
+        spent = exposure(classes, start, end, len(self._classes))
+        ends = np.zeros_like(spent)
+        np.add.at(ends, (classes[ended], bin_of(np.maximum(end[ended] - 1e-9, 0.0))), 1.0)
         for memory in self._memories:
-            np.add.at(memory.tokens, classes, spent)
-            np.add.at(memory.ends, (classes[ended], last[ended]), 1.0)
+            memory.tokens += spent
+            memory.ends += ends
         self._curves = None
 
     def pace(self) -> Floats:

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+from cluster.config import Role
+from orchestrator.policy.router import WorkerView
+
+RESUME_MARGIN = 0.05
+"""Share of a worker's KV left to newcomers when one that made way comes back while the pool is growing."""
+TAKE_BACK_EVERY_S = 6.0
+"""Seconds between two that come back to one worker. Reading a long trace again is one or two long steps, and a slow gap
+in all others on the worker: about one gap in seventy, where objectives allow one in twenty and prompts that the worker
+reads for a crowded prefill pool need the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +61,32 @@ def victim(
         if best is None or rank > best:
             best, chosen = rank, each
     return chosen
+
+
+def may_take_back(
+    workers: Sequence[WorkerView], need_blocks: int, *, growing: bool, resting: Container[str] = ()
+) -> list[WorkerView]:
+    """The workers to which a request that made way may come back, out of all.
+
+    While a worker is on its way, only where newcomers keep room: else it would be let in at the first block freed and
+    the next newcomer would drive out another. And only where no prompt is being read, and none came back to just now
+    (``resting``), so that the tokens of others seldom wait.
+
+    Example:
+        >>> full = WorkerView("d0", Role.DECODE, total_blocks=1000, free_blocks=120, running_requests=9)
+        >>> [worker.worker_id for worker in may_take_back([full], 100, growing=True)]
+        []
+        >>> [worker.worker_id for worker in may_take_back([full], 100, growing=False)]
+        ['d0']
+    """
+    return [
+        worker
+        for worker in workers
+        if worker.role is Role.PREFILL
+        or worker.running_requests == 0
+        or (
+            not worker.queued_tokens
+            and worker.worker_id not in resting
+            and worker.headroom_blocks >= need_blocks + (RESUME_MARGIN * worker.total_blocks if growing else 0)
+        )
+    ]

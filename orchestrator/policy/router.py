@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from cluster.config import Role
 
-LOCAL_PREFILL_SHARE = 0.5
+LOCAL_PREFILL_SHARE = 0.8
 """A decode worker helps out with a prefill when it takes less than this share of the prefill pool's time."""
 
 
@@ -90,7 +90,7 @@ def place(
         workers: All workers; those not accepting are passed over.
         local_prefill_below_tokens: Uncached tokens up to which the decode worker prefills by itself.
         local_prefill_after_s: Expected seconds in the prefill pool past which the decode worker prefills by itself,
-            if it would be done in less than half of them (its other requests pay for it); None: never.
+            if it would be done in clearly fewer (`LOCAL_PREFILL_SHARE`) (its other requests pay for it); None: never.
         avoid: Workers that failed this request before; used only if no other is left.
 
     Example:

@@ -19,14 +19,29 @@ EDGES: Floats = np.concatenate(([0.0], np.geomspace(16.0, 131072.0, 53)))
 """Lower ends of the bins in tokens, 19 % apart; the last bin has no upper end."""
 BINS = len(EDGES)
 _WIDTHS: Floats = np.append(np.diff(EDGES), np.inf)
+_UPPER: Floats = np.append(EDGES[1:], np.inf)
 _LEAST_RATE = 1e-7
 
 
-def exposure(start: Floats, end: Floats) -> Floats:
-    """Tokens that each interval ``[start, end)`` spends in each bin, shape ``(n, BINS)``."""
-    upper = np.append(EDGES[1:], np.inf)
-    inside: Floats = np.minimum(end[:, None], upper) - np.maximum(start[:, None], EDGES)
-    return np.maximum(0.0, inside)
+def exposure(classes: Ints, start: Floats, end: Floats, class_count: int) -> Floats:
+    """Tokens that intervals ``[start, end)`` spend in each bin, summed by class, shape ``(class_count, BINS)``.
+
+    A look at a running request covers one or two bins, so the bins that each interval reaches are gone through one
+    after the other: the cost follows what was generated, not the number of bins.
+
+    Example:
+        >>> spent = exposure(np.array([0, 0]), np.array([0.0, 10.0]), np.array([20.0, 16.0]), 1)
+        >>> spent[0, :3].tolist()
+        [22.0, 4.0, 0.0]
+    """
+    total: Floats = np.zeros(class_count * BINS)
+    at, last = bin_of(start), bin_of(end)
+    while len(at):
+        spent = np.minimum(end, _UPPER[at]) - np.maximum(start, EDGES[at])
+        total += np.bincount(classes * BINS + at, weights=np.maximum(0.0, spent), minlength=len(total))
+        on = at < last
+        classes, start, end, at, last = classes[on], start[on], end[on], at[on] + 1, last[on]
+    return total.reshape(class_count, BINS)
 
 
 def bin_of(tokens: npt.NDArray[Any]) -> Ints:

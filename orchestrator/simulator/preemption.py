@@ -23,8 +23,7 @@ def preempt_for(simulation: Simulation, newcomer: Flight) -> bool:
     arrived_s = simulation.records.columns["arrival_s"][newcomer.index]
     if simulation.kernel.now_s < arrived_s + patience_s - 1e-9:
         return False
-    workers = simulation.fleet.workers.values()
-    if not any(each.state == "starting" and each.role is not Role.PREFILL for each in workers):
+    if not is_growing(simulation):
         return False
     views = [view for view in simulation.fleet.views() if view.accepting and view.role is not Role.PREFILL]
     headroom = {view.worker_id: view.headroom_blocks for view in views}
@@ -41,6 +40,12 @@ def preempt_for(simulation: Simulation, newcomer: Flight) -> bool:
     flight.preempted = flight.waits_for_room = True
     simulation.driver.handle(flight, lc.Preempted())
     return True
+
+
+def is_growing(simulation: Simulation) -> bool:
+    """Whether a worker that could decode is on its way."""
+    workers = simulation.fleet.workers.values()
+    return any(each.state == "starting" and each.role is not Role.PREFILL for each in workers)
 
 
 def _running(simulation: Simulation, block: int) -> Iterator[Running]:

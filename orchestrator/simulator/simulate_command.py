@@ -58,7 +58,13 @@ def simulate(
     if csv is not None:
         csv.write_bytes(first.records.to_csv())
     if png is not None:
-        checked(lambda: plot.save_result(first, png) if len(results) == 1 else plot.save_policies(results, png))
+        checked(
+            lambda: (
+                plot.save_result(first, png)
+                if len(results) == 1
+                else plot.save_policies(results, png, ttft_s=scenario.slo.ttft_p95_s)
+            )
+        )
     if as_json:
         by_name = {name: figures(scenario, result) for name, result in results.items()}
         typer.echo(json.dumps(by_name if len(results) > 1 else by_name[next(iter(by_name))], indent=2))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from orchestrator import lifecycle as lc
+from orchestrator.policy.preemption import TAKE_BACK_EVERY_S, may_take_back
 from orchestrator.policy.router import Placement, RequestView, Wait, WorkerView, place
 from orchestrator.policy.scaling import Arrival, FinishedRequest, ScalingPolicy
 from orchestrator.simulator.driver import LegDriver, some_tokens
@@ -22,7 +23,7 @@ from orchestrator.simulator.flight import Flight
 from orchestrator.simulator.forecast import FixedForecast, LengthForecast
 from orchestrator.simulator.gateway import ClosedLoop, GatewayQueue, GatewaySpec, Hooks
 from orchestrator.simulator.kernel import LAST, Kernel
-from orchestrator.simulator.preemption import preempt_for
+from orchestrator.simulator.preemption import is_growing, preempt_for
 from orchestrator.simulator.records import Outcome, Records
 from orchestrator.simulator.result import Result, Sampler
 from orchestrator.simulator.view import LiveFleetView, apply_scaling
@@ -73,6 +74,7 @@ class Simulation:
         self._timers = 0
         self._active_s = 0.0
         self._pump_due = False
+        self._took_back_s: dict[str, float] = {}
         self.rng = np.random.default_rng(self.seed)
         workload = self.workload
         self._isl, self._reasoning = workload.isl_tokens.tolist(), workload.reasoning_tokens.tolist()
@@ -203,8 +205,13 @@ class Simulation:
             cached = {view.worker_id: flight.cached_tokens for view in views}
         more = self.forecast.osl_tokens(flight.tenant, flight.isl_tokens, flight.generated_tokens)
         block = self.fleet_spec.pools[0].profile.block_size_tokens
+        request = RequestView(known, more, block, cached)
+        if flight.waits_for_room:
+            since_s = self.kernel.now_s - TAKE_BACK_EVERY_S + 1e-9
+            resting = {name for name, time_s in self._took_back_s.items() if time_s > since_s}
+            views = may_take_back(views, request.reserve_blocks, growing=is_growing(self), resting=resting)
         return place(
-            RequestView(known, more, block, cached),
+            request,
             views,
             # What made way is prefilled again where it decodes, out of the way of others' first tokens.
             local_prefill_below_tokens=known if flight.waits_for_room else self.fleet_spec.local_prefill_below_tokens,
@@ -220,7 +227,10 @@ class Simulation:
         columns["decode"][index] = holder.number
         columns["prefill"][index] = workers[placement.prefill_id].number if placement.prefill_id else holder.number
         self.reserve(flight, holder, placement.reserve_blocks)
-        flight.waits_for_room = False
+        if flight.waits_for_room:
+            flight.waits_for_room = False
+            self._took_back_s[placement.decode_id] = self.kernel.now_s
+            self.timer(self.kernel.now_s + TAKE_BACK_EVERY_S, self._pump)
         self.driver.handle(flight, lc.Placed(placement.prefill_id, placement.decode_id))
 
     def reserve(self, flight: Flight, worker: Worker, blocks: int) -> None:

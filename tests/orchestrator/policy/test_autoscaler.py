@@ -18,7 +18,7 @@ from orchestrator.policy.decision_log import entry_line, replay
 from orchestrator.policy.demand import Demand
 from orchestrator.policy.scaling import ChangeRole, DrainWorker, StartWorker
 
-SETTINGS = AutoscalerSettings(fill=1.0, shrink_fill=0.9, patience_s=600)
+SETTINGS = AutoscalerSettings(fill=1.0, shrink_fill=0.9, patience_s=600, help_share=0.0)
 
 
 def demand(now_s: float = 0.0, decode: float = 3.0, prefill: float = 1.0, later: float | None = None) -> Demand:
@@ -50,7 +50,27 @@ def test_decode_grows_for_what_is_coming_and_prefill_stays() -> None:
 
 
 def test_prefill_grows_for_first_tokens_and_decode_stays() -> None:
-    assert decide(SETTINGS, Memory(), demand(prefill=2.2), fleet()).actions == (StartWorker(Role.PREFILL),) * 2
+    asked = demand(decode=2.8, prefill=2.2)
+    assert decide(SETTINGS, Memory(), asked, fleet()).actions == (StartWorker(Role.PREFILL),) * 2
+
+
+def test_decode_workers_that_help_leave_less_for_the_prefill_pool() -> None:
+    """Colocated overflow: eight decode workers do eight tenths of a prefill worker, and half of the need at most."""
+    helping = SETTINGS.model_copy(update={"help_share": 0.1})
+    asked = demand(prefill=2.7, decode=7.5)
+    assert decide(helping, Memory(), asked, fleet(prefill=2, decode=8)).actions == ()
+    assert StartWorker(Role.PREFILL) in decide(helping, Memory(), asked, fleet(prefill=2, decode=5)).actions
+    assert StartWorker(Role.PREFILL) in decide(SETTINGS, Memory(), asked, fleet(prefill=2, decode=8)).actions
+    many = demand(prefill=20.0, decode=300)
+    grown = decide(helping, Memory(), many, fleet(prefill=2, decode=310)).actions
+    assert grown == (StartWorker(Role.PREFILL),) * 8
+
+
+def test_what_is_held_already_counts_in_full_whatever_is_left_to_chance() -> None:
+    """Sized for less than the 95th percentile, a pool that is full all the same gets a worker at once."""
+    bold = SETTINGS.model_copy(update={"fill": 1.5})
+    assert decide(bold, Memory(), demand(decode=2.9), fleet()).actions == ()
+    assert decide(bold, Memory(), demand(decode=2.95), fleet()).actions == (StartWorker(Role.DECODE),)
 
 
 def test_workers_on_their_way_count() -> None:
@@ -74,6 +94,23 @@ def test_one_fewer_needs_patience_many_fewer_less_of_it() -> None:
     assert seconds_until(3.5) == pytest.approx(600, abs=30)
     assert seconds_until(1.7) == pytest.approx(200, abs=30)
     assert seconds_until(4.4) == float("inf")  # four at 0.9 hold only 3.6: the smaller pool would soon have to grow
+
+
+def test_after_a_surge_the_pool_comes_down_sooner() -> None:
+    """What was started to catch up is soon too much; a single worker more is no surge."""
+
+    def seconds_until(peak: float) -> float:
+        decision, have = Decision((), "", Memory()), 3
+        for now_s in range(0, 3000, 10):
+            asked = demand(float(now_s), decode=peak if 600 <= now_s < 700 else 2.5)
+            decision = decide(SETTINGS, decision.memory, asked, fleet(decode=have))
+            have += sum(isinstance(action, StartWorker) for action in decision.actions)
+            if any(isinstance(action, DrainWorker) for action in decision.actions):
+                return now_s - 700
+        return float("inf")
+
+    assert seconds_until(3.5) == pytest.approx(SETTINGS.patience_s, abs=60)
+    assert seconds_until(4.5) == pytest.approx(SETTINGS.surge_patience_s / 2, abs=60)
 
 
 def test_the_least_loaded_is_drained() -> None:

@@ -126,7 +126,7 @@ def test_a_crowded_prefill_pool_gets_help_from_decode() -> None:
 
     assert chosen(0, 0, 1.0) == "p", "half a second: the pool is not crowded"
     assert chosen(2000, 0, 1.0) is None, "2.5 s there, 0.5 s here"
-    assert chosen(2000, 900, 1.0) == "p", "1.4 s here is more than half of it"
+    assert chosen(2000, 1600, 1.0) == "p", "2.1 s here is more than four fifths of it"
     assert chosen(9000, 0, None) == "p", "never"
 
 

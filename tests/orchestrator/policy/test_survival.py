@@ -16,7 +16,12 @@ lengths = st.floats(0.0, 200_000.0)
 @given(st.lists(st.tuples(lengths, lengths), min_size=1, max_size=20))
 def test_exposure_is_the_length_of_the_interval(pairs: list[tuple[float, float]]) -> None:
     start, end = np.array([min(pair) for pair in pairs]), np.array([max(pair) for pair in pairs])
-    np.testing.assert_allclose(exposure(start, end).sum(axis=1), end - start, rtol=1e-9, atol=1e-6)
+    spent = exposure(np.arange(len(pairs)), start, end, len(pairs))
+    np.testing.assert_allclose(spent.sum(axis=1), end - start, rtol=1e-9, atol=1e-6)
+    outside = (np.append(EDGES[1:], np.inf) <= start[:, None]) | (end[:, None] <= EDGES)
+    assert (spent[outside] == 0).all()
+    together = exposure(np.zeros(len(pairs), np.int64), start, end, 1)
+    np.testing.assert_allclose(together[0], spent.sum(axis=0), rtol=1e-9, atol=1e-6)
 
 
 @given(rates, st.lists(lengths, min_size=2, max_size=10))

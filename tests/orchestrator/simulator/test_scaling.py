@@ -81,7 +81,7 @@ def test_shorter_traces_shrink_decode_and_lose_nothing() -> None:
 def test_every_decision_of_a_run_replays() -> None:
     lines: list[str] = []
     policy = baton()
-    policy._log = lambda *inputs: lines.append(entry_line(*inputs))
+    policy.log = lambda *inputs: lines.append(entry_line(*inputs))
     run(traces(short_first=True), policy)
     found = list(replay(lines))
     assert len(found) > 100
@@ -162,7 +162,7 @@ def test_decisions_explain_themselves() -> None:
         reasons.append(decision.reason)
 
     policy = baton()
-    policy._log = log
+    policy.log = log
     run(traces(short_first=True), policy)
     assert any(reason.startswith("decode ") and "KV" in reason for reason in reasons)
     assert all(reason for reason in reasons)
