@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections import Counter
@@ -83,10 +84,10 @@ class Trace:
     summary: pb.ChoiceSummary | None = None
     error: Exception | None = None
 
-    def longest_gap_s(self, since_s: float = 0.0) -> float:
-        """Longest pause between two tokens, of those that end after ``since_s``."""
+    def longest_gap_s(self, since_s: float = 0.0, until_s: float = math.inf) -> float:
+        """Longest pause between two tokens, of those that end after ``since_s`` and begin before ``until_s``."""
         pairs = zip(self.times_s, self.times_s[1:], strict=False)
-        return max((after - before for before, after in pairs if after >= since_s), default=0.0)
+        return max((after - before for before, after in pairs if after >= since_s and before <= until_s), default=0.0)
 
 
 async def follow(

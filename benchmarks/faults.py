@@ -135,6 +135,7 @@ async def drain(cluster: FaultCluster, *, seed: int, traces: int, osl: int = 150
     began_s = time.monotonic()
     made = [len(each.ids) for each in streams]
     result = await cluster.baton("drain", "decode-0", "--replace", "--timeout-s", "300", "--json")
+    ended_s = time.monotonic()
     if result.returncode:
         raise RuntimeError(f"the drain failed: {result.stdout} {result.stderr}")
     drained = json.loads(result.stdout)
@@ -142,7 +143,8 @@ async def drain(cluster: FaultCluster, *, seed: int, traces: int, osl: int = 150
     tally = Tally()
     for each in streams:
         count(tally, each, answers.of(each.question))
-    gaps = sorted(each.longest_gap_s(began_s) for each in streams)
+    gaps = sorted(each.longest_gap_s(began_s, ended_s) for each in streams)
+    later = max(each.longest_gap_s(ended_s) for each in streams)
     figures = await finish(cluster, tally, sockets)
     return {
         **figures,
@@ -150,6 +152,7 @@ async def drain(cluster: FaultCluster, *, seed: int, traces: int, osl: int = 150
         "finished_elsewhere": sum(each.summary is not None and each.summary.moves > 0 for each in streams),
         "gap_p50_s": round(statistics.median(gaps), 3),
         "gap_p99_s": round(gaps[-1], 3),  # of fewer than a hundred streams, the longest
+        "gap_while_replacement_starts_s": round(later, 3),
         "drain_s": round(drained["elapsed_s"], 1),
     }
 
