@@ -7,12 +7,13 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.live import Live
@@ -159,14 +160,7 @@ def _detach(spec: ClusterSpec, spec_path: Path, address: str | None, console: Co
     if address:
         command += ["--address", address]
     with (folder / "up.log").open("w") as log_file:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log_file,
-            stderr=log_file,
-            start_new_session=True,
-            env=os.environ | {"BATON_PROGRESS_FILE": str(progress)},
-        )
+        process = _start_apart(command, log_file, os.environ | {"BATON_PROGRESS_FILE": str(progress)})
     failure = ""
     try:
         with ProgressBoard(console) as board, progress.open() as lines:
@@ -189,6 +183,17 @@ def _detach(spec: ClusterSpec, spec_path: Path, address: str | None, console: Co
     finally:
         with contextlib.suppress(OSError):
             progress.unlink()
+
+
+def _start_apart(command: list[str], log_file: IO[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start a process that Ctrl-C and the end of the terminal do not reach, in this session all the same (ADR 15)."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # children inherit what is ignored
+    try:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, process_group=0, env=env
+        )
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def _announce(state: ClusterState, console: Console, as_json: bool) -> None:

@@ -146,8 +146,8 @@ class GatewayGroup:
                 "--spec", str(self._spec_path), "--controller", self._registry, "--ports-file", str(told),
                 "--ports", ports, "--with-parent",
                 stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file,
-                # A group of its own: Ctrl-C goes to `up` alone, which ends the gateway in order.
-                start_new_session=True,
+                # Ctrl-C goes to `up` alone, which ends the gateway in order. A group, not a session: ADR 15.
+                process_group=0,
             )  # fmt: skip
 
     async def _told(self, index: int, process: asyncio.subprocess.Process) -> dict[str, int]:

@@ -9,7 +9,7 @@ import pytest
 
 from baton.v1 import inference_pb2 as pb
 from tests.support.live_cluster import LiveCluster, used_blocks
-from tests.support.streams import Stream, ready, request, warmed
+from tests.support.streams import Stream, ready, request
 
 pytestmark = [pytest.mark.engine, pytest.mark.ray]
 
@@ -29,7 +29,6 @@ async def test_a_drained_decode_workers_requests_go_on_with_exact_tokens(cluster
         expected = {name: stream.ids for name, stream in alone.items()}
     async with cluster.gateway("prefill", "decode") as gateway:
         await ready(gateway, "decode-0", "decode-1")
-        await warmed(gateway, *LENGTHS, 40, 41)
         streams = {name: Stream(gateway, message) for name, message in named.items()}
         for stream in streams.values():
             await stream.reached(30)

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.live.gateway import Gateway
 from tests.support.live_cluster import LiveCluster
-from tests.support.streams import Stream, ready, request, warmed
+from tests.support.streams import Stream, ready, request
 
 pytestmark = [pytest.mark.engine, pytest.mark.ray]
 
@@ -37,7 +37,6 @@ async def test_a_worker_changes_its_role_and_back_under_load(cluster: LiveCluste
         await asyncio.gather(*(stream.task for stream in alone.values()))
     async with cluster.gateway("prefill", "decode") as gateway:
         await ready(gateway, "decode-0", "decode-1")
-        await warmed(gateway, *LENGTHS)
         pid = gateway.fleet.workers["decode-1"].member.pid
         incarnation = gateway.fleet.workers["decode-1"].member.incarnation
         # None of them fits decode-0, so all decode on the worker that is to change.

@@ -43,7 +43,7 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
         text=True,
-        start_new_session=True,
+        process_group=0,
     )
     assert process.stdout is not None
     lines: list[str] = []

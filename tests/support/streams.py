@@ -8,7 +8,7 @@ import random
 from baton.v1 import inference_pb2 as pb
 from orchestrator.live.gateway import Gateway
 
-OUTPUT_TOKENS = 1200
+OUTPUT_TOKENS = 800
 """Enough to run on for some seconds while a `baton` command starts; 400 were sometimes done before it acted."""
 
 
@@ -42,11 +42,6 @@ class Stream:
         async with asyncio.timeout(120):
             while len(self.ids) < count and not self.task.done():  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
-
-
-async def warmed(gateway: Gateway, *lengths: int) -> None:
-    """Prompts prefilled once. The first ones of new engines were seen to wait until requests before them had ended."""
-    await asyncio.gather(*(Stream(gateway, request(isl, max_tokens=4)).task for isl in lengths))
 
 
 async def ready(gateway: Gateway, *worker_ids: str) -> None:
