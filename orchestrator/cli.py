@@ -10,10 +10,14 @@ from typing import Annotated, Any
 import typer
 
 from cluster.errors import ConfigError, ServingError
+from orchestrator import cli_options
+from orchestrator.api.credentials import Credentials
 from orchestrator.bench.command import bench
 from orchestrator.capacity.calibrate_command import calibrate
 from orchestrator.capacity.commands import plan_app
 from orchestrator.capacity.whatif_command import whatif
+from orchestrator.cli_options import takes
+from orchestrator.commands.kube_target import KubeTarget
 from orchestrator.doctor_command import doctor
 from orchestrator.simulator.simulate_command import simulate
 from orchestrator.simulator.trace_command import trace as trace_app
@@ -31,40 +35,12 @@ NameOption = Annotated[str | None, typer.Option("--name", help="Cluster, where s
 EndpointOption = Annotated[
     str | None, typer.Option("--endpoint", help="host:port of a gateway; without it, the cluster on this machine.")
 ]
-KeyFileOption = Annotated[
-    Path | None, typer.Option("--key-file", envvar="BATON_KEY_FILE", help="File with the API key or token to show.")
+ControllerOption = Annotated[
+    str | None, typer.Option("--controller", envvar="BATON_CONTROLLER", help="host:port of the controller's registry.")
 ]
-CaFileOption = Annotated[
-    Path | None, typer.Option("--ca-file", envvar="BATON_CA_FILE", help="Authority of the gateway's certificate: TLS.")
-]
-ServerNameOption = Annotated[
-    str | None,
-    typer.Option(
-        "--server-name", envvar="BATON_SERVER_NAME", help="Name in the gateway's certificate, where not the endpoint's."
-    ),
-]
-CertificateOption = Annotated[
+ControllerSpecOption = Annotated[
     Path | None,
-    typer.Option("--certificate-file", envvar="BATON_CERTIFICATE_FILE", help="Certificate to show, for mTLS."),
-]
-PrivateKeyOption = Annotated[
-    Path | None, typer.Option("--private-key-file", envvar="BATON_PRIVATE_KEY_FILE", help="Its key.")
-]
-ReleaseOption = Annotated[
-    str | None, typer.Option("--release", help="Helm release on Kubernetes, reached through your kubeconfig.")
-]
-KubeContextOption = Annotated[
-    str | None,
-    typer.Option("--kube-context", help="With --release: context of the kubeconfig; by default its current."),
-]
-NamespaceOption = Annotated[
-    str | None, typer.Option("-n", "--namespace", help="With --release: its namespace; by default the context's.")
-]
-KubeconfigOption = Annotated[
-    Path | None, typer.Option("--kubeconfig", help="With --release: by default $KUBECONFIG, then ~/.kube/config.")
-]
-RevisionOption = Annotated[
-    str | None, typer.Option("--revision", help="With --release: which of two, during an upgrade.")
+    typer.Option("-f", "--file", envvar="BATON_SPEC", help="With --controller: the spec, for its security section."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -92,74 +68,45 @@ def down(name: NameOption = None, as_json: JsonOption = False) -> None:
 
 
 @app.command()
+@takes(credentials=cli_options.credentials, target=cli_options.kube_target)
 def status(
     name: NameOption = None,
     endpoint: EndpointOption = None,
     as_json: JsonOption = False,
     watch: Annotated[bool, typer.Option("--watch", help="Refresh every second until Ctrl-C.")] = False,
-    key_file: KeyFileOption = None,
-    ca_file: CaFileOption = None,
-    server_name: ServerNameOption = None,
-    certificate_file: CertificateOption = None,
-    private_key_file: PrivateKeyOption = None,
-    release: ReleaseOption = None,
-    kube_context: KubeContextOption = None,
-    namespace: NamespaceOption = None,
-    kubeconfig: KubeconfigOption = None,
-    revision: RevisionOption = None,
+    *,
+    credentials: Credentials,
+    target: KubeTarget | None,
 ) -> None:
     """Show workers, pairs and requests: of the cluster here, of a gateway, or of a release on Kubernetes."""
-    from orchestrator.api.credentials import Credentials
     from orchestrator.commands import status_command
-    from orchestrator.commands.kube_target import target_of
 
-    credentials = Credentials.from_files(
-        key_file,
-        ca_file,
-        server_name=server_name or "",
-        certificate_file=certificate_file,
-        private_key_file=private_key_file,
-    )
-    target = target_of(release, kube_context, namespace, kubeconfig, revision, instead_of=(name, endpoint))
+    _one_cluster(target, name, endpoint)
     status_command.status(name, endpoint, as_json=as_json, watch=watch, credentials=credentials, target=target)
 
 
 @app.command()
+@takes(credentials=cli_options.credentials, target=cli_options.kube_target)
 def top(
     name: NameOption = None,
     endpoint: EndpointOption = None,
     once: Annotated[bool, typer.Option("--once", help="Draw one screen and end.")] = False,
-    key_file: KeyFileOption = None,
-    ca_file: CaFileOption = None,
-    server_name: ServerNameOption = None,
-    certificate_file: CertificateOption = None,
-    private_key_file: PrivateKeyOption = None,
-    release: ReleaseOption = None,
-    kube_context: KubeContextOption = None,
-    namespace: NamespaceOption = None,
-    kubeconfig: KubeconfigOption = None,
-    revision: RevisionOption = None,
+    *,
+    credentials: Credentials,
+    target: KubeTarget | None,
 ) -> None:
     """Watch the pools: demand against capacity, the forecast with its band, decisions, lengths by phase."""
-    from orchestrator.api.credentials import Credentials
     from orchestrator.commands import status_command
-    from orchestrator.commands.kube_target import target_of
     from orchestrator.commands.top_view import TopView
 
-    credentials = Credentials.from_files(
-        key_file,
-        ca_file,
-        server_name=server_name or "",
-        certificate_file=certificate_file,
-        private_key_file=private_key_file,
-    )
-    target = target_of(release, kube_context, namespace, kubeconfig, revision, instead_of=(name, endpoint))
+    _one_cluster(target, name, endpoint)
     status_command.status(
         name, endpoint, as_json=False, watch=not once, credentials=credentials, target=target, draw=TopView().render
     )
 
 
 @app.command()
+@takes(target=cli_options.kube_target)
 def drain(
     workers: Annotated[list[str] | None, typer.Argument(help="Workers, as `baton status` names them.")] = None,
     local: Annotated[
@@ -169,30 +116,18 @@ def drain(
         float | None, typer.Option("--timeout-s", help="Stop them after this long; by default the spec's.")
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Start a new worker in each one's place.")] = False,
-    controller: Annotated[
-        str | None,
-        typer.Option("--controller", envvar="BATON_CONTROLLER", help="host:port of the controller's registry."),
-    ] = None,
-    file: Annotated[
-        Path | None,
-        typer.Option(
-            "-f", "--file", envvar="BATON_SPEC", help="With --controller: the spec, for its security section."
-        ),
-    ] = None,
+    controller: ControllerOption = None,
+    file: ControllerSpecOption = None,
     name: NameOption = None,
     as_json: JsonOption = False,
-    release: ReleaseOption = None,
-    kube_context: KubeContextOption = None,
-    namespace: NamespaceOption = None,
-    kubeconfig: KubeconfigOption = None,
-    revision: RevisionOption = None,
+    *,
+    target: KubeTarget | None,
 ) -> None:
     """Empty workers, moving their requests elsewhere with the KV, then stop them."""
     from orchestrator.commands import drain_command
-    from orchestrator.commands.kube_target import target_of
 
     # BATON_CONTROLLER and BATON_SPEC may come from a pod's environment; a release asked for by name goes before them.
-    target = target_of(release, kube_context, namespace, kubeconfig, revision, instead_of=(name,))
+    _one_cluster(target, name)
     if target is not None:
         drain_command.drain_release(
             target, workers or [], local=local, replace=replace, timeout_s=timeout_s, as_json=as_json
@@ -203,35 +138,22 @@ def drain(
     )
 
 
-ControllerOption = Annotated[
-    str | None, typer.Option("--controller", envvar="BATON_CONTROLLER", help="host:port of the controller's registry.")
-]
-
-
 @app.command()
+@takes(target=cli_options.kube_target)
 def role(
     worker: Annotated[str, typer.Argument(help="Worker, as `baton status` names it.")],
     wanted: Annotated[str, typer.Argument(metavar="ROLE", help="prefill or decode.")],
     controller: ControllerOption = None,
-    file: Annotated[
-        Path | None,
-        typer.Option(
-            "-f", "--file", envvar="BATON_SPEC", help="With --controller: the spec, for its security section."
-        ),
-    ] = None,
+    file: ControllerSpecOption = None,
     name: NameOption = None,
     as_json: JsonOption = False,
-    release: ReleaseOption = None,
-    kube_context: KubeContextOption = None,
-    namespace: NamespaceOption = None,
-    kubeconfig: KubeconfigOption = None,
-    revision: RevisionOption = None,
+    *,
+    target: KubeTarget | None,
 ) -> None:
     """Let a worker do another pool's work, with no restart of its engine."""
     from orchestrator.commands import role_command
-    from orchestrator.commands.kube_target import target_of
 
-    target = target_of(release, kube_context, namespace, kubeconfig, revision, instead_of=(name,))
+    _one_cluster(target, name)
     if target is not None:
         target.baton_on_head(["role", *(["--json"] if as_json else []), "--", worker, wanted], tty=False)
         return
@@ -239,6 +161,7 @@ def role(
 
 
 @app.command()
+@takes(credentials=cli_options.credentials)
 def generate(
     prompt: Annotated[str, typer.Argument(help="The question.")],
     name: NameOption = None,
@@ -250,14 +173,10 @@ def generate(
     raw: Annotated[bool, typer.Option("--raw", help="Send the prompt as it is, without the chat template.")] = False,
     deadline_s: Annotated[float, typer.Option("--deadline-s", help="Seconds the request may take.")] = 600.0,
     as_json: JsonOption = False,
-    key_file: KeyFileOption = None,
-    ca_file: CaFileOption = None,
-    server_name: ServerNameOption = None,
-    certificate_file: CertificateOption = None,
-    private_key_file: PrivateKeyOption = None,
+    *,
+    credentials: Credentials,
 ) -> None:
     """Ask one question, stream the answer, and print what it took."""
-    from orchestrator.api.credentials import Credentials
     from orchestrator.commands import generate_command
 
     generate_command.generate(
@@ -269,29 +188,22 @@ def generate(
         raw=raw,
         deadline_s=deadline_s,
         as_json=as_json,
-        credentials=Credentials.from_files(
-            key_file,
-            ca_file,
-            server_name=server_name or "",
-            certificate_file=certificate_file,
-            private_key_file=private_key_file,
-        ),
+        credentials=credentials,
     )
 
 
 @app.command()
+@takes(credentials=cli_options.credentials)
 def chat(
     name: NameOption = None,
     endpoint: EndpointOption = None,
     effort: Annotated[str | None, typer.Option(help="Thinking effort: none, low, medium or high.")] = None,
-    key_file: KeyFileOption = None,
-    ca_file: CaFileOption = None,
+    *,
+    credentials: Credentials,
 ) -> None:
     """Talk with the model; an empty line or Ctrl-D ends it."""
-    from orchestrator.api.credentials import Credentials
     from orchestrator.commands import generate_command
 
-    credentials = Credentials.from_files(key_file, ca_file)
     generate_command.chat(name, endpoint, reasoning=_present(effort=effort), credentials=credentials)
 
 
@@ -400,6 +312,11 @@ def version(as_json: JsonOption = False) -> None:
     from orchestrator.commands import version_command
 
     version_command.version(as_json=as_json)
+
+
+def _one_cluster(target: KubeTarget | None, *named: str | None) -> None:
+    if target is not None and any(named):
+        raise ConfigError("--release is a cluster on Kubernetes: leave --name and --endpoint out")
 
 
 def _present(**values: Any) -> dict[str, Any]:

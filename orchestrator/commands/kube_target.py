@@ -89,26 +89,3 @@ class KubeTarget:
         api = from_kubeconfig(self.kubeconfig, self.context)
         namespace = self.namespace or context_namespace(self.kubeconfig, self.context)
         return Release(api, namespace, self.release, self.revision)
-
-
-def target_of(
-    release: str | None,
-    context: str | None,
-    namespace: str | None,
-    kubeconfig: Path | None,
-    revision: str | None,
-    *,
-    instead_of: Sequence[str | None],
-) -> KubeTarget | None:
-    """The target that a command's options name; None where ``--release`` is not given.
-
-    Raises:
-        ConfigError: the options contradict each other.
-    """
-    if release is None:
-        if any((context, namespace, kubeconfig, revision)):
-            raise ConfigError("--kube-context, --namespace, --kubeconfig and --revision need --release")
-        return None
-    if any(instead_of):
-        raise ConfigError("--release is a cluster on Kubernetes: leave --name and --endpoint out")
-    return KubeTarget(release, context, namespace, kubeconfig, revision)
