@@ -93,7 +93,8 @@ def up(file: Path | None, *, dry_run: bool, detach: bool, address: str | None, a
 
         def say(subject: str, stage: str, detail: str) -> None:
             board.say(subject, stage, detail)
-            if progress_file:
+            # Removed once the cluster is ready: nobody reads on.
+            if progress_file and Path(progress_file).exists():
                 with Path(progress_file).open("a") as out:
                     print(json.dumps([subject, stage, detail]), file=out)
 
