@@ -127,7 +127,7 @@ class Pods:
         env = self._environment(container, name, folder, ports)
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
-                command, env=env, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command, env=env, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
             )
         pod = Pod(name, IPS[name], folder, process, ports, env)
         self.pods.append(pod)

@@ -82,6 +82,12 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
 def test_down_cleans_up_after_a_killed_up(tmp_path: Path, test_model: Path) -> None:
     live = start_cluster(tmp_path, SPEC.format(name="killed", model=test_model))
     controller = psutil.Process(live.state.controller.pid)
+    # Neither the end of the terminal nor Ctrl-C in it reaches a detached cluster, though it is in our session (ADR 15).
+    controller.send_signal(signal.SIGHUP)
+    assert os.getpgid(controller.pid) != os.getpgid(0)
+    marked = [int(text.split()[0]) for text in marked_processes(tmp_path, wait_s=0)]
+    assert {os.getsid(pid) for pid in marked} == {os.getsid(0)}
+    assert run_baton(tmp_path, "status", "--json").returncode == 0
     controller.kill()
     controller.wait(10)
     result = run_baton(tmp_path, "down", "--json", timeout_s=START_TIMEOUT_S)
