@@ -114,7 +114,11 @@ class PoolSettings(Settings):
     """Workers of one role."""
 
     replicas: int = Field(ge=0)
-    """Workers to start."""
+    """Workers that serve from the start."""
+    standby_replicas: int = Field(0, ge=0)
+    """Workers beyond them that are started, loaded and paired, but get no requests: where a worker dies or the pool
+    grows, one serves at once, and what is started meanwhile waits in its place. They cost what others do.
+    ``max_replicas`` does not count them, ``autoscaling.max_gpus`` does."""
     role: Role | None = None
     """Role of the workers; by default the pool's own name."""
     accelerators_per_worker: int = Field(0, ge=0)
@@ -154,7 +158,14 @@ class PoolSettings(Settings):
             )
         if self.max_replicas is not None and self.max_replicas < self.replicas:
             raise ValueError("max_replicas must be at least replicas")
+        if self.standby_replicas and not self.replicas:
+            raise ValueError("standby_replicas needs replicas of at least 1: there is nobody to stand by for")
         return self
+
+    @property
+    def started_replicas(self) -> int:
+        """Workers to start: those that serve and those on standby."""
+        return self.replicas + self.standby_replicas
 
 
 class PoolsSettings(Settings):
@@ -416,9 +427,11 @@ class ClusterSpec(Settings):
             pool = roles[role]
             if not 1 <= pool.min_replicas <= pool.replicas:
                 raise ValueError(f"pools.{role}.min_replicas must be from 1 to replicas ({pool.replicas})")
-        gpus = sum((roles[role].accelerators_per_worker or 1) * roles[role].replicas for role in roles)
+        gpus = sum((pool.accelerators_per_worker or 1) * pool.started_replicas for pool in roles.values())
         if self.autoscaling.max_gpus is not None and self.autoscaling.max_gpus < gpus:
-            raise ValueError(f"autoscaling.max_gpus must be at least {gpus}, what the pools' replicas take")
+            raise ValueError(
+                f"autoscaling.max_gpus must be at least {gpus}, what the pools' replicas and standby_replicas take"
+            )
 
     @property
     def changes_roles(self) -> bool:

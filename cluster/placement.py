@@ -9,7 +9,7 @@ node that goes must all move; prefill takes them first.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cluster.config import ClusterSpec, PoolSettings, Role
 from cluster.errors import PlacementInfeasible
@@ -24,7 +24,8 @@ POOL_SHARE = 0.001
 class WorkerPlan:
     """One worker and the placement group it needs.
 
-    ``bundles`` are resource demands by Ray's names, the kind of accelerator included.
+    ``bundles`` are resource demands by Ray's names, the kind of accelerator included. ``standby``: it waits at first
+    (``standby_replicas``).
     """
 
     worker_id: str
@@ -32,6 +33,7 @@ class WorkerPlan:
     bundles: tuple[Mapping[str, float], ...]
     strategy: str
     accelerator_type: str | None = None
+    standby: bool = False
 
     @property
     def total(self) -> dict[str, float]:
@@ -63,9 +65,9 @@ def worker_plans(spec: ClusterSpec, *, gpus_per_node: int = 8) -> list[WorkerPla
         [('prefill-0', 'STRICT_PACK'), ('decode-0', 'STRICT_PACK')]
     """
     return [
-        worker_plan(role, pool, index, gpus_per_node=gpus_per_node)
+        replace(worker_plan(role, pool, index, gpus_per_node=gpus_per_node), standby=index >= pool.replicas)
         for role, pool in spec.pools.items()
-        for index in range(pool.replicas)
+        for index in range(pool.started_replicas)
     ]
 
 

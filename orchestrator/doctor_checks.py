@@ -145,7 +145,7 @@ def check_open_files() -> Check:
 
 def check_memory(spec: ClusterSpec) -> Check:
     """The KV caches of CPU engines fit the memory that is free."""
-    need = sum(pool.replicas * pool.engine.cpu_kv_cache_gib for _, pool in spec.pools.items())
+    need = sum(pool.started_replicas * pool.engine.cpu_kv_cache_gib for _, pool in spec.pools.items())
     free = psutil.virtual_memory().available / GIB
     found = f"{free:.1f} GiB free, KV caches take {need} GiB"
     if free > need:

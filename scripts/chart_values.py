@@ -76,15 +76,17 @@ class Group(Values):
     """One worker group: pods of one kind. A pod runs one worker, or, above `gpusPerNode`, a part of one."""
 
     replicas: int | None = Field(None, ge=0)
-    """Workers; empty takes `replicas` of the pool of the same role in `config`."""
+    """Workers; empty takes `replicas` and `standby_replicas` of the pool of the same role in `config`."""
     min_replicas: int | None = Field(None, ge=0)
-    """Fewest workers when scaling; empty takes `min_replicas` of the pool where `config.autoscaling` is on, else
-    `replicas`."""
+    """Fewest workers when scaling; empty takes `min_replicas` and `standby_replicas` of the pool where
+    `config.autoscaling` is on, else `replicas`."""
     max_replicas: int | None = Field(None, ge=0)
-    """Most workers when scaling; empty takes `max_replicas` of the pool in `config`, or `replicas`."""
+    """Most workers when scaling; empty takes `max_replicas` and `standby_replicas` of the pool in `config`, or
+    `replicas`."""
     standby_replicas: int = Field(0, ge=0)
     """Pods started beyond `replicas`: image pulled, model mounted, Ray joined, no engine yet. A lost worker's
-    replacement starts there without waiting for a node."""
+    replacement starts there without waiting for a node. Workers with a loaded engine that wait are `standby_replicas`
+    of the pool in `config`."""
     gpus_per_worker: int = Field(0, ge=0)
     """GPUs of a worker; the same as `accelerators_per_worker` in `config`. 0 is CPU."""
     gpus_per_node: int = Field(8, ge=1)

@@ -29,19 +29,22 @@ A group holds the keys of `prefillWorkers`, and name, role, hosts (pods per work
 {{- $pool := get $root.Values.config.pools $group.role | default dict -}}
 {{- $replicas := $group.replicas -}}
 {{- if kindIs "invalid" $replicas -}}
-{{- $replicas = sub (int (default 0 $pool.replicas)) (int (default 0 (get $extra $group.role))) -}}
+{{- $replicas = sub (add (int (default 0 $pool.replicas)) (int (default 0 $pool.standby_replicas))) (int (default 0 (get $extra $group.role))) -}}
 {{- end -}}
 {{- $replicas = int $replicas -}}
 {{- $max := $group.maxReplicas -}}
 {{- if kindIs "invalid" $max -}}
-{{- $max = ternary (int (default $replicas $pool.max_replicas)) $replicas (eq $group.name $group.role) -}}
+{{- $max = $replicas -}}
+{{- if and (eq $group.name $group.role) $pool.max_replicas -}}
+{{- $max = add (int $pool.max_replicas) (int (default 0 $pool.standby_replicas)) -}}
+{{- end -}}
 {{- end -}}
 {{- $max = max (int $max) $replicas | int -}}
 {{- $min := $group.minReplicas -}}
 {{- if kindIs "invalid" $min -}}
 {{- $min = $replicas -}}
 {{- if and (eq $group.name $group.role) (dig "autoscaling" "enabled" false $root.Values.config) -}}
-{{- $min = min $replicas (int (default 1 $pool.min_replicas)) -}}
+{{- $min = min $replicas (add (int (default 1 $pool.min_replicas)) (int (default 0 $pool.standby_replicas))) -}}
 {{- end -}}
 {{- end -}}
 {{- $min = int $min -}}
@@ -96,8 +99,9 @@ A group holds the keys of `prefillWorkers`, and name, role, hosts (pods per work
 {{- range $role, $pool := .Values.config.pools -}}
 {{- if $pool -}}
 {{- $role = default $role $pool.role -}}
-{{- if ne (int (default 0 (get $sums $role))) (int (default 0 $pool.replicas)) -}}
-{{- fail (printf "the %s groups have %d replicas in all, but config.pools.%s.replicas is %d; make them equal" $role (int (default 0 (get $sums $role))) $role (int (default 0 $pool.replicas))) -}}
+{{- $workers := add (int (default 0 $pool.replicas)) (int (default 0 $pool.standby_replicas)) -}}
+{{- if ne (int (default 0 (get $sums $role))) (int $workers) -}}
+{{- fail (printf "the %s groups have %d replicas in all, but config.pools.%s.replicas and standby_replicas are %d; make them equal" $role (int (default 0 (get $sums $role))) $role (int $workers)) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

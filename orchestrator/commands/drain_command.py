@@ -134,12 +134,12 @@ async def _follow(
 
 
 def on_this_machine(members: Sequence[registry_pb2.Member]) -> list[str]:
-    """Ready workers that listen on an address of this machine (of this pod, in Kubernetes)."""
+    """Workers, ready or on standby, that listen on an address of this machine (of this pod, in Kubernetes)."""
     own = {entry.address for entries in psutil.net_if_addrs().values() for entry in entries}
     return [
         member.worker_id
         for member in members
-        if member.state == "ready" and member.address.rpartition(":")[0].strip("[]") in own
+        if member.state in ("ready", "standby") and member.address.rpartition(":")[0].strip("[]") in own
     ]
 
 

@@ -18,7 +18,7 @@ from orchestrator.api.credentials import Credentials
 from orchestrator.commands.kube_target import KubeTarget
 from orchestrator.commands.up_command import endpoint_of
 
-_COLOURS = {"ready": "green", "starting": "yellow", "draining": "yellow", "lost": "red"}
+_COLOURS = {"ready": "green", "standby": "cyan", "starting": "yellow", "draining": "yellow", "lost": "red"}
 
 
 def status(

@@ -94,7 +94,7 @@ def _head(current: cluster_pb2.Status) -> Text:
 
 def _pools(current: cluster_pb2.Status) -> Table:
     table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim")
-    for heading in ("pool", "ready", "starting", "draining", "bounds", "running", "KV used"):
+    for heading in ("pool", "ready", "standby", "starting", "draining", "bounds", "running", "KV used"):
         table.add_column(heading, justify="left" if heading in ("pool", "KV used") else "right")
     scaled = {row.role: row for row in current.scaling.pools}
     for role in (cluster_pb2.ROLE_PREFILL, cluster_pb2.ROLE_DECODE, cluster_pb2.ROLE_COLOCATED):
@@ -108,6 +108,7 @@ def _pools(current: cluster_pb2.Status) -> Table:
         table.add_row(
             cluster_pb2.Role.Name(role).removeprefix("ROLE_").lower(),
             str(row.ready if row is not None else states.count(cluster_pb2.WORKER_STATE_READY)),
+            str(states.count(cluster_pb2.WORKER_STATE_STANDBY)),
             str(row.starting if row is not None else "-"),
             str(row.draining if row is not None else states.count(cluster_pb2.WORKER_STATE_DRAINING)),
             f"{row.min_replicas} to {row.max_replicas}" if row is not None else "fixed",

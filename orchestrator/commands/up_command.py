@@ -26,7 +26,7 @@ from cluster.errors import ConfigError, ServingError, WorkerDied
 from cluster.placement import worker_plans
 from orchestrator.live.state_file import ClusterState, cluster_folder, read_state, running_state
 
-_DONE = {"ready", "paired", "stopped"}
+_DONE = {"ready", "standby", "paired", "stopped"}
 _BAD = {"lost", "failed"}
 
 
@@ -224,6 +224,7 @@ def _print_plan(spec: ClusterSpec, as_json: bool) -> None:
         {
             "worker": plan.worker_id,
             "role": plan.role.value,
+            "standby": plan.standby,
             "strategy": plan.strategy,
             "bundles": [dict(bundle) for bundle in plan.bundles],
             "accelerator_type": plan.accelerator_type,
@@ -245,7 +246,8 @@ def _print_plan(spec: ClusterSpec, as_json: bool) -> None:
         gpus = plan.total.get("GPU", 0)
         nodes = next((name for name in plan.bundles[0] if name not in ("CPU", "GPU", "memory")), "any")
         kind = f"{gpus:g} × {plan.accelerator_type or 'GPU'}" if gpus else "none (CPU)"
-        table.add_row(plan.worker_id, plan.role.value, kind, f"{plan.total['CPU']:g}", plan.strategy, nodes)
+        role = f"{plan.role}, standby" if plan.standby else plan.role.value
+        table.add_row(plan.worker_id, role, kind, f"{plan.total['CPU']:g}", plan.strategy, nodes)
     console = Console(highlight=False)
     console.print(table)
     console.print(

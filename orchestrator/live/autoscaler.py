@@ -199,11 +199,14 @@ class LiveAutoscaler:
         self._read_s = {key: time_s for key, time_s in self._read_s.items() if key in present}
 
     def statuses(self) -> list[WorkerStatus]:
-        """Prefill and decode workers as the policy sees them; a role that is being changed counts as changed."""
+        """Prefill and decode workers as the policy sees them; a role that is being changed counts as changed.
+
+        Those on standby are not among them: the policy decides about workers that serve, within GPUs less theirs.
+        """
         return [
             self._status(worker)
             for worker in self._controller.workers()
-            if worker.role in SCALED  # colocated ones are not scaled
+            if worker.role in SCALED and not worker.standby  # colocated ones are not scaled
         ]
 
     def _status(self, worker: ManagedWorker) -> WorkerStatus:
@@ -384,15 +387,19 @@ class _View:
 
 
 def policy_settings(spec: ClusterSpec) -> AutoscalerSettings:
-    """Settings of the policy, from the pools' bounds and the ``autoscaling`` section."""
+    """Settings of the policy, from the pools' bounds and the ``autoscaling`` section.
+
+    GPUs of workers on standby are off its budget: there are always as many.
+    """
     pools, settings = dict(spec.pools.items()), spec.autoscaling
     prefill, decode = pools[Role.PREFILL], pools[Role.DECODE]
+    standby_gpus = sum((pool.accelerators_per_worker or 1) * pool.standby_replicas for pool in (prefill, decode))
     tree = {
         "min_prefill": prefill.min_replicas,
         "max_prefill": prefill.replicas if prefill.max_replicas is None else prefill.max_replicas,
         "min_decode": decode.min_replicas,
         "max_decode": decode.replicas if decode.max_replicas is None else decode.max_replicas,
-        "max_gpus": settings.max_gpus,
+        "max_gpus": settings.max_gpus - standby_gpus if settings.max_gpus is not None else None,
         "change_roles": spec.changes_roles,
         "patience_s": settings.patience_s,
         "cooldown_s": settings.cooldown_s,

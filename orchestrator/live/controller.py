@@ -32,6 +32,7 @@ from orchestrator.live.pool_changes import PoolChanges
 from orchestrator.live.registry import RegistryService
 from orchestrator.live.role_change import serve_role_change
 from orchestrator.live.warm_up import WarmUp
+from orchestrator.policy.standby import Place, exchanges
 from prefill_workers.worker import PrefillWorker
 
 log = logging.getLogger("baton.controller")
@@ -71,11 +72,20 @@ class ManagedWorker:
     load_s: float = 0.0
     unwanted: threading.Event = field(default_factory=threading.Event)
     """It is not to serve, though it has not finished starting."""
+    standby: bool = False
+    """Once it is ready it waits, and another serves (`orchestrator.policy.standby`)."""
+    returns: bool = False
+    """It drains, and starts anew."""
 
     @classmethod
     def planned(cls, plan: WorkerPlan, pool: PoolSettings) -> ManagedWorker:
         """A worker that is to be started."""
-        return cls(plan, pool, role=plan.role)
+        return cls(plan, pool, role=plan.role, standby=plan.standby)
+
+    @property
+    def up(self) -> bool:
+        """Whether it could serve: it is ready, or on standby."""
+        return self.member.state in ("ready", "standby")
 
 
 @dataclass(slots=True)
@@ -208,7 +218,7 @@ class Controller:
         """Empty workers, then stop them; gateways move their requests. Goes on if nobody waits for it.
 
         Args:
-            worker_ids: Ready workers.
+            worker_ids: Workers that are ready or on standby.
             timeout_s: Seconds after which a worker is stopped with what it still has.
             replace: Start a worker in the place of each one.
             node_leaves: Not before its node has left the Ray cluster.
@@ -218,13 +228,13 @@ class Controller:
         """
         for worker_id in worker_ids:
             known = self._workers.get(worker_id)
-            if known is None or known.member.state != "ready" or known.draining:
+            if known is None or not known.up or known.draining:
                 state = "unknown" if known is None else "draining" if known.draining else known.member.state or "gone"
-                ready = [key for key, each in self._workers.items() if each.member.state == "ready"]
+                ready = [key for key, each in self._workers.items() if each.up]
                 raise ConfigError(f"{worker_id} is {state}; workers that can be drained: {', '.join(ready) or 'none'}")
         workers = [self._workers[worker_id] for worker_id in dict.fromkeys(worker_ids)]
         for worker in workers:
-            worker.draining = True
+            worker.draining, worker.returns = True, replace
             worker.member.state, worker.since_s = "draining", time.monotonic()
         drains = [WorkerDrain(self, worker, timeout_s) for worker in workers]
 
@@ -251,9 +261,9 @@ class Controller:
         await self.end(worker)
         await self.remove(worker)
         self.say(worker.plan.worker_id, "drained", "a new one starts" if replace else "stopped")
-        worker.draining = False
+        worker.draining = worker.returns = False
         if replace and not self._stopping:
-            self.background(self._restart(worker, once_gone=left))
+            self.background(self.restart(worker, once_gone=left))
         elif not replace:
             await self.forget(worker)
             if not node_leaves:
@@ -366,8 +376,10 @@ class Controller:
         )
 
     async def warm(self, new: list[str]) -> None:
-        """Warm every pair that has a new worker in it, then call the new workers ready."""
-        started = {key: worker for key, worker in self._workers.items() if worker.member.state in ("starting", "ready")}
+        """Warm every pair that has a new worker in it, then call the new workers ready, or on standby."""
+        started = {
+            key: worker for key, worker in self._workers.items() if worker.member.state == "starting" or worker.up
+        }
         prefills = [worker for worker in started.values() if worker.role is Role.PREFILL]
         decodes = [worker for worker in started.values() if worker.role is Role.DECODE]
         warm_up = WarmUp({key: worker.member for key, worker in started.items()}, self.rpc)
@@ -388,8 +400,9 @@ class Controller:
         finally:
             await warm_up.close()
         for worker_id in new:
-            started[worker_id].member.state, started[worker_id].since_s = "ready", time.monotonic()
-            self.say(worker_id, "ready", started[worker_id].member.address)
+            state = "standby" if started[worker_id].standby else "ready"
+            started[worker_id].member.state, started[worker_id].since_s = state, time.monotonic()
+            self.say(worker_id, state, started[worker_id].member.address)
         await self.publish()
 
     async def warm_pair(self, warm_up: WarmUp, prefill: ManagedWorker, decode: ManagedWorker) -> None:
@@ -417,7 +430,8 @@ class Controller:
         self.say(f"{names[0]} → {names[1]}", "paired", f"{transport.value}, handshake {handshake_s * 1000:.0f} ms")
 
     async def publish(self) -> None:
-        """Tell the gateways what workers there are."""
+        """Tell the gateways what workers there are, once those on standby have filled the places that they can."""
+        self._fill_places()
         members = [worker.member for worker in self._workers.values() if worker.member.incarnation]
         roles = {member.worker_id: member.role for member in members}
         self._pairs = {names: pair for names, pair in self._pairs.items() if set(names) <= set(self._workers)}
@@ -426,12 +440,25 @@ class Controller:
         ]
         await self._registry.publish(members, pairs)
 
+    def _fill_places(self) -> None:
+        places = [
+            Place(worker.plan.worker_id, worker.role, worker.standby, worker.up)
+            for worker in self._workers.values()
+            if not worker.unwanted.is_set() and (worker.returns or not worker.draining)
+        ]
+        for exchange in exchanges(places):
+            promoted, replaced = self._workers[exchange.promoted], self._workers[exchange.replaced]
+            promoted.standby, replaced.standby = False, True
+            promoted.member.state, promoted.since_s = "ready", time.monotonic()
+            log.info("%s serves in the place of %s", exchange.promoted, exchange.replaced)
+            self.say(exchange.promoted, "ready", f"from standby, in the place of {exchange.replaced}")
+
     # --- health ---------------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(self._spec.health.interval_s)
-            ready = [worker for worker in self._workers.values() if worker.member.state == "ready"]
+            ready = [worker for worker in self._workers.values() if worker.up]
             results = await asyncio.gather(*(self._is_healthy(worker) for worker in ready))
             for worker, healthy in zip(ready, results, strict=True):
                 if not healthy and not self._stopping and not worker.draining:
@@ -453,9 +480,10 @@ class Controller:
         worker.member.state = "lost"
         await self.publish()
         self.say(worker.plan.worker_id, "lost", "a new one starts")
-        self.background(self._restart(worker))
+        self.background(self.restart(worker))
 
-    async def _restart(self, worker: ManagedWorker, *, once_gone: str | None = None) -> None:
+    async def restart(self, worker: ManagedWorker, *, once_gone: str | None = None) -> None:
+        """Start a worker anew, as often as it takes; ``once_gone`` is a node that must have left before."""
         if once_gone is not None:
             await self._until_gone(once_gone)
         while not self._stopping:

@@ -19,6 +19,8 @@ from orchestrator.policy.router import WorkerView
 log = logging.getLogger("baton.gateway")
 
 PREFILL_RATE_PRIOR_TOKENS_PER_S = 10_000.0
+KNOWN_STATES = ("ready", "standby", "draining")
+"""Of workers that a gateway keeps a link to. One on standby is linked to, so that it serves the moment it is to."""
 RECONNECT_S = 1.0
 """After a broken stream. gRPC itself backs off further while the address does not answer."""
 
@@ -102,7 +104,7 @@ class Fleet:
     def update(self, members: Iterable[registry_pb2.Member], pairs: Iterable[registry_pb2.Pair]) -> None:
         """Take a new membership: connect to new incarnations, drop those that are gone."""
         self.pairs = {(pair.prefill, pair.decode): pair for pair in pairs}
-        wanted = {member.worker_id: member for member in members if member.state in ("ready", "draining")}
+        wanted = {member.worker_id: member for member in members if member.state in KNOWN_STATES}
         self._wanted = wanted
         for worker_id, worker in list(self.workers.items()):
             member = wanted.get(worker_id)

@@ -29,7 +29,7 @@ from orchestrator.lifecycle import Displaced, LegFailed, StartLeg, WorkerLost
 from orchestrator.live.choice_run import ChoiceRun
 from orchestrator.live.drainer import Drainer
 from orchestrator.live.entry import Entry
-from orchestrator.live.fleet import Fleet, FleetWorker
+from orchestrator.live.fleet import KNOWN_STATES, Fleet, FleetWorker
 from orchestrator.live.journal import RequestJournal, report
 from orchestrator.live.metrics import GatewayMetrics
 from orchestrator.live.peaks import Peaks
@@ -159,7 +159,7 @@ class Gateway:
             self.metrics.kv_reserved.labels(*labels).set(sum(worker.reserved.values()))
             pool_states[worker.member.role, worker.member.state] += 1
         for role in Role:
-            for state in ("ready", "draining"):
+            for state in KNOWN_STATES:
                 self.metrics.workers.labels(role.value, state).set(pool_states[role.value, state])
         transports = Counter(pair.transport for pair in self.fleet.pairs.values())
         for transport in Transport:

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+LOADED = ("ready", "standby")
+"""States of a worker whose pairs have all shaken hands."""
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -86,9 +89,9 @@ class NodeHealth:
             return Answers(False, False, True, "loading")
         if not here:
             # A free pod is ready once the cluster is: its place is for a replacement or for growth.
-            complete = bool(members) and all(member.state in ("ready", "draining") for member in members)
+            complete = bool(members) and all(member.state in (*LOADED, "draining") for member in members)
             return Answers(complete, complete, True, "free" if complete else "waiting for a worker")
-        waiting = [member.worker_id for member in here if member.state != "ready"]
+        waiting = [member.worker_id for member in here if member.state not in LOADED]
         if waiting:
             drains = all(member.state == "draining" for member in here if member.worker_id in waiting)
             why = "draining" if drains else f"{', '.join(waiting)}: pairs have not all shaken hands"

@@ -38,6 +38,8 @@ class PoolChanges:
     def grow(self, role: Role) -> str:
         """Order one more worker of a role; returns its name. If it cannot be started, it is gone again.
 
+        Where a worker of the role is on standby, that one serves at once, and the new one is on standby.
+
         Raises:
             ConfigError: there is no such pool.
         """
@@ -59,6 +61,7 @@ class PoolChanges:
     async def _start_more(self, worker: ManagedWorker) -> None:
         controller, worker_id, began_s = self._controller, worker.plan.worker_id, time.monotonic()
         try:
+            await controller.publish()  # a worker on standby serves at once, and this one waits in its place
             nodes = await asyncio.to_thread(self._runtime.nodes)
             domains = {
                 each.handle.node.nvlink_domain
@@ -80,6 +83,10 @@ class PoolChanges:
                 controller.say(worker_id, "failed", str(error))
                 self.start_failed_s = time.monotonic()
         worker.member.state = "lost"
+        if worker.standby and not worker.unwanted.is_set():
+            controller.background(controller.restart(worker))  # another serves in its place: the pool owes a standby
+            return
+        worker.unwanted.set()
         await controller.end(worker)
         await controller.remove(worker)
         await controller.forget(worker)
@@ -105,7 +112,7 @@ class PoolChanges:
             for each in self._controller.workers()
             if each is not worker
             and each.role is peer_role
-            and each.member.state == "ready"
+            and each.up  # those on standby, too: they will serve with it
             and each.member.revision == worker.member.revision
         ]
         warm_up = WarmUp({each.plan.worker_id: each.member for each in [worker, *peers]}, controller.rpc)

@@ -124,7 +124,7 @@ class FleetView(Protocol):
         ...
 
     def workers(self) -> Sequence[WorkerStatus]:
-        """Every worker that is starting, ready or draining, in order of start."""
+        """Every worker that is starting, ready or draining, in order of start; none of those on standby."""
         ...
 
     def in_flight(self) -> Iterator[InFlight]:

@@ -9,6 +9,7 @@ from cluster.config import Role
 from cluster.errors import ConfigError
 from orchestrator.policy.router import WorkerView
 from orchestrator.policy.scaling import WorkerStatus
+from orchestrator.policy.standby import Place, exchanges
 from orchestrator.simulator.cost import StepTable, TransferCost
 from orchestrator.simulator.engine import Engine, EngineOwner, EngineProfile
 from orchestrator.simulator.gaps import GapHistogram
@@ -25,6 +26,7 @@ class PoolSpec:
         replicas: Workers that are ready at the start.
         start_s: Seconds from the decision to start one until it serves.
         domain: NVLink domain; workers of one domain use ``FleetSpec.domain_transfer`` among themselves.
+        standby_replicas: Workers beyond ``replicas`` that are ready at the start and get no requests.
     """
 
     role: Role
@@ -32,6 +34,7 @@ class PoolSpec:
     replicas: int
     start_s: float = 60.0
     domain: str = ""
+    standby_replicas: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class FleetSpec:
 
 @dataclass(slots=True, eq=False)
 class Worker:
-    """One worker. ``state`` is starting, ready, draining or gone."""
+    """One worker. ``state`` is starting, ready, draining or gone; on ``standby`` it waits though it is ready."""
 
     number: int
     worker_id: str
@@ -75,6 +78,7 @@ class Worker:
     incarnations: int = 0
     engine: Engine | None = None
     migrate: bool = False
+    standby: bool = False
     exports: int = 0
     gaps: GapHistogram = field(default_factory=GapHistogram)
 
@@ -96,6 +100,7 @@ class Fleet:
         unit_tokens: int,
         slow_gap_s: float,
         on_ready: Callable[[Worker], None],
+        on_promoted: Callable[[], None],
     ) -> None:
         self.spec = spec
         self.workers: dict[str, Worker] = {}
@@ -104,12 +109,13 @@ class Fleet:
         self._unit_tokens = unit_tokens
         self._slow_gap_s = slow_gap_s
         self._on_ready = on_ready
+        self._on_promoted = on_promoted
         self._tables: dict[int, StepTable] = {}
         self._rates: dict[int, float] = {}
         self._serving: list[Worker] = []
         for pool in spec.pools:
-            for _ in range(pool.replicas):
-                self.launch(pool, pool.role, 0.0)
+            for index in range(pool.replicas + pool.standby_replicas):
+                self.launch(pool, pool.role, 0.0, standby=index >= pool.replicas)
 
     def pool_of(self, role: Role, kind: str = "") -> PoolSpec:
         """The pool to start a worker of.
@@ -122,8 +128,8 @@ class Fleet:
                 return pool
         raise ConfigError(f"fleet.pools: no pool with role {role.value} and kind {kind or 'any'}")
 
-    def launch(self, pool: PoolSpec, role: Role, delay_s: float) -> Worker:
-        """Start a worker; it is ready after ``delay_s``."""
+    def launch(self, pool: PoolSpec, role: Role, delay_s: float, *, standby: bool = False) -> Worker:
+        """Start a worker; it is ready after ``delay_s``. One on standby serves in its place, if there is any."""
         number = len(self.workers)
         count = sum(worker.role is role for worker in self.workers.values())
         worker_id = f"{role.value}-{count}"
@@ -131,11 +137,13 @@ class Fleet:
             count += 1
             worker_id = f"{role.value}-{count}"
         worker = Worker(number, worker_id, role, pool, self._kernel.now_s, since_s=self._kernel.now_s)
+        worker.standby = standby
         self.workers[worker_id] = worker
         if delay_s > 0:
             self._kernel.at(self._kernel.now_s + delay_s, self._ready, worker)
         else:
             self._ready(worker)
+        self._fill_places()
         return worker
 
     def fail(self, worker: Worker) -> None:
@@ -143,6 +151,7 @@ class Fleet:
         self._stop_engine(worker)
         worker.state, worker.since_s = "starting", self._kernel.now_s
         self._kernel.at(self._kernel.now_s + worker.pool.start_s, self._ready, worker)
+        self._fill_places()
 
     def drain(self, worker: Worker, migrate: bool) -> None:
         """Give it nothing new. A worker that has not started yet is simply dropped."""
@@ -166,11 +175,11 @@ class Fleet:
         return [self._view(worker) for worker in self._serving]
 
     def status(self) -> list[WorkerStatus]:
-        """Every worker that is not gone."""
+        """Every worker that is not gone, those on standby left out: policies decide about workers that serve."""
         return [
             WorkerStatus(self._view(each), each.pool.profile.name, each.state, each.since_s, each.pool.profile.gpus)
             for each in self.workers.values()
-            if each.state != "gone"
+            if each.state != "gone" and not each.standby
         ]
 
     def gpu_s(self) -> float:
@@ -215,7 +224,22 @@ class Fleet:
         )
         self._rates.setdefault(id(profile), profile.prefill_tokens_per_s)
         self._serving = [each for each in self.workers.values() if each.engine is not None]
+        self._fill_places()
         self._on_ready(worker)
+
+    def _fill_places(self) -> None:
+        """Have workers on standby serve where they are to."""
+        found = exchanges(
+            Place(each.worker_id, each.role, each.standby, each.state == "ready")
+            for each in self.workers.values()
+            if each.state in ("starting", "ready")
+        )
+        for exchange in found:
+            promoted, replaced = self.workers[exchange.promoted], self.workers[exchange.replaced]
+            promoted.standby, replaced.standby = False, True
+            promoted.since_s = self._kernel.now_s
+        if found:
+            self._on_promoted()
 
     def _stop_engine(self, worker: Worker) -> None:
         if worker.engine is not None:
@@ -244,5 +268,5 @@ class Fleet:
             engine.queued_tokens,
             self._rates[id(profile)],
             worker.pool.domain,
-            worker.state == "ready",
+            worker.state == "ready" and not worker.standby,
         )

@@ -39,6 +39,9 @@ class PoolBlock(Settings):
     replicas: int = Field(ge=0)
     start_s: float = Field(60.0, ge=0)
     """Seconds from the decision to start a worker until it serves."""
+    standby_replicas: int = Field(0, ge=0)
+    """Workers beyond ``replicas``, ready at the start, that get no requests until one that serves dies or the pool
+    grows; their GPU-hours count."""
     domain: str = ""
     """NVLink domain."""
     gpu: str | None = None
@@ -123,7 +126,9 @@ class FleetBlock(Settings):
             key = tuple(sorted((name, repr(value)) for name, value in pool if name not in _NOT_OF_THE_ENGINE))
             if key not in made:
                 made[key] = self._stated(pool) if pool.cost is not None else self._modelled(pool, at)
-            pools.append(PoolSpec(pool.role, made[key], pool.replicas, pool.start_s, pool.domain))
+            pools.append(
+                PoolSpec(pool.role, made[key], pool.replicas, pool.start_s, pool.domain, pool.standby_replicas)
+            )
         near = self.domain_link
         return FleetSpec(
             pools,
@@ -200,4 +205,4 @@ class FleetBlock(Settings):
         return TransferCost.over(link, gpu_named(first.gpu), first.tensor_parallel)
 
 
-_NOT_OF_THE_ENGINE = ("role", "replicas", "start_s", "domain")
+_NOT_OF_THE_ENGINE = ("role", "replicas", "standby_replicas", "start_s", "domain")

@@ -45,7 +45,7 @@ def preempt_for(simulation: Simulation, newcomer: Flight) -> bool:
 def is_growing(simulation: Simulation) -> bool:
     """Whether a worker that could decode is on its way."""
     workers = simulation.fleet.workers.values()
-    return any(each.state == "starting" and each.role is not Role.PREFILL for each in workers)
+    return any(each.state == "starting" and not each.standby and each.role is not Role.PREFILL for each in workers)
 
 
 def _running(simulation: Simulation, block: int) -> Iterator[Running]:

@@ -38,7 +38,7 @@ class Sampler:
             row, engine = sums[worker.role], worker.engine
             if worker.state != "gone":
                 row[5] += worker.pool.profile.gpus
-            if engine is None:
+            if engine is None or worker.standby:
                 continue
             engine.sync()
             row[0] += 1

@@ -88,6 +88,7 @@ class Simulation:
             unit_tokens=workload.unit_tokens if len(workload.units) else 0,
             slow_gap_s=self.gateway.slow_gap_s,
             on_ready=self._worker_ready,
+            on_promoted=self.pump,
         )
         self.sampler = Sampler(self.fleet)
 

@@ -33,8 +33,20 @@ def problem(spec: Any) -> str:
 def test_the_examples_load_and_plan(path: Path) -> None:
     spec = load(path)
     plans = worker_plans(spec)
-    assert len(plans) == sum(pool.replicas for _, pool in spec.pools.items())
+    assert len(plans) == sum(pool.started_replicas for _, pool in spec.pools.items())
     assert len({plan.worker_id for plan in plans}) == len(plans)
+
+
+def test_workers_on_standby_are_planned_and_count_for_the_budget() -> None:
+    pools = {"prefill": {"replicas": 1}, "decode": {"replicas": 2, "standby_replicas": 1}}
+    plans = worker_plans(parse(yaml.safe_dump(tree(pools=pools))))
+    assert [(plan.worker_id, plan.standby) for plan in plans[1:]] == [
+        ("decode-0", False), ("decode-1", False), ("decode-2", True)
+    ]  # fmt: skip
+    spec = tree(pools=pools, autoscaling={"enabled": True, "max_gpus": 3})
+    assert "max_gpus must be at least 4" in problem(spec)
+    nobody = {"prefill": {"replicas": 1}, "decode": {"replicas": 0, "standby_replicas": 1}}
+    assert "standby_replicas needs replicas" in problem(tree(pools=nobody))
 
 
 def test_the_default_is_the_local_example() -> None:

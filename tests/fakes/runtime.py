@@ -89,7 +89,7 @@ model:
   {{path: {model}, served_name: fake, max_model_len_tokens: 1024, reasoning: {{hard_stop_slack_tokens: 2}}}}
 pools:
   prefill: {{replicas: {prefill}, max_replicas: 4}}
-  decode: {{replicas: {decode}, max_replicas: 4, engine: {{max_num_seqs: {seqs}}}}}
+  decode: {{replicas: {decode}, standby_replicas: {standby}, max_replicas: 4, engine: {{max_num_seqs: {seqs}}}}}
 health: {{interval_s: 0.05}}
 drain: {{timeout_s: 20}}
 """
@@ -116,13 +116,14 @@ async def controlled(
     *,
     prefill: int = 1,
     decode: int = 2,
+    standby: int = 0,
     more: str = "",
     places: int = 8,
     seqs: int = 64,
     **engine_settings: Any,
 ) -> AsyncIterator[ControlledCluster]:
-    """``more`` is YAML added to the spec."""
-    spec = parse(SPEC.format(model=MODEL, prefill=prefill, decode=decode, seqs=seqs) + more)
+    """``standby`` are decode workers; ``more`` is YAML added to the spec."""
+    spec = parse(SPEC.format(model=MODEL, prefill=prefill, decode=decode, standby=standby, seqs=seqs) + more)
     runtime = FakeRuntime(places=places, **engine_settings)
     said: list[tuple[str, str, str]] = []
     controller = Controller(

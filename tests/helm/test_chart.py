@@ -271,6 +271,15 @@ def test_standby_pods_and_bounds(chart: Chart, h100: Manifest) -> None:
     )  # one on standby; max 8 of config
 
 
+def test_workers_on_standby_have_pods_of_their_own(chart: Chart, h100: Manifest) -> None:
+    changes = {"config.pools.decode.standby_replicas": 2, "decodeWorkers.standbyReplicas": 0}
+    group = chart.render(merged(h100, changes)).groups["decode"]
+    assert (group["minReplicas"], group["replicas"], group["maxReplicas"]) == (6, 6, 10)
+    scaled = {"config.autoscaling": {"enabled": True}, "config.pools.decode.min_replicas": 1}
+    group = chart.render(merged(h100, {**changes, **scaled})).groups["decode"]
+    assert (group["minReplicas"], group["replicas"], group["maxReplicas"]) == (3, 6, 10)
+
+
 def test_extra_groups_share_a_pool(chart: Chart, h100: Manifest) -> None:
     spot = {
         **h100["decodeWorkers"],
@@ -409,7 +418,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         {"extraWorkerGroups": [{"name": "decode", "role": "decode"}]},
         "two groups have this name",
     ),
-    ("replicas unlike the spec", {"decodeWorkers.replicas": 3}, "config.pools.decode.replicas is 1"),
+    (
+        "replicas unlike the spec",
+        {"decodeWorkers.replicas": 3},
+        "replicas and standby_replicas are 1",
+    ),
     ("GPUs unlike the spec", {"decodeWorkers.gpusPerWorker": 1}, "accelerators_per_worker is 0"),
     ("a pod too small for its worker", {"decodeWorkers.cpus": 0.5}, "cpus_per_worker is 1"),
     ("a foreign resource", {"config.pools.decode.node_resource": "fast"}, "node_resource"),

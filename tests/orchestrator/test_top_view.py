@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 from rich.console import Console
 
@@ -18,6 +19,7 @@ def status(*, scaling: bool = True) -> pb.Status:
             ("decode-1", pb.ROLE_DECODE, 60),
         )
     ]
+    workers.append(pb.WorkerStatus(worker_id="decode-2", role=pb.ROLE_DECODE, state=pb.WORKER_STATE_STANDBY))
     found = pb.Status(cluster="here", model="reasoner", workers=workers)
     found.lengths.add(phase="reasoning", requests=420, p50_tokens=310, p90_tokens=1850, p99_tokens=4000)
     if scaling:
@@ -56,6 +58,7 @@ def test_the_screen_tells_pools_demand_band_decisions_and_lengths() -> None:
         "95 s ago", "decode 2 -> 3", "want 0.7 prefill workers", "pace 0.62", "severity 0.25", "1,850",
     ):  # fmt: skip
         assert words in text, words
+    assert re.search(r"decode +2 +1 +1 +0 +1 to 6", text)  # ready, on standby, starting, draining
     assert "██" in text  # two looks of the curve
 
 
@@ -69,4 +72,5 @@ def test_the_plain_status_has_the_autoscaler_in_two_lines() -> None:
     text = text_of(render(status()), width=200)
     assert "95 % under 1,500,000 in 80 s" in text
     assert "last change 95 s ago: decode 2 -> 3" in text
+    assert re.search(r"decode-2 +decode +standby", text)
     assert "autoscaler" not in text_of(render(status(scaling=False)))

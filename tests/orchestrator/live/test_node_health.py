@@ -51,6 +51,11 @@ def test_loaded_is_not_ready_before_every_pair_has_shaken_hands(health: NodeHeal
     assert health.see([Engine(7, 5.0)], [member("ready")], now_s=1).ready
 
 
+def test_a_worker_on_standby_has_shaken_hands_and_its_pod_is_ready(health: NodeHealth) -> None:
+    assert health.see([Engine(7, 5.0)], [member("standby")], now_s=0).ready
+    assert health.see([], [member("standby", THERE)], now_s=1).ready  # and so is one that is free
+
+
 def test_one_of_two_workers_here_is_not_enough(health: NodeHealth) -> None:
     members = [member("ready"), member("starting", name="decode-1")]
     assert not health.see([Engine(7, 1.0), Engine(8, 1.0)], members, now_s=0).ready

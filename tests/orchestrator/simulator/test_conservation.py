@@ -83,13 +83,13 @@ def simulations(draw: st.DrawFn) -> Simulation:
         kv_bytes_per_token=1000.0,
         prefill_first=draw(st.booleans()),
     )
-    colocated = draw(st.booleans())
+    colocated, standby = draw(st.booleans()), draw(st.integers(0, 1))
     pools = (
-        [PoolSpec(Role.COLOCATED, profile, 2, start_s=1.0)]
+        [PoolSpec(Role.COLOCATED, profile, 2, start_s=1.0, standby_replicas=standby)]
         if colocated
         else [
             PoolSpec(Role.PREFILL, profile, draw(st.integers(1, 2)), start_s=1.0, domain="a"),
-            PoolSpec(Role.DECODE, profile, draw(st.integers(1, 3)), start_s=1.0, domain="a"),
+            PoolSpec(Role.DECODE, profile, draw(st.integers(1, 3)), 1.0, "a", standby),
         ]
     )
     return Simulation(
@@ -130,6 +130,7 @@ def check_every_event(simulation: Simulation) -> None:
                 promised = sum(f.promised_blocks for f in simulation.live.values() if f.holder is worker.engine)
                 assert worker.engine.promised_blocks == waiting + promised
                 assert worker.exports == len(worker.engine.exported)
+                assert not worker.standby or (worker.engine.requests, promised) == (0, 0)
 
     kernel, events = simulation.kernel, 0
 

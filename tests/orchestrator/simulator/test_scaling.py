@@ -15,9 +15,10 @@ from orchestrator.policy.baselines import KvThreshold, MeanLengths, RequestsPerR
 from orchestrator.policy.capacity import WorkerCapacity
 from orchestrator.policy.decision_log import entry_line, replay
 from orchestrator.policy.demand import DemandForecaster, horizons_s
-from orchestrator.policy.scaling import ScalingPolicy, StartWorker
+from orchestrator.policy.scaling import FleetView, ScalingPolicy, StartWorker
 from orchestrator.simulator.cost import AffineCost, AffineTransfer
 from orchestrator.simulator.engine import EngineProfile
+from orchestrator.simulator.failures import FailurePlan
 from orchestrator.simulator.fleet import FleetSpec, PoolSpec
 from orchestrator.simulator.forecast import FixedForecast
 from orchestrator.simulator.records import Outcome
@@ -142,6 +143,46 @@ def test_a_long_trace_makes_way_while_a_worker_starts() -> None:
     assert quick < 2.0 < patient
     assert result.records["preemptions"].sum() >= 1
     assert result.records["retries"].sum() == 0
+
+
+def timed(standby: int, actions: dict[float, list[StartWorker]], died_s: float | None = None) -> Result:
+    """A minute of light work; workers take 20 s to start."""
+
+    class Timed:
+        interval_s = 1.0
+
+        def decide(self, now_s: float, fleet: FleetView) -> list[StartWorker]:
+            assert len([row for row in fleet.workers() if row.view.role is Role.DECODE]) >= 2
+            return actions.get(now_s, [])
+
+    kind = EngineProfile(COST, COST, KV_TOKENS // 16, mixed=COST, kv_bytes_per_token=1e4)
+    pools = [PoolSpec(Role.PREFILL, kind, 1, 20.0), PoolSpec(Role.DECODE, kind, 2, 20.0, standby_replicas=standby)]
+    return Simulation(
+        FleetSpec(pools, AffineTransfer(1e9, 0.001)),
+        Workload(np.linspace(0, 60, 61), np.full(61, 50), np.zeros(61, np.int64), np.full(61, 20)),
+        GatewaySpec(max_queued_requests=100),
+        scaling=Timed(),
+        failures=FailurePlan(((died_s, "decode-0"),) if died_s is not None else ()),
+        sample_s=0.5,
+    ).run()
+
+
+def test_a_pool_with_a_worker_on_standby_grows_with_no_start_time() -> None:
+    cold = timed(0, {10.0: [StartWorker(Role.DECODE)]})
+    warm = timed(1, {10.0: [StartWorker(Role.DECODE)]})
+    assert [workers(cold, "decode", time_s) for time_s in (9.5, 11, 29, 31)] == [2, 2, 2, 3]
+    assert [workers(warm, "decode", time_s) for time_s in (9.5, 11, 29, 31)] == [2, 3, 3, 3]
+    assert warm.gpu_s - cold.gpu_s == pytest.approx(60, abs=1)  # it is paid for from the start
+    # Of two at once the second has to start, and so has one while the next standby does.
+    both = timed(1, {10.0: [StartWorker(Role.DECODE)] * 2, 40.0: [StartWorker(Role.DECODE)]})
+    assert [workers(both, "decode", time_s) for time_s in (11, 29, 31, 41)] == [3, 3, 4, 5]
+
+
+def test_a_worker_on_standby_takes_the_place_of_a_dead_one() -> None:
+    cold, warm = timed(0, {}, died_s=10.2), timed(1, {}, died_s=10.2)
+    assert [workers(cold, "decode", time_s) for time_s in (11, 29, 31)] == [1, 1, 2]
+    assert [workers(warm, "decode", time_s) for time_s in (11, 29, 31)] == [2, 2, 2]
+    assert (warm.records["outcome"] == Outcome.FINISHED).all()
 
 
 def test_nobody_makes_way_where_no_worker_is_coming() -> None:
