@@ -26,7 +26,10 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """What an engine does at one time. ``steps`` grows with every step: progress, not only life."""
+    """What an engine does at one time. ``steps`` grows with every step: progress, not only life.
+
+    ``preemptions`` counts the times that a request lost its blocks to others and was computed again.
+    """
 
     running_requests: int = 0
     waiting_requests: int = 0
@@ -35,6 +38,7 @@ class EngineLoad:
     prompt_tokens: int = 0
     output_tokens: int = 0
     prefill_tokens_per_s: float = 0.0
+    preemptions: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,7 @@ class LoadBook:
         self.kv_usage = 0.0
         self.transfers: dict[str, TransferFigures] = {}
         self.prefill_tokens_per_s = 0.0
+        self.preemptions = 0
 
     def record(self, scheduler: Any, iteration: Any) -> None:
         """Take one step's statistics."""
@@ -80,6 +81,7 @@ class LoadBook:
         if iteration is not None:
             self.prompt_tokens += iteration.num_prompt_tokens
             self.output_tokens += iteration.num_generation_tokens
+            self.preemptions += iteration.num_preempted_reqs
 
     @property
     def idle(self) -> bool:
@@ -278,6 +280,7 @@ class VllmEngine:
             prompt_tokens=book.prompt_tokens,
             output_tokens=book.output_tokens,
             prefill_tokens_per_s=book.prefill_tokens_per_s,
+            preemptions=book.preemptions,
         )
 
     async def check_health(self) -> None:

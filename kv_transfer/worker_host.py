@@ -294,6 +294,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             prefill_tokens_per_s=load.prefill_tokens_per_s,
             draining=self.draining,
             hung=self.hung,
+            preemptions=load.preemptions,
         )
 
 

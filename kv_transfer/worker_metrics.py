@@ -52,6 +52,10 @@ class _Labelled:
             "baton_worker_prompt_tokens": ("Prompt tokens prefilled", load.prompt_tokens),
             "baton_worker_output_tokens": ("Tokens generated", load.output_tokens),
             "baton_worker_engine_steps": ("Engine steps", load.steps),
+            "baton_worker_preemptions": (
+                "Times a request lost its KV blocks to others and was computed again",
+                load.preemptions,
+            ),
         }
         for name, (text, value) in counters.items():
             counter = CounterMetricFamily(name, text, labels=names)

@@ -82,11 +82,12 @@ def render(current: cluster_pb2.Status) -> Group:
         "reserved",
         "prompt",
         "output",
+        "preempted",
         "on",
         "address",
     ):
         workers.add_column(
-            heading, justify="right" if heading in ("running", "waiting", "prompt", "output") else "left"
+            heading, justify="right" if heading in ("running", "waiting", "prompt", "output", "preempted") else "left"
         )
     for worker in current.workers:
         state = cluster_pb2.WorkerState.Name(worker.state).removeprefix("WORKER_STATE_").lower()
@@ -100,6 +101,7 @@ def render(current: cluster_pb2.Status) -> Group:
             f"{worker.reserved_blocks} blocks",
             f"{worker.prompt_tokens:,}",
             f"{worker.output_tokens:,}",
+            f"{worker.preemptions:,}",
             f"{worker.accelerator} {worker.node}",
             worker.address,
         )

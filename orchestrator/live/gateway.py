@@ -515,4 +515,5 @@ def _worker_status(worker: FleetWorker) -> cluster_pb2.WorkerStatus:
         prompt_tokens=load.prompt_tokens,
         output_tokens=load.output_tokens,
         pid=member.pid,
+        preemptions=load.preemptions,
     )

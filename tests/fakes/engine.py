@@ -115,6 +115,7 @@ class FakeEngine:
         self._under_way: asyncio.Task[None] | None = None
         self._legs: dict[str, _Leg] = {}
         self._steps = self._prompt_tokens = self._output_tokens = 0
+        self.preemptions = 0
         self._exports = itertools.count()
         self._cache: set[tuple[int, ...]] = set()
 
@@ -220,6 +221,7 @@ class FakeEngine:
             prompt_tokens=self._prompt_tokens,
             output_tokens=self._output_tokens,
             prefill_tokens_per_s=1000.0,
+            preemptions=self.preemptions,
         )
 
     async def check_health(self) -> None:

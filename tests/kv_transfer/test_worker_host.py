@@ -6,15 +6,19 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
+import aiohttp
 import numpy as np
 import pytest
 
 from baton.internal.v1 import worker_pb2
 from baton.v1.inference_pb2 import Sampling
+from cluster.vllm_engine import LoadBook
 from kv_transfer.ticket import HandoffTicket, issue
 from kv_transfer.worker_host import WorkerHost, WorkerService
+from kv_transfer.worker_metrics import serve_metrics
 from orchestrator.live.worker_link import WorkerLink, ticket_message
 from tests.fakes.engine import BLOCK_SIZE_TOKENS, FakeEngine, continuation
 from tests.fakes.live_cluster import Cluster, cluster_of, eventually
@@ -163,3 +167,23 @@ async def test_sigterm_drains_a_worker_that_has_work_and_ends_one_that_has_none(
     finally:
         signal.signal(signal.SIGTERM, before)
         await host.stop()
+
+
+async def test_preemptions_inside_the_engine_are_told_and_counted() -> None:
+    async with cluster_of("prefill-0", "decode-0") as cluster:
+        cluster.engine("decode-0").preemptions = 3
+        told = lambda: {row.worker_id: row.preemptions for row in cluster.gateway.status().workers}  # noqa: E731
+        await eventually(lambda: told() == {"prefill-0": 0, "decode-0": 3})
+        runner, port = await serve_metrics("127.0.0.1", "decode-0", cluster.workers["decode-0"].service)
+        try:
+            async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/metrics") as answer:
+                assert 'baton_worker_preemptions_total{pool="",worker="decode-0"} 3.0' in await answer.text()
+        finally:
+            await runner.cleanup()
+
+
+def test_the_load_book_adds_up_what_vllm_says_of_each_step() -> None:
+    book = LoadBook()
+    for preempted in (0, 2, 1):
+        book.record(None, SimpleNamespace(num_prompt_tokens=5, num_generation_tokens=1, num_preempted_reqs=preempted))
+    assert (book.prompt_tokens, book.output_tokens, book.preemptions) == (15, 3, 3)

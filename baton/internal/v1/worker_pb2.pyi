@@ -114,7 +114,7 @@ class Transfer(_message.Message):
     def __init__(self, bytes: _Optional[int] = ..., duration_s: _Optional[float] = ..., start_unix_s: _Optional[float] = ..., descriptors: _Optional[int] = ...) -> None: ...
 
 class WorkerLoad(_message.Message):
-    __slots__ = ("worker_id", "incarnation", "running_requests", "waiting_requests", "used_blocks", "total_blocks", "steps", "prompt_tokens", "output_tokens", "prefill_tokens_per_s", "draining", "hung")
+    __slots__ = ("worker_id", "incarnation", "running_requests", "waiting_requests", "used_blocks", "total_blocks", "steps", "prompt_tokens", "output_tokens", "prefill_tokens_per_s", "draining", "hung", "preemptions")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
@@ -127,6 +127,7 @@ class WorkerLoad(_message.Message):
     PREFILL_TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     HUNG_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     incarnation: str
     running_requests: int
@@ -139,4 +140,5 @@ class WorkerLoad(_message.Message):
     prefill_tokens_per_s: float
     draining: bool
     hung: bool
-    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., used_blocks: _Optional[int] = ..., total_blocks: _Optional[int] = ..., steps: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ..., draining: _Optional[bool] = ..., hung: _Optional[bool] = ...) -> None: ...
+    preemptions: int
+    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., used_blocks: _Optional[int] = ..., total_blocks: _Optional[int] = ..., steps: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ..., draining: _Optional[bool] = ..., hung: _Optional[bool] = ..., preemptions: _Optional[int] = ...) -> None: ...
