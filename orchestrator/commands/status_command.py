@@ -102,7 +102,7 @@ def render(current: cluster_pb2.Status) -> Group:
             f"{worker.prompt_tokens:,}",
             f"{worker.output_tokens:,}",
             f"{worker.preemptions:,}",
-            f"{worker.accelerator} {worker.node}",
+            f"{worker.accelerator} {worker.node}{' spot' if worker.spot else ''}",
             worker.address,
         )
     pairs = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")

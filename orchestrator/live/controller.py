@@ -351,6 +351,7 @@ class Controller:
             accelerators=pool.accelerators_per_worker,
             cpus=pool.cpus_per_worker,
             revision=facts["engine"]["version"],
+            spot=handle.node.spot,
         )
         worker.processes = facts["processes"]
         self.say(plan.worker_id, "loaded", f"{time.monotonic() - started_s:.0f} s")

@@ -16,6 +16,7 @@ from cluster.config import Role
 from orchestrator.lifecycle import Moved, State
 from orchestrator.policy.drain import HeldRequest, Hold, next_moves
 from orchestrator.policy.peak import shifts
+from orchestrator.policy.router import is_batch
 
 if TYPE_CHECKING:
     from orchestrator.live.choice_run import ChoiceRun
@@ -156,4 +157,5 @@ class Drainer:
             hold = Hold.STAYS
         else:
             hold = Hold.DECODING if life.settled else Hold.BUSY
-        return HeldRequest(life.request_id, hold, context, gateway.remaining_tokens(run))
+        batch = is_batch(run.request.priority)
+        return HeldRequest(life.request_id, hold, context, gateway.remaining_tokens(run), batch)

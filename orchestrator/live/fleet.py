@@ -68,6 +68,7 @@ class FleetWorker:
             domain=self.member.domain or self.member.node,
             accepting=self.connected and self.member.state == "ready" and not self.load.draining and not self.load.hung,
             revision=self.member.revision,
+            spot=self.member.spot,
         )
 
 

@@ -36,7 +36,7 @@ from orchestrator.live.peaks import Peaks
 from orchestrator.live.worker_link import ticket_message
 from orchestrator.policy.admission import AdmissionQueue
 from orchestrator.policy.length import RecentLengths
-from orchestrator.policy.router import Placement, RequestView, place
+from orchestrator.policy.router import Placement, RequestView, is_batch, place
 from orchestrator.request import ModelFront, PreparedRequest, prepare
 
 log = logging.getLogger("baton.gateway")
@@ -350,7 +350,7 @@ class Gateway:
         isl = len(run.request.prompt_ids) + len(run.life.output_ids)
         prefixes = self.fleet.prefixes
         cached = prefixes.cached_tokens(run.hashes, isl) if prefixes else {}
-        view = RequestView(isl, forecast, self.block_size_tokens, cached)
+        view = RequestView(isl, forecast, self.block_size_tokens, cached, is_batch(run.request.priority))
         peaks = self._peaks.of(self) if self.spec.autoscaling.enabled else {}
         chosen = place(
             view,
@@ -516,4 +516,5 @@ def _worker_status(worker: FleetWorker) -> cluster_pb2.WorkerStatus:
         output_tokens=load.output_tokens,
         pid=member.pid,
         preemptions=load.preemptions,
+        spot=member.spot,
     )

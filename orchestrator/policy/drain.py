@@ -31,12 +31,16 @@ class Hold(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class HeldRequest:
-    """One request of a draining worker. ``remaining_tokens`` is a forecast; ``context_tokens`` have KV."""
+    """One request of a draining worker. ``remaining_tokens`` is a forecast; ``context_tokens`` have KV.
+
+    ``batch``: it goes to spot workers first, others to them last, as the router has it.
+    """
 
     request_id: str
     hold: Hold
     context_tokens: int
     remaining_tokens: int
+    batch: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,7 @@ def next_moves(
         and (not revisions or worker.revision in revisions)
     }
     total = {worker.worker_id: max(1, worker.total_blocks) for worker in workers}
+    spot = {worker.worker_id: worker.spot for worker in workers}
     left = moves_at_once - sum(request.hold is Hold.MOVING for request in held)
     # A promise is moved by a word and pauses no stream, so those come first and do not count.
     waiting = [request for request in held if request.hold in (Hold.RESERVED, Hold.DECODING)]
@@ -94,7 +99,7 @@ def next_moves(
         fitting = [worker_id for worker_id, free in room.items() if free >= blocks]
         if not fitting:
             continue  # a smaller one may fit; this one runs on here meanwhile
-        target = max(fitting, key=lambda worker_id: ((room[worker_id] - blocks) / total[worker_id], worker_id))
+        target = max(fitting, key=lambda key: (spot[key] is request.batch, (room[key] - blocks) / total[key], key))
         room[target] -= blocks
         left -= request.hold is Hold.DECODING
         moves.append(Move(request.request_id, target, blocks))

@@ -84,9 +84,10 @@ def shifts(
                 for key in decodes
                 if key != source_id and headroom[key] >= blocks
             }
-            target_id = min(after, key=lambda key: (after[key], key), default=None)
-            if target_id is None or after[target_id] > TARGET_FILL:
+            fitting = [key for key, fill in after.items() if fill <= TARGET_FILL]
+            if not fitting:
                 continue
+            target_id = min(fitting, key=lambda key: (decodes[key].spot is not request.batch, after[key], key))
             loads[source_id].remove(one)
             loads[target_id].append(one)
             headroom[target_id] -= blocks

@@ -2,6 +2,10 @@
 
 Decode is chosen first, since it holds the request for its whole life and must have room for the KV that is to
 come; then prefill, by the time to first token that is to be expected of it.
+
+What is held for long is at stake where a node may be taken away at short notice: on spot workers requests of batch
+priority decode first, and others only where no other worker has room. A prefill is done before any notice is over, so
+spot makes no difference to it.
 """
 
 from __future__ import annotations
@@ -37,6 +41,8 @@ class WorkerView:
     peak_blocks: int | None = None
     """Most blocks that what it has is forecast to hold at once; where that is known, it ranks the decode workers."""
     revision: str = ""
+    spot: bool = False
+    """Its node may be taken away at short notice."""
 
     @property
     def headroom_blocks(self) -> int:
@@ -46,12 +52,16 @@ class WorkerView:
 
 @dataclass(frozen=True, slots=True)
 class RequestView:
-    """What the router knows of one request. ``cached_tokens`` maps worker id to prompt tokens it likely has."""
+    """What the router knows of one request. ``cached_tokens`` maps worker id to prompt tokens it likely has.
+
+    ``batch``: it goes to spot workers first (`is_batch`).
+    """
 
     isl_tokens: int
     forecast_osl_tokens: int
     block_size_tokens: int
     cached_tokens: dict[str, int]
+    batch: bool = False
 
     @property
     def reserve_blocks(self) -> int:
@@ -73,6 +83,11 @@ class Wait:
     """Why no placement can be had at present: ``no_worker`` (none ready) or ``no_blocks`` (none with room)."""
 
     reason: str
+
+
+def is_batch(priority: int) -> bool:
+    """Whether a request of this priority (higher goes first) is batch work: below that of a request that names none."""
+    return priority < 0
 
 
 def place(
@@ -144,13 +159,14 @@ def expected_ttft_s(worker: WorkerView, request: RequestView) -> float:
     return (worker.queued_tokens + uncached) / worker.prefill_tokens_per_s
 
 
-def _holder_rank(worker: WorkerView, request: RequestView) -> tuple[float, int, str]:
-    """Least filled at its peak with this request first; cached prompt blocks count as room."""
+def _holder_rank(worker: WorkerView, request: RequestView) -> tuple[bool, float, int, str]:
+    """Spot or not as suits the request, then least filled at its peak with it; cached prompt blocks count as room."""
     cached_blocks = request.cached_tokens.get(worker.worker_id, 0) // request.block_size_tokens
     held = worker.total_blocks - worker.headroom_blocks if worker.peak_blocks is None else worker.peak_blocks
     taken = held + request.reserve_blocks - cached_blocks
     queue_share = worker.queued_tokens / worker.prefill_tokens_per_s if worker.role is Role.COLOCATED else 0.0
-    return (taken / max(1, worker.total_blocks) + queue_share, worker.running_requests, worker.worker_id)
+    filled = taken / max(1, worker.total_blocks) + queue_share
+    return (worker.spot is not request.batch, filled, worker.running_requests, worker.worker_id)
 
 
 def _prefill_rank(worker: WorkerView, request: RequestView, domain: str) -> tuple[float, bool, str]:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,11 +25,14 @@ from tests.fakes.tokenizer import MARKERS, front
 
 
 class FakeRuntime:
-    """`cluster.ray_runtime.RayRuntime` over one imagined node. ``engine_settings`` are those of every fake engine."""
+    """`cluster.ray_runtime.RayRuntime` over one imagined node. ``engine_settings`` are those of every fake engine.
+
+    Workers named in ``spot`` are as if on a spot node.
+    """
 
     session_folder: Path | None = None
 
-    def __init__(self, *, places: int = 8, **engine_settings: Any) -> None:
+    def __init__(self, *, places: int = 8, spot: Sequence[str] = (), **engine_settings: Any) -> None:
         self.network = Network()
         self.engines: dict[str, FakeEngine] = {}
         self.hosts: dict[str, WorkerHost] = {}
@@ -37,6 +40,7 @@ class FakeRuntime:
         self.fail_start: Exception | None = None
         self.places = threading.Semaphore(places)
         self._settings = engine_settings
+        self._spot = spot
 
     def nodes(self) -> list[NodeView]:
         return [NodeView("node", "127.0.0.1", {"CPU": 100.0})]
@@ -60,7 +64,8 @@ class FakeRuntime:
         role = getattr(actor_class, "role", Role.PREFILL)
         self.hosts[worker_id] = worker = WorkerHost(worker_id, role, host, lambda: engine, spec.security)
         self.started.append(worker_id)
-        return WorkerHandle(worker_id, worker, None, self.nodes()[0], ("127.0.0.1",))
+        node = replace(self.nodes()[0], spot=worker_id in self._spot)
+        return WorkerHandle(worker_id, worker, None, node, ("127.0.0.1",))
 
     def host_of(self, node: NodeView) -> str:
         return "127.0.0.1"

@@ -85,3 +85,11 @@ def test_kv_does_not_move_to_another_engine_version() -> None:
     other = decode("d1", revision="vllm 2")
     assert moves([held("a", 10)], [other]) == []
     assert moves([held("a", 10)], [other, decode("d2", free=50)]) == [("a", "d2")]
+
+
+def test_batch_moves_to_spot_and_others_keep_off_it() -> None:
+    workers = [decode("kept", 50), decode("spot", 90, spot=True)]
+    batch = HeldRequest("batch", Hold.DECODING, 32, 100, batch=True)
+    assert moves([batch, held("chat", 90)], workers) == [("batch", "spot"), ("chat", "kept")]
+    assert moves([held("chat", 90)], workers[1:]) == [("chat", "spot")]
+    assert moves([batch], workers[:1]) == [("batch", "kept")]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -82,3 +84,15 @@ def test_no_move_makes_its_target_overflow(rows: list[tuple[str, int, int]], at_
         there = [each for each in held[target] if each.request_id not in gone]
         loads = [(each.context_tokens, each.remaining_tokens) for each in [*there, *came]]
         assert peak_tokens(loads) <= TARGET_FILL * 1000
+
+
+def test_a_shift_keeps_off_spot_where_another_has_room() -> None:
+    held = {"a": [request("one", 400, 500), request("two", 400, 500)]}
+    spot = replace(worker("b", 900), spot=True)
+    assert [each.target_id for each in shifts(held, [worker("a"), spot, worker("c", 200)], **LIMITS)] == ["c"]
+    assert [each.target_id for each in shifts(held, [worker("a"), spot], **LIMITS)] == ["b"]
+    batch = {"a": [replace(each, batch=True) for each in held["a"]]}
+    assert [each.target_id for each in shifts(batch, [worker("a"), spot, worker("c", 900)], **LIMITS)] == ["b"]
+
+
+LIMITS = {"block_size_tokens": 10, "moves_at_once": 4}

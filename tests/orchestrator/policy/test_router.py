@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.config import Role
-from orchestrator.policy.router import Placement, RequestView, Wait, WorkerView, expected_ttft_s, place
+from orchestrator.policy.router import Placement, RequestView, Wait, WorkerView, expected_ttft_s, is_batch, place
 
 
 def worker(worker_id: str, role: Role, **changes: Any) -> WorkerView:
@@ -176,3 +176,34 @@ def test_decode_goes_by_the_forecast_peak_where_it_is_known() -> None:
     chosen = place(RequestView(64, 64, 32, {}), [prefill, full, other])
     assert isinstance(chosen, Placement)
     assert chosen.decode_id == "b"
+
+
+def test_batch_goes_to_spot_first_and_others_only_where_no_one_else_has_room() -> None:
+    workers = [prefill("p0"), decode("kept"), decode("spot", spot=True, free_blocks=90)]
+    batch = replace(REQUEST, batch=is_batch(-1))
+    assert place(REQUEST, workers) == Placement("p0", "kept", 4)
+    assert place(batch, [prefill("p0"), decode("kept"), decode("spot", spot=True, free_blocks=9)]) == Placement(
+        "p0", "spot", 4
+    )
+    assert not is_batch(0)  # of a request that names no priority
+    # Better than to wait, either way.
+    full = {"free_blocks": 3, "running_requests": 2}
+    assert place(REQUEST, [prefill("p0"), decode("kept", **full), workers[2]]) == Placement("p0", "spot", 4)
+    assert place(batch, [*workers[:2], decode("spot", spot=True, **full)]) == Placement("p0", "kept", 4)
+    # A prefill is short: the one that is done first does it, on spot or not.
+    crowd = [prefill("p0", queued_tokens=100_000), prefill("p1", spot=True)]
+    assert place(REQUEST, [*crowd, decode("kept")]) == Placement("p1", "kept", 4)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 100)), min_size=1, max_size=6), st.booleans())
+def test_the_wrong_kind_of_node_is_the_last_resort(rows: list[tuple[bool, bool, int]], batch: bool) -> None:
+    workers = [
+        decode(f"d{n}", spot=spot, accepting=accepting, free_blocks=free, running_requests=1)
+        for n, (spot, accepting, free) in enumerate(rows)
+    ]
+    placed = place(replace(REQUEST, batch=batch), [prefill("p0"), *workers])
+    able = [each for each in workers if each.accepting and each.free_blocks >= REQUEST.reserve_blocks]
+    assert isinstance(placed, Placement) is bool(able)
+    if isinstance(placed, Placement):
+        chosen = next(each for each in able if each.worker_id == placed.decode_id)
+        assert chosen.spot is batch or all(each.spot is not batch for each in able)
