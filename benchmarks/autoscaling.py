@@ -5,6 +5,7 @@ Runs are kept in a JSON file and not repeated; `plot` draws it. One run of the h
 
     python benchmarks/autoscaling.py run --data ../shared/data --only shift
     python benchmarks/autoscaling.py table
+    python benchmarks/autoscaling.py changes
     python benchmarks/autoscaling.py plot
 """
 
@@ -13,8 +14,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from orchestrator.policy.autoscaling import Autoscaler
 from orchestrator.policy.baselines import KvThreshold, MeanLengths, RequestsPerReplica
 from orchestrator.policy.capacity import WorkerCapacity
 from orchestrator.policy.demand import BAND_S, Demand, DemandForecaster, horizons_s
-from orchestrator.policy.scaling import ScalingPolicy
+from orchestrator.policy.scaling import ChangeRole, DrainWorker, FleetView, ScalingAction, ScalingPolicy, StartWorker
 from orchestrator.simulator.cost import AffineTransfer
 from orchestrator.simulator.engine import EngineProfile
 from orchestrator.simulator.fleet import FleetSpec, PoolSpec
@@ -104,6 +106,18 @@ def tripled(data: Path) -> Workload:
     )
 
 
+def stationary(rate: float) -> Callable[[Path], Workload]:
+    """Two hours of requests drawn from the first half hour, at random times of a steady rate."""
+
+    def read(data: Path) -> Workload:
+        half = hour(data).between(0, 1800)
+        rng = np.random.default_rng(0)
+        count = round(4 * rate * len(half))
+        return half.rows(rng.integers(0, len(half), count), np.sort(rng.uniform(0, 7200, count)))
+
+    return read
+
+
 def azure(name: str, rate: float) -> Callable[[Path], Workload]:
     """An Azure trace at several times its rate, so that a pool has more than one worker."""
 
@@ -128,6 +142,9 @@ CASES: dict[str, Callable[[Path], Workload]] = {
     "azure conv x10": azure("conv", 10.0),
     "azure code x10": azure("code", 10.0),
     "day/5": day,
+    "stationary": stationary(1.0),
+    "stationary x1.1": stationary(1.1),
+    "stationary x1.2": stationary(1.2),
 }
 FIRST: dict[str, tuple[int, int]] = {"swapped": (3, 7), "azure conv x10": (2, 1), "azure code x10": (4, 1)}
 """Workers at the start, equal for all that scale; by default two and three."""
@@ -159,6 +176,45 @@ class BandLog:
         return {"band_coverage": round(float(inside.mean()), 4), "band_median_error": round(float(np.median(error)), 4)}
 
 
+class Counted:
+    """A policy, and when it changed each pool; several workers at once are one change, another role one in both."""
+
+    def __init__(self, policy: ScalingPolicy) -> None:
+        self.interval_s = policy.interval_s
+        self.policy = policy
+        self.changes_s: dict[str, list[float]] = {"prefill": [], "decode": []}
+
+    def decide(self, now_s: float, fleet: FleetView) -> Sequence[ScalingAction]:
+        """The policy's decision."""
+        roles = {each.view.worker_id: each.view.role for each in fleet.workers()}
+        actions = self.policy.decide(now_s, fleet)
+        pools: set[str] = set()
+        for action in actions:
+            if isinstance(action, ChangeRole):
+                pools |= set(self.changes_s)
+            elif isinstance(action, StartWorker):
+                pools.add(action.role.value)
+            elif isinstance(action, DrainWorker):
+                pools.add(roles[action.worker_id].value)
+        for pool in pools:
+            self.changes_s[pool].append(round(now_s, 1))
+        return actions
+
+    def until(self, end_s: float) -> dict[str, list[float]]:
+        """The changes while requests came."""
+        return {pool: [time_s for time_s in times if time_s <= end_s] for pool, times in self.changes_s.items()}
+
+
+def most_within(times_s: list[float], span_s: float) -> int:
+    """Most of these times, which rise, that lie within a span.
+
+    Example:
+        >>> most_within([0.0, 500.0, 1000.0, 1050.0, 1099.0], 600.0)
+        4
+    """
+    return max((sum(time_s <= each < time_s + span_s for each in times_s) for time_s in times_s), default=0)
+
+
 def policies(start_s: float) -> dict[str, Callable[[], ScalingPolicy]]:
     """The policies by name; of each baseline, settings from bold to careful."""
 
@@ -167,13 +223,14 @@ def policies(start_s: float) -> dict[str, Callable[[], ScalingPolicy]]:
         return Autoscaler(forecaster, AutoscalerSettings(help_share=help_share(start_s)), log=BandLog())
 
     found: dict[str, Callable[[], ScalingPolicy]] = {"baton": baton}
-    for target in (90, 130):
+    for target in (70, 90, 110, 130):
         # A prefill worker serves some four prompts at a time within the objective.
-        found[f"requests {target}"] = lambda target=target: RequestsPerReplica({Role.PREFILL: 4, Role.DECODE: target})
-    for headroom in (1.0, 1.3):
-        found[f"means {headroom}"] = lambda headroom=headroom: MeanLengths(capacity(), headroom=headroom)
-    for share in (0.6, 0.8):
-        found[f"kv {share}"] = lambda share=share: KvThreshold(kv_share=share)
+        found[f"requests {target}"] = partial(RequestsPerReplica, {Role.PREFILL: 4.0, Role.DECODE: float(target)})
+    for headroom in (1.0, 1.15, 1.3, 1.5, 1.7):
+        found[f"means {headroom}"] = partial(MeanLengths, capacity(), headroom=headroom)
+    for share in (0.5, 0.6, 0.75):
+        found[f"kv {share}"] = partial(KvThreshold, kv_share=share)
+        found[f"kv {share}, own queue"] = partial(KvThreshold, kv_share=share, gateway_queue=False)
     return found
 
 
@@ -222,15 +279,19 @@ def figures(result: Result, until_s: float) -> dict[str, Any]:
 
 def one(case: str, workload: Workload, name: str, start_s: float) -> dict[str, Any]:
     """One run. ``static 3 8`` is three prefill and eight decode workers."""
-    began_s, policy, extra = time.process_time(), None, {}
+    began_s, policy, counted = time.process_time(), None, None
+    extra: dict[str, Any] = {}
     if name.startswith("static"):
         prefill, decode = (int(word) for word in name.split()[1:])
     else:
         prefill, decode = FIRST.get(case, (2, 3))
         policy = policies(start_s)[name]()
-    found = figures(simulate(workload, prefill, decode, start_s, policy), workload.duration_s)
+        counted = Counted(policy)
+    found = figures(simulate(workload, prefill, decode, start_s, counted), workload.duration_s)
+    if counted is not None:
+        extra["changes_s"] = counted.until(workload.duration_s)
     if isinstance(policy, Autoscaler) and isinstance(policy.log, BandLog):
-        extra = policy.log.figures(workload.duration_s)
+        extra |= policy.log.figures(workload.duration_s)
     return {"case": case, "policy": name, "start_s": start_s, **extra, **found, "cpu_s": time.process_time() - began_s}
 
 
@@ -249,7 +310,7 @@ def run(arguments: argparse.Namespace) -> None:
                 kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
                 kept = [e for e in kept if (e["case"], e["policy"], e["start_s"]) != key] + [found]
                 RESULTS.write_text(json.dumps(kept, separators=(",", ":")).replace('{"case"', '\n{"case"') + "\n")
-                print({k: v for k, v in found.items() if k != "timeline"}, flush=True)
+                print({k: v for k, v in found.items() if k not in ("timeline", "changes_s")}, flush=True)
 
 
 def table(_: argparse.Namespace) -> None:
@@ -263,6 +324,19 @@ def table(_: argparse.Namespace) -> None:
             f"({e['prefill_gpu_hours']:.1f} + {e['decode_gpu_hours']:.1f}) | {e['ttft_p95_s']:.2f} s "
             f"| {e['e2e_mean_s']:.1f} s | {e['preemptions']} |"
         )
+
+
+def changes(_: argparse.Namespace) -> None:
+    """How often each pool was changed: a steady load should see one change in ten minutes at most."""
+    print("| workload | start | policy | pool | changes | after half an hour | most in ten minutes, after that |")
+    print("|---|---|---|---|---|---|---|")
+    for e in json.loads(RESULTS.read_text()):
+        for pool, times_s in e.get("changes_s", {}).items():
+            later = [time_s for time_s in times_s if time_s >= 1800.0]
+            print(
+                f"| {e['case']} | {e['start_s']:.0f} s | {e['policy']} | {pool} | {len(times_s)} | {len(later)} "
+                f"| {most_within(later, 600.0)} |"
+            )
 
 
 def plot(arguments: argparse.Namespace) -> None:
@@ -314,6 +388,7 @@ def main() -> None:
     runs.add_argument("--again", action="store_true")
     runs.set_defaults(call=run)
     commands.add_parser("table").set_defaults(call=table)
+    commands.add_parser("changes").set_defaults(call=changes)
     plots = commands.add_parser("plot")
     plots.add_argument("--png", type=Path, default=Path("docs/autoscaling.png"))
     plots.set_defaults(call=plot)

@@ -151,12 +151,21 @@ class KvThreshold:
     Args:
         kv_share: Target share of KV used or promised in decode.
         queued_tokens: Target prompt tokens waiting per prefill worker.
+        gateway_queue: Whether what waits in the gateway, for decode's KV perhaps, counts as waiting for prefill.
     """
 
-    def __init__(self, *, kv_share: float = 0.7, queued_tokens: float = 8192.0, interval_s: float = 15.0) -> None:
+    def __init__(
+        self,
+        *,
+        kv_share: float = 0.7,
+        queued_tokens: float = 8192.0,
+        gateway_queue: bool = True,
+        interval_s: float = 15.0,
+    ) -> None:
         self.interval_s = interval_s
         self._kv_share = kv_share
         self._queued_tokens = queued_tokens
+        self._gateway_queue = gateway_queue
         self._stabiliser = Stabiliser(0.0, 300.0)
 
     def decide(self, now_s: float, fleet: FleetView) -> Sequence[ScalingAction]:
@@ -170,7 +179,8 @@ class KvThreshold:
             used = sum(1 - max(0, view.headroom_blocks) / max(1, view.total_blocks) for view in holders)
             wanted[Role.DECODE] = self._by_ratio(len(holders), used / len(holders) / self._kv_share)
         if prefills:
-            waiting = sum(view.queued_tokens for view in prefills) + fleet.queued_prompt_tokens
+            waiting = sum(view.queued_tokens for view in prefills)
+            waiting += fleet.queued_prompt_tokens if self._gateway_queue else 0
             wanted[Role.PREFILL] = self._by_ratio(len(prefills), waiting / len(prefills) / self._queued_tokens)
         return self._stabiliser.actions(now_s, workers, wanted)
 

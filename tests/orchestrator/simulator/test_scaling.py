@@ -96,8 +96,9 @@ def test_every_decision_of_a_run_replays() -> None:
         lambda: RequestsPerReplica({Role.PREFILL: 4, Role.DECODE: 15}),
         lambda: MeanLengths(capacity(), interval_s=30.0),
         lambda: KvThreshold(kv_share=0.7),
+        lambda: KvThreshold(kv_share=0.7, gateway_queue=False),
     ],
-    ids=["requests", "means", "kv"],
+    ids=["requests", "means", "kv", "kv-own-queue"],
 )
 def test_baselines_follow_a_lasting_change(make: Callable[[], ScalingPolicy]) -> None:
     result = run(traces(short_first=True), make())
