@@ -101,6 +101,10 @@ class PoolMemory:
         surge = after >= max(base + 2, 1.5 * base)
         return replace(self, changed_s=now_s, base=base, surged_s=now_s if surge else self.surged_s)
 
+    def surged(self, now_s: float) -> bool:
+        """Whether the pool caught up with a surge lately."""
+        return now_s - self.surged_s < SURGE_S
+
     def most(self, now_s: float, span_s: float, keep_s: float) -> int | None:
         """Most workers needed in the span, or None if the pool has not been watched for so long."""
         if not self.needed or self.needed[0][0] > now_s - span_s + 1e-9:
@@ -150,7 +154,10 @@ def decide(settings: AutoscalerSettings, memory: Memory, demand: Demand, workers
         for role in (Role.PREFILL, Role.DECODE)
     }
     helpers = sum(each.state == "ready" for each in pools[Role.DECODE])
-    needs = {Role.PREFILL: _prefill_need(settings, demand, helpers), Role.DECODE: _decode_need(settings, demand)}
+    needs = {
+        Role.PREFILL: _prefill_need(settings, demand, helpers),
+        Role.DECODE: _decode_need(settings, demand, memory.decode),
+    }
     gpus = {role: max((each.gpus for each in rows or workers), default=1) or 1 for role, rows in pools.items()}
     needs = _within_budget(settings, needs, gpus)
     free = (settings.max_gpus or 1 << 30) - sum(each.gpus for each in workers)
@@ -208,19 +215,30 @@ def _prefill_need(settings: AutoscalerSettings, demand: Demand, helpers: int) ->
     return _Need(grow, max(grow, strict), why)
 
 
-def _decode_need(settings: AutoscalerSettings, demand: Demand) -> _Need:
+def _decode_need(settings: AutoscalerSettings, demand: Demand, memory: PoolMemory) -> _Need:
     room = max(1.0, demand.worker_kv_tokens)
     start_s, ahead = demand.horizons_s[-1], demand.kv_high_tokens[-1]
     # What is held already counts in full, whatever share of the forecast is left to chance.
     full = max(ahead / settings.fill, demand.kv_high_tokens[0] / FULL)
     grow = _clamp(math.ceil(full / room - 1e-9), settings.min_decode, settings.max_decode)
     most = max(demand.kv_high_tokens)
+    if not memory.surged(demand.now_s):  # after a surge, what is held goes down by itself
+        most = max(most, demand.kv_tokens * _longer_on_fewer(demand))
     strict = _clamp(math.ceil(most / (room * settings.shrink_fill) - 1e-9), settings.min_decode, settings.max_decode)
     why = (
         f"KV {demand.kv_tokens / 1e6:.2f} M tokens, with 95 % under {ahead / 1e6:.2f} M in {start_s:.0f} s, and a "
         f"decode worker takes {room * settings.fill / 1e6:.2f} M; requests end at {demand.pace:.2f} of their usual pace"
     )
     return _Need(grow, max(grow, strict), why)
+
+
+def _longer_on_fewer(demand: Demand) -> float:
+    """How many times as long requests would hold their KV on fewer workers, each well filled and so slower.
+
+    The forecast sees only what of this happens before its last horizon; a pool that shrank by it would grow again.
+    """
+    planned = demand.planned_tokens_per_s
+    return max(1.0, demand.request_tokens_per_s / planned) if planned > 0 else 1.0
 
 
 def _within_budget(settings: AutoscalerSettings, needs: dict[Role, _Need], gpus: dict[Role, int]) -> dict[Role, _Need]:
@@ -268,8 +286,9 @@ def _shrink(
         return replace(memory, changed_s=now_s), starting[: have - need.shrink]
     if now_s - memory.changed_s < settings.cooldown_s:
         return memory, []
-    surged = now_s - memory.surged_s < SURGE_S
-    patience_s = min(settings.patience_s, settings.surge_patience_s) if surged else settings.patience_s
+    patience_s = settings.patience_s
+    if memory.surged(now_s):
+        patience_s = min(patience_s, settings.surge_patience_s)
     for fewer in range(have - need.shrink, 0, -1):
         most = memory.most(now_s, patience_s / fewer, settings.patience_s)
         if most is not None and most <= have - fewer:

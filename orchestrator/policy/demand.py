@@ -62,6 +62,8 @@ class Demand:
     worker_kv_tokens: float
     request_tokens_per_s: float
     pace: float
+    planned_tokens_per_s: float = 0.0
+    """Tokens a second of one request on a well-filled worker; 0 where that is not known."""
 
 
 @dataclass(slots=True)
@@ -216,6 +218,7 @@ class DemandForecaster:
             worker_kv_tokens=self._capacity.kv_tokens(mean_context),
             request_tokens_per_s=speed,
             pace=float(self.lengths.pace()[-1]),
+            planned_tokens_per_s=planned_speed,
         )
 
     # --- learning -------------------------------------------------------------------------------------------

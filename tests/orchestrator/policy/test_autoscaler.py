@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cluster.config import Role
 from cluster.errors import ConfigError
-from orchestrator.policy.autoscaler import AutoscalerSettings, Decision, Memory, WorkerRow, decide
+from orchestrator.policy.autoscaler import AutoscalerSettings, Decision, Memory, PoolMemory, WorkerRow, decide
 from orchestrator.policy.decision_log import entry_line, replay
 from orchestrator.policy.demand import Demand
 from orchestrator.policy.scaling import ChangeRole, DrainWorker, StartWorker
@@ -111,6 +111,15 @@ def test_after_a_surge_the_pool_comes_down_sooner() -> None:
 
     assert seconds_until(3.5) == pytest.approx(SETTINGS.patience_s, abs=60)
     assert seconds_until(4.5) == pytest.approx(SETTINGS.surge_patience_s / 2, abs=60)
+
+
+def test_no_shrinking_to_where_requests_would_stay_so_long_that_they_do_not_fit() -> None:
+    """Requests make 40 tokens a second and would make 28 on well-filled workers: worth of 2.5 workers becomes 3.6."""
+    asked = replace(demand(decode=2.5), planned_tokens_per_s=28.0)
+    assert steady(asked, fleet(decode=4), 2000).actions == ()
+    assert steady(replace(asked, planned_tokens_per_s=40.0), fleet(decode=4), 2000).actions
+    surged = Memory(decode=PoolMemory(surged_s=0.0))
+    assert steady(asked, fleet(decode=4), 1000, surged).actions
 
 
 def test_the_least_loaded_is_drained() -> None:
