@@ -223,14 +223,17 @@ def policies(start_s: float) -> dict[str, Callable[[], ScalingPolicy]]:
         return Autoscaler(forecaster, AutoscalerSettings(help_share=help_share(start_s)), log=BandLog())
 
     found: dict[str, Callable[[], ScalingPolicy]] = {"baton": baton}
-    for target in (70, 90, 110, 130):
+    for target in (70, 90, 110, 130, 150):
         # A prefill worker serves some four prompts at a time within the objective.
         found[f"requests {target}"] = partial(RequestsPerReplica, {Role.PREFILL: 4.0, Role.DECODE: float(target)})
     for headroom in (1.0, 1.15, 1.3, 1.5, 1.7):
         found[f"means {headroom}"] = partial(MeanLengths, capacity(), headroom=headroom)
-    for share in (0.5, 0.6, 0.75):
+    for share in (0.5, 0.6, 0.75, 0.85):
         found[f"kv {share}"] = partial(KvThreshold, kv_share=share)
-        found[f"kv {share}, own queue"] = partial(KvThreshold, kv_share=share, gateway_queue=False)
+        # Also without what waits for decode's KV. A prefill worker reads 8,192 tokens in 0.4 s, 32,768 in 1.9 s.
+        for tokens in (8192, 32768):
+            name = f"kv {share}, own queue {tokens}"
+            found[name] = partial(KvThreshold, kv_share=share, queued_tokens=tokens, gateway_queue=False)
     return found
 
 
