@@ -223,7 +223,7 @@ def policies(start_s: float) -> dict[str, Callable[[], ScalingPolicy]]:
         return Autoscaler(forecaster, AutoscalerSettings(help_share=help_share(start_s)), log=BandLog())
 
     found: dict[str, Callable[[], ScalingPolicy]] = {"baton": baton}
-    for target in (70, 90, 110, 130, 150):
+    for target in (70, 90, 110, 130, 150, 180):
         # A prefill worker serves some four prompts at a time within the objective.
         found[f"requests {target}"] = partial(RequestsPerReplica, {Role.PREFILL: 4.0, Role.DECODE: float(target)})
     for headroom in (1.0, 1.15, 1.3, 1.5, 1.7):
