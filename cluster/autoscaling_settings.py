@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cluster.settings import Settings
+
+HalfLife = Annotated[float, Field(gt=0)]
 
 
 class ThinkingBudgetSettings(Settings):
@@ -38,12 +40,26 @@ class AutoscalingSettings(Settings):
     max_gpus: int | None = Field(None, ge=1)
     """GPUs of both pools together, a CPU worker counting as one; left out, the pools' own bounds alone."""
     patience_s: float | None = Field(None, ge=0)
-    """Seconds for which one worker fewer must have been enough; left out, the policy's own (six minutes)."""
+    """Seconds for which one worker fewer must have been enough; left out, the policy's own (ten minutes)."""
+    surge_patience_s: float | None = Field(None, ge=0)
+    """The same after the pool has grown by half and by two workers or more; left out, the policy's (two minutes)."""
     cooldown_s: float | None = Field(None, ge=0)
     """Seconds after any change of a pool before it may shrink; left out, the policy's own (a minute)."""
+    length_half_lives_s: tuple[HalfLife, HalfLife, HalfLife] = (900.0, 150.0, 25.0)
+    """Seconds after which an answer's length counts half, in the long, the middle and the short memory of the forecast,
+    longest first. Shorter ones let a pool shrink sooner after traces became shorter, and follow chance more: a memory
+    should span a few dozen answers."""
     change_roles: bool = True
     """Let a worker take the other pool's role without a restart. Prefill engines are then started so that they can."""
     start_failure_pause_s: float = Field(60.0, ge=0)
     """Seconds without a new start after one has failed."""
     thinking_budgets: ThinkingBudgetSettings = ThinkingBudgetSettings()
     """What happens to thinking budgets when no more workers can be had."""
+
+    @field_validator("length_half_lives_s")
+    @classmethod
+    def _longest_first(cls, half_lives_s: tuple[float, float, float]) -> tuple[float, float, float]:
+        long_s, middle_s, short_s = half_lives_s
+        if not long_s > middle_s > short_s:
+            raise ValueError("expected three half-lives in seconds, the longest first, such as [900, 150, 25]")
+        return half_lives_s

@@ -84,7 +84,9 @@ class LiveAutoscaler:
         self._first_s = 0.0
         self._guess_s = horizons_s(settings.start_s)[-1]
         """With traces so long that none ends, those that run say enough after this."""
-        lengths = LengthSettings(prior_mean_tokens=float(spec.gateway.forecast_osl_tokens))
+        lengths = LengthSettings(
+            prior_mean_tokens=float(spec.gateway.forecast_osl_tokens), memory_s=settings.length_half_lives_s
+        )
         self._capacity = capacity_of(spec, controller.workers())
         self._capacity.context_memory_s = lengths.memory_s[1]
         forecaster = DemandForecaster(
@@ -402,6 +404,7 @@ def policy_settings(spec: ClusterSpec) -> AutoscalerSettings:
         "max_gpus": settings.max_gpus - standby_gpus if settings.max_gpus is not None else None,
         "change_roles": spec.changes_roles,
         "patience_s": settings.patience_s,
+        "surge_patience_s": settings.surge_patience_s,
         "cooldown_s": settings.cooldown_s,
     }
     return AutoscalerSettings(**{name: value for name, value in tree.items() if value is not None})

@@ -198,3 +198,9 @@ specs = st.fixed_dictionaries(
 def test_any_valid_spec_survives_being_written_and_read(spec: dict[str, Any]) -> None:
     made = ClusterSpec.model_validate(spec)
     assert parse(yaml.safe_dump(made.model_dump(mode="json"))) == made
+
+
+@pytest.mark.parametrize("half_lives_s", [[900, 150], [25, 150, 900], [900, 900, 25], [900, 150, 0]])
+def test_half_lives_of_lengths_are_three_and_fall(half_lives_s: list[float]) -> None:
+    told = problem(tree(autoscaling={"length_half_lives_s": half_lives_s}))
+    assert "autoscaling.length_half_lives_s" in told

@@ -1,11 +1,8 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from pathlib import Path
 from typing import cast
-
-import pytest
 
 from baton.internal.v1 import registry_pb2
 from baton.v1 import cluster_pb2
@@ -21,11 +18,13 @@ from tests.fakes.runtime import ControlledCluster, controlled
 from tests.fakes.tokenizer import THINK
 
 PROMPT = [ord(char) for char in "Forty tokens, or so: the baton goes on."]
+# Time goes some hundred times as fast here.
 SETTINGS = """
 gateway: {forecast_osl_tokens: 16}
 slo: {itl_p95_s: 5}  # of a machine that other work shares: the batch is what bounds a worker here
 autoscaling:
-  {enabled: true, interval_s: 0.1, report_interval_s: 0.05, start_s: 0.5, patience_s: 1.0, cooldown_s: 0.3}
+  {enabled: true, interval_s: 0.1, report_interval_s: 0.05, start_s: 0.5, patience_s: 1.0, cooldown_s: 0.3,
+   surge_patience_s: 0.5, length_half_lives_s: [2.0, 0.7, 0.2]}
 """
 RATE_PER_S = 4.0
 
@@ -56,12 +55,7 @@ class Load:
         return len(self._asked)
 
 
-async def test_decode_grows_with_the_traces_and_shrinks_with_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Time goes a hundred times as fast here.
-    quick = partial(LengthSettings, memory_s=(2.0, 0.7, 0.2))
-    monkeypatch.setattr("orchestrator.live.autoscaler.LengthSettings", quick)
+async def test_decode_grows_with_the_traces_and_shrinks_with_them(tmp_path: Path) -> None:
     async with controlled(tmp_path, decode=1, more=SETTINGS, seqs=16, step_s=0.02, total_blocks=400) as cluster:
         load = Load(cluster, 32)
         await eventually(lambda: cluster.gateway.status().requests.finished > ENOUGH_FINISHED)
@@ -108,6 +102,7 @@ async def test_bounds_and_capacity_come_from_the_spec_and_the_engines(tmp_path: 
         settings = policy_settings(spec)
         assert (settings.min_decode, settings.max_decode, settings.max_gpus) == (1, 4, 5)
         assert settings.change_roles
+        assert spec.autoscaling.length_half_lives_s == LengthSettings().memory_s
         capacity = capacity_of(spec, cluster.controller.workers())
         assert capacity.total_kv_tokens == 64 * 32
         assert capacity.kv_tokens(100.0) < 500.0  # four requests in a step, though there is KV for twenty
