@@ -45,6 +45,9 @@ class AutoscalingSettings(Settings):
     """The same after the pool has grown by half and by two workers or more; left out, the policy's (two minutes)."""
     cooldown_s: float | None = Field(None, ge=0)
     """Seconds after any change of a pool before it may shrink; left out, the policy's own (a minute)."""
+    cancel_patience_s: float | None = Field(None, ge=0)
+    """Seconds for which a worker that has not started yet must have been too many before it is cancelled; left out, it
+    is cancelled at once. Worth some seconds where a worker holds a few requests only."""
     length_half_lives_s: tuple[HalfLife, HalfLife, HalfLife] = (900.0, 150.0, 25.0)
     """Seconds after which an answer's length counts half, in the long, the middle and the short memory of the forecast,
     longest first. Shorter ones let a pool shrink sooner after traces became shorter, and follow chance more: a memory

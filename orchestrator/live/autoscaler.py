@@ -405,6 +405,7 @@ def policy_settings(spec: ClusterSpec) -> AutoscalerSettings:
         "change_roles": spec.changes_roles,
         "patience_s": settings.patience_s,
         "surge_patience_s": settings.surge_patience_s,
+        "cancel_patience_s": settings.cancel_patience_s,
         "cooldown_s": settings.cooldown_s,
     }
     return AutoscalerSettings(**{name: value for name, value in tree.items() if value is not None})

@@ -55,6 +55,10 @@ class AutoscalerSettings(Settings):
     """The same after a surge, when what was started to catch up is soon too much. At most ``patience_s`` counts."""
     cooldown_s: float = Field(60.0, ge=0)
     """Seconds after any change of a pool before it may shrink."""
+    cancel_patience_s: float = Field(0.0, ge=0)
+    """Seconds for which a worker that has not started yet must have been too many before it is cancelled. At 0 it is
+    cancelled at once; where a worker holds a few requests only, demand that comes and goes then orders and cancels.
+    At most ``patience_s`` counts."""
     change_roles: bool = True
     """Let a worker of a pool that is too large take the other pool's role."""
 
@@ -283,6 +287,11 @@ def _shrink(
         return memory, []
     starting = sorted((row for row in rows if row.state == "starting"), key=lambda row: (-row.since_s, row.worker_id))
     if starting:
+        if settings.cancel_patience_s:
+            span_s = min(settings.cancel_patience_s, settings.patience_s)
+            most = memory.most(now_s, span_s, settings.patience_s)
+            if most is None or most >= have:
+                return memory, []
         return replace(memory, changed_s=now_s), starting[: have - need.shrink]
     if now_s - memory.changed_s < settings.cooldown_s:
         return memory, []

@@ -82,6 +82,26 @@ def test_a_worker_not_started_yet_is_cancelled_at_once_newest_first() -> None:
     assert decision.actions == (DrainWorker("decode-s1"),)
 
 
+def test_demand_that_comes_and_goes_cancels_no_start_where_patience_is_asked() -> None:
+    """A worker of three requests: at one look they need two workers, at the next one."""
+    patient = SETTINGS.model_copy(update={"cancel_patience_s": 30.0})
+
+    def cancelled_after_s(until_s: int) -> int | None:
+        decision = Decision((), "", Memory())
+        for now_s in range(0, 200, 5):
+            need = 4.5 if now_s < until_s and now_s % 20 == 0 else 3.5
+            decision = decide(patient, decision.memory, demand(float(now_s), decode=need), fleet(starting=2))
+            if decision.actions:
+                assert decision.actions == (DrainWorker("decode-s1"),)
+                return now_s
+        return None
+
+    assert cancelled_after_s(200) is None
+    # The need is remembered by half minutes, so up to as much later.
+    assert cancelled_after_s(0) == 30
+    assert 110 <= (cancelled_after_s(100) or 0) <= 140
+
+
 def test_one_fewer_needs_patience_many_fewer_less_of_it() -> None:
     def seconds_until(decode: float) -> float:
         decision = Decision((), "", Memory())
