@@ -29,6 +29,8 @@ class EngineLoad:
     """What an engine does at one time. ``steps`` grows with every step: progress, not only life.
 
     ``preemptions`` counts the times that a request lost its blocks to others and was computed again.
+    ``timed_steps`` are those that began with a request running, and ``timed_s`` the seconds from one to the next; both
+    are 0 for an engine that does not time its steps.
     """
 
     running_requests: int = 0
@@ -39,6 +41,8 @@ class EngineLoad:
     output_tokens: int = 0
     prefill_tokens_per_s: float = 0.0
     preemptions: int = 0
+    timed_steps: int = 0
+    timed_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,10 +68,19 @@ class LoadBook:
         self.transfers: dict[str, TransferFigures] = {}
         self.prefill_tokens_per_s = 0.0
         self.preemptions = 0
+        self.timed_steps = 0
+        self.timed_s = 0.0
+        self._step_began_s: float | None = None
 
     def record(self, scheduler: Any, iteration: Any) -> None:
         """Take one step's statistics."""
         if scheduler is not None:
+            now_s = time.monotonic()
+            if self._step_began_s is not None:
+                self.timed_steps += 1
+                self.timed_s += now_s - self._step_began_s
+            # Idle engines wait for their next request: that is no step.
+            self._step_began_s = now_s if scheduler.num_running_reqs else None
             self.running = scheduler.num_running_reqs
             self.waiting = scheduler.num_waiting_reqs + scheduler.num_skipped_waiting_reqs
             self.kv_usage = scheduler.kv_cache_usage
@@ -281,6 +290,8 @@ class VllmEngine:
             output_tokens=book.output_tokens,
             prefill_tokens_per_s=book.prefill_tokens_per_s,
             preemptions=book.preemptions,
+            timed_steps=book.timed_steps,
+            timed_s=book.timed_s,
         )
 
     async def check_health(self) -> None:

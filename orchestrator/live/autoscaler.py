@@ -194,6 +194,8 @@ class LiveAutoscaler:
                 load["running_requests"],
                 load["used_blocks"] * worker.member.block_size_tokens,
                 load["prefill_tokens_per_s"],
+                load.get("timed_steps", 0),
+                load.get("timed_s", 0.0),
             )
             self._capacity.read(incarnation, reading, decodes=worker.role is Role.DECODE)
         present = {worker.member.incarnation for worker in self._controller.workers()}

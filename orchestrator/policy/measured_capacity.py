@@ -77,6 +77,9 @@ class LoadReading:
     held_tokens: int = 0
     """KV in use."""
     prefill_tokens_per_s: float = 0.0
+    timed_steps: int = 0
+    """Steps that the engine timed itself, from one to the next while it had work, in ``timed_s``; 0 if it does not."""
+    timed_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -103,7 +106,11 @@ class MeasuredCapacity(WorkerCapacity):
     _prefill_tokens_per_s: dict[str, float] = field(default_factory=dict)
 
     def read(self, incarnation: str, load: LoadReading, *, decodes: bool) -> None:
-        """Take one worker's counters; between two readings it must have been busy for its steps to tell anything."""
+        """Take one worker's counters.
+
+        Where the engine times its steps, those count. Elsewhere it must have been busy at both readings, and is taken
+        to have been so between them: a light load, idle between its requests, then looks like slow steps.
+        """
         before = self._last.get(incarnation)
         self._last[incarnation] = load
         if load.prefill_tokens_per_s > 0:
@@ -111,9 +118,15 @@ class MeasuredCapacity(WorkerCapacity):
         if before is None or not decodes:
             return
         steps, seconds = load.steps - before.steps, load.time_s - before.time_s
-        if steps <= 0 or seconds <= 0 or not (before.running_requests and load.running_requests):
+        if steps <= 0 or seconds <= 0:
             return
         batch = (load.output_tokens - before.output_tokens) / steps
+        if load.timed_steps:
+            steps, seconds = load.timed_steps - before.timed_steps, load.timed_s - before.timed_s
+            if steps <= 0 or seconds <= 0:
+                return
+        elif not (before.running_requests and load.running_requests):
+            return
         step_s = seconds / steps
         if self.modelled_step_s is not None:
             WorkerCapacity.observe_step(

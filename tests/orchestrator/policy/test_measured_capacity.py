@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -31,6 +32,18 @@ def test_idle_engines_and_prefills_tell_nothing_of_steps() -> None:
     assert capacity.prefill_s(1000) == pytest.approx(2.0)
     capacity.forget({"one"})
     assert capacity.prefill_s(10_000) == pytest.approx(1.0, rel=0.05)
+
+
+def test_an_engine_that_times_its_steps_is_not_slow_for_being_idle_between_requests() -> None:
+    """One request of 50 steps of 10 ms a second, and one runs whenever it is looked: 20 ms by the clock."""
+    timed, by_the_clock = (measured_capacity(100_000, itl_s=10.0, max_num_seqs=4) for _ in range(2))
+    for second in range(10):
+        steps = 50 * second
+        reading = LoadReading(float(second), steps, steps, 1)
+        by_the_clock.read("one", reading, decodes=True)
+        timed.read("one", replace(reading, timed_steps=49 * second, timed_s=0.49 * second), decodes=True)
+    assert timed.times.step_s(1) == pytest.approx(0.01)
+    assert by_the_clock.times.step_s(1) == pytest.approx(0.02)
 
 
 def test_an_idle_moment_does_not_shrink_a_worker() -> None:
