@@ -216,7 +216,7 @@ class LiveAutoscaler:
     def _status(self, worker: ManagedWorker) -> WorkerStatus:
         member, load = worker.member, worker.load or {}
         state = member.state if member.state in ("ready", "draining") else "starting"
-        if worker.unwanted.is_set():
+        if worker.unwanted.is_set() or worker.draining:  # an engine takes seconds to end, and is none that starts
             state = "draining"
         view = WorkerView(
             worker_id=worker.plan.worker_id,

@@ -10,7 +10,7 @@ from baton.v1 import inference_pb2 as pb
 from cluster.config import Role
 from orchestrator.api.http_reply import usage_object
 from orchestrator.commands.status_command import render
-from orchestrator.live.autoscaler import ENOUGH_FINISHED, capacity_of, policy_settings
+from orchestrator.live.autoscaler import ENOUGH_FINISHED, LiveAutoscaler, capacity_of, policy_settings
 from orchestrator.policy.decision_log import replay
 from orchestrator.policy.length_forecast import LengthSettings
 from tests.fakes.live_cluster import Cluster, ask, cluster_of, eventually, expected, run
@@ -106,6 +106,19 @@ async def test_bounds_and_capacity_come_from_the_spec_and_the_engines(tmp_path: 
         capacity = capacity_of(spec, cluster.controller.workers())
         assert capacity.total_kv_tokens == 64 * 32
         assert capacity.kv_tokens(100.0) < 500.0  # four requests in a step, though there is KV for twenty
+
+
+async def test_a_drained_worker_that_ends_is_none_that_starts(tmp_path: Path) -> None:
+    async with controlled(tmp_path, more="autoscaling: {enabled: true}\n") as cluster:
+        scaler = LiveAutoscaler(cluster.controller, cluster.gateway.spec, tmp_path / "decisions.jsonl")
+        worker = next(each for each in cluster.controller.workers() if each.plan.worker_id == "decode-1")
+        worker.member.state = "lost"
+        states = {row.view.worker_id: row.state for row in scaler.statuses()}
+        assert states["decode-1"] == "starting"  # it died and is replaced
+        worker.draining = True
+        states = {row.view.worker_id: row.state for row in scaler.statuses()}
+        assert states == {"prefill-0": "ready", "decode-0": "ready", "decode-1": "draining"}
+        worker.draining, worker.member.state = False, "ready"
 
 
 async def test_the_status_shows_a_worker_under_its_present_role(tmp_path: Path) -> None:
