@@ -419,7 +419,7 @@ def main() -> None:
     parser.add_argument("--steady-s", type=float, default=620.0, help="length of the stretch of steady long traces")
     parser.add_argument("--calm-s", type=float, default=620.0, help="length of the last stretch, of short traces")
     parser.add_argument("--timeout-s", type=float, default=400.0, help="most to wait for a pool to grow, or to shrink")
-    parser.add_argument("--in-flight", type=float, default=0.3, help="short requests at a time, were each alone")
+    parser.add_argument("--in-flight", type=float, default=0.4, help="short requests at a time, were each alone")
     parser.add_argument("--seqs", type=int, default=3, help="requests in a step of a decode worker")
     parser.add_argument("--start-s", type=float, default=20.0, help="what a worker takes from order to service")
     parser.add_argument("--max-decode", type=int, default=2, help="two cores carry no third engine")
