@@ -141,7 +141,8 @@ async def test_budgets_shrink_when_no_more_workers_may_be_had(tmp_path: Path) ->
 
 async def test_a_clipped_trace_is_told_and_counted() -> None:
     more = "autoscaling: {thinking_budgets: {enabled: true, floor_tokens: 8}}\n"
-    async with cluster_of("prefill-0", "decode-0", more=more) as cluster:
+    # Steps take time: 64 tokens at once would be over before anybody could end them at the budget.
+    async with cluster_of("prefill-0", "decode-0", more=more, step_s=0.005) as cluster:
         scaling = cluster_pb2.Scaling(thinking_severity=1.0)
         cluster.gateway.journal.heard(registry_pb2.ReportRequestsResponse(scaling=scaling))
         asked = pb.Reasoning(budget_tokens=5000)
