@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from baton.v1 import cluster_pb2
+from benchmarks.autoscaling import most_within
 from benchmarks.fault_cluster import FaultCluster, started
 from benchmarks.fault_load import Answers, Question, Tally, Trace, count, draw_questions, follow
 from cluster.config import Role
@@ -143,7 +144,7 @@ class Pools:
             for before, after in zip(self.changes, self.changes[1:], strict=False)
             if before[column] != after[column] and since_s <= after[0] <= until_s
         ]
-        return max((sum(at <= other < at + WINDOW_S for other in times) for at in times), default=0)
+        return most_within(times, WINDOW_S)
 
 
 class SteadyLoad:

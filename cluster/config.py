@@ -167,6 +167,16 @@ class PoolSettings(Settings):
         """Workers to start: those that serve and those on standby."""
         return self.replicas + self.standby_replicas
 
+    @property
+    def most_replicas(self) -> int:
+        """Workers that may serve at most."""
+        return self.replicas if self.max_replicas is None else self.max_replicas
+
+    @property
+    def gpus_per_worker(self) -> int:
+        """What a worker counts against ``autoscaling.max_gpus``: a CPU worker counts as one."""
+        return self.accelerators_per_worker or 1
+
 
 class PoolsSettings(Settings):
     """The three pools. A cluster has prefill and decode, or colocated, or all."""
@@ -427,7 +437,7 @@ class ClusterSpec(Settings):
             pool = roles[role]
             if not 1 <= pool.min_replicas <= pool.replicas:
                 raise ValueError(f"pools.{role}.min_replicas must be from 1 to replicas ({pool.replicas})")
-        gpus = sum((pool.accelerators_per_worker or 1) * pool.started_replicas for pool in roles.values())
+        gpus = sum(pool.gpus_per_worker * pool.started_replicas for pool in roles.values())
         if self.autoscaling.max_gpus is not None and self.autoscaling.max_gpus < gpus:
             raise ValueError(
                 f"autoscaling.max_gpus must be at least {gpus}, what the pools' replicas and standby_replicas take"

@@ -258,6 +258,11 @@ class Lifecycle:
         return self.state in (State.FINISHED, State.ENDED)
 
     @property
+    def context_tokens(self) -> int:
+        """Prompt and output so far."""
+        return len(self.prompt_ids) + len(self.output_ids)
+
+    @property
     def settled(self) -> bool:
         """Whether it decodes and could be moved: its KV is where it decodes, and its meaning does not hang on that."""
         return self.resumable and self.has_output

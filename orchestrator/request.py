@@ -163,11 +163,9 @@ def prepare(
             setattr(sampling, name, value)
     budget = _budget(request, front, spec)
     priority = max(-1000, min(spec.tenant(request.tenant).max_priority, request.priority))
-    reduced = None
+    effort, reduced = _effort(request, spec), None
     if severity > 0 and front.markers is not None and not request.HasField("resume"):
-        effort = _effort(request, spec)
-        limit_tokens = front.max_model_len_tokens
-        ask = BudgetAsk(budget, request.tenant, priority, effort, limit_tokens)
+        ask = BudgetAsk(budget, request.tenant, priority, effort, front.max_model_len_tokens)
         reduced = reduced_budget(ask, severity, spec.autoscaling.thinking_budgets)
         budget = budget if reduced is None else reduced
     if budget == 0 and front.markers is not None:
@@ -218,7 +216,7 @@ def prepare(
         tenant=request.tenant,
         session=request.session,
         resumed=taken_up,
-        request_class=f"{request.tenant}/{effort}" if (effort := _effort(request, spec)) else request.tenant,
+        request_class=f"{request.tenant}/{effort}" if effort else request.tenant,
         reduced_budget=reduced is not None,
     )
 

@@ -21,6 +21,7 @@ from cluster.config import SecuritySettings
 from cluster.errors import ConfigError, WorkerDraining
 from orchestrator.commands.kube_target import KubeTarget
 from orchestrator.live.drain import drain_workers
+from orchestrator.live.node_health import LOADED
 from orchestrator.live.state_file import running_state
 
 _COLOURS = {"draining": "yellow", "drained": "green", "timed_out": "red", "lost": "red"}
@@ -139,7 +140,7 @@ def on_this_machine(members: Sequence[registry_pb2.Member]) -> list[str]:
     return [
         member.worker_id
         for member in members
-        if member.state in ("ready", "standby") and member.address.rpartition(":")[0].strip("[]") in own
+        if member.state in LOADED and member.address.rpartition(":")[0].strip("[]") in own
     ]
 
 

@@ -194,8 +194,8 @@ class LiveAutoscaler:
                 load["running_requests"],
                 load["used_blocks"] * worker.member.block_size_tokens,
                 load["prefill_tokens_per_s"],
-                load.get("timed_steps", 0),
-                load.get("timed_s", 0.0),
+                load["timed_steps"],
+                load["timed_s"],
             )
             self._capacity.read(incarnation, reading, decodes=worker.role is Role.DECODE)
         present = {worker.member.incarnation for worker in self._controller.workers()}
@@ -225,8 +225,8 @@ class LiveAutoscaler:
             free_blocks=max(0, member.total_blocks - load.get("used_blocks", 0)),
             running_requests=load.get("running_requests", 0),
         )
-        gpus = worker.pool.accelerators_per_worker or 1
-        return WorkerStatus(view, worker.plan.role.value, state, max(0.0, worker.since_s - self._began_s), gpus)
+        since_s = max(0.0, worker.since_s - self._began_s)
+        return WorkerStatus(view, worker.plan.role.value, state, since_s, worker.pool.gpus_per_worker)
 
     def _govern(self, now_s: float) -> None:
         """Let thinking budgets shrink where the forecast exceeds the decode workers that may be had."""
@@ -397,12 +397,12 @@ def policy_settings(spec: ClusterSpec) -> AutoscalerSettings:
     """
     pools, settings = dict(spec.pools.items()), spec.autoscaling
     prefill, decode = pools[Role.PREFILL], pools[Role.DECODE]
-    standby_gpus = sum((pool.accelerators_per_worker or 1) * pool.standby_replicas for pool in (prefill, decode))
+    standby_gpus = sum(pool.gpus_per_worker * pool.standby_replicas for pool in (prefill, decode))
     tree = {
         "min_prefill": prefill.min_replicas,
-        "max_prefill": prefill.replicas if prefill.max_replicas is None else prefill.max_replicas,
+        "max_prefill": prefill.most_replicas,
         "min_decode": decode.min_replicas,
-        "max_decode": decode.replicas if decode.max_replicas is None else decode.max_replicas,
+        "max_decode": decode.most_replicas,
         "max_gpus": settings.max_gpus - standby_gpus if settings.max_gpus is not None else None,
         "change_roles": spec.changes_roles,
         "patience_s": settings.patience_s,

@@ -28,6 +28,7 @@ from decode_workers.worker import ColocatedWorker, DecodeWorker
 from kv_transfer.transport import Endpoint, choose, ucx_tls
 from orchestrator.live.autoscaler import LiveAutoscaler
 from orchestrator.live.drain import WorkerDrain, serve_drain
+from orchestrator.live.node_health import LOADED
 from orchestrator.live.pool_changes import PoolChanges
 from orchestrator.live.registry import RegistryService
 from orchestrator.live.role_change import serve_role_change
@@ -85,7 +86,7 @@ class ManagedWorker:
     @property
     def up(self) -> bool:
         """Whether it could serve: it is ready, or on standby."""
-        return self.member.state in ("ready", "standby")
+        return self.member.state in LOADED
 
 
 @dataclass(slots=True)

@@ -148,7 +148,6 @@ class Drainer:
 
     def _held(self, run: ChoiceRun, worker_id: str) -> HeldRequest:
         life, gateway = run.life, self._gateway
-        context = len(life.prompt_ids) + len(life.output_ids)
         if life.request_id in self._begun:
             hold = Hold.MOVING
         elif life.state is State.PREFILLING:
@@ -158,4 +157,4 @@ class Drainer:
         else:
             hold = Hold.DECODING if life.settled else Hold.BUSY
         batch = is_batch(run.request.priority)
-        return HeldRequest(life.request_id, hold, context, gateway.remaining_tokens(run), batch)
+        return HeldRequest(life.request_id, hold, life.context_tokens, gateway.remaining_tokens(run), batch)

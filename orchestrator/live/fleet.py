@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from baton.internal.v1 import registry_pb2, worker_pb2
 from cluster.config import Role
 from cluster.internal_rpc import InternalRpc
 from kv_transfer.ticket import TicketBook
+from orchestrator.live.node_health import LOADED
 from orchestrator.live.worker_link import WorkerLink
 from orchestrator.policy.prefix_index import PrefixIndex
 from orchestrator.policy.router import WorkerView
@@ -19,7 +20,7 @@ from orchestrator.policy.router import WorkerView
 log = logging.getLogger("baton.gateway")
 
 PREFILL_RATE_PRIOR_TOKENS_PER_S = 10_000.0
-KNOWN_STATES = ("ready", "standby", "draining")
+KNOWN_STATES = (*LOADED, "draining")
 """Of workers that a gateway keeps a link to. One on standby is linked to, so that it serves the moment it is to."""
 RECONNECT_S = 1.0
 """After a broken stream. gRPC itself backs off further while the address does not answer."""
@@ -50,7 +51,9 @@ class FleetWorker:
         """Role of the worker."""
         return Role(self.member.role)
 
-    def view(self, usual_tokens_per_s: float = PREFILL_RATE_PRIOR_TOKENS_PER_S) -> WorkerView:
+    def view(
+        self, usual_tokens_per_s: float = PREFILL_RATE_PRIOR_TOKENS_PER_S, peak_blocks: int | None = None
+    ) -> WorkerView:
         """What the router is told. A running request's blocks are in the promise already, so the larger counts.
 
         ``usual_tokens_per_s`` stands in for a prefill rate that the worker has not shown yet.
@@ -67,6 +70,7 @@ class FleetWorker:
             prefill_tokens_per_s=self.load.prefill_tokens_per_s or usual_tokens_per_s,
             domain=self.member.domain or self.member.node,
             accepting=self.connected and self.member.state == "ready" and not self.load.draining and not self.load.hung,
+            peak_blocks=peak_blocks,
             revision=self.member.revision,
             spot=self.member.spot,
         )
@@ -95,12 +99,13 @@ class Fleet:
         self._silence_timeout_s = silence_timeout_s
         self._looked_s = -math.inf
 
-    def views(self) -> list[WorkerView]:
-        """What the router is told of all workers."""
+    def views(self, peak_blocks: Mapping[str, int] | None = None) -> list[WorkerView]:
+        """What the router is told of all workers, with the forecast peaks of those that have one."""
+        peaks = peak_blocks or {}
         known = [worker.load.prefill_tokens_per_s for worker in self.workers.values()]
         known = [rate for rate in known if rate]
         usual = sum(known) / len(known) if known else PREFILL_RATE_PRIOR_TOKENS_PER_S
-        return [worker.view(usual) for worker in self.workers.values()]
+        return [worker.view(usual, peaks.get(worker_id)) for worker_id, worker in self.workers.items()]
 
     def update(self, members: Iterable[registry_pb2.Member], pairs: Iterable[registry_pb2.Pair]) -> None:
         """Take a new membership: connect to new incarnations, drop those that are gone."""

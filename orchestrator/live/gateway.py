@@ -15,7 +15,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import replace
+from functools import partial
 
 from baton.internal.v1 import registry_pb2, worker_pb2
 from baton.v1 import cluster_pb2
@@ -221,11 +221,8 @@ class Gateway:
         return min(request.max_tokens, self._lengths.quantile(FORECAST_QUANTILE))
 
     async def _prepare(self, request: pb.GenerateRequest, now_s: float) -> PreparedRequest:
-        if request.ByteSize() > OFF_LOOP_CHARS:
-            return await asyncio.to_thread(
-                prepare, request, self.front, self.spec, now_s=now_s, severity=self.journal.severity
-            )
-        return prepare(request, self.front, self.spec, now_s=now_s, severity=self.journal.severity)
+        work = partial(prepare, request, self.front, self.spec, now_s=now_s, severity=self.journal.severity)
+        return await asyncio.to_thread(work) if request.ByteSize() > OFF_LOOP_CHARS else work()
 
     async def _fan_out(self, runs: list[ChoiceRun]) -> AsyncGenerator[pb.GenerateResponse]:
         """Run several choices. The first one prefills; the others then find the prompt in the prefix cache."""
@@ -347,14 +344,14 @@ class Gateway:
 
     def _try_place(self, run: ChoiceRun) -> bool:
         forecast = self._forecast(run.request)
-        isl = len(run.request.prompt_ids) + len(run.life.output_ids)
+        isl = run.life.context_tokens
         prefixes = self.fleet.prefixes
         cached = prefixes.cached_tokens(run.hashes, isl) if prefixes else {}
         view = RequestView(isl, forecast, self.block_size_tokens, cached, is_batch(run.request.priority))
         peaks = self._peaks.of(self) if self.spec.autoscaling.enabled else {}
         chosen = place(
             view,
-            [replace(worker, peak_blocks=peaks.get(worker.worker_id)) for worker in self.fleet.views()],
+            self.fleet.views(peaks),
             local_prefill_below_tokens=self.spec.transfer.local_prefill_below_tokens,
             local_prefill_after_s=self.spec.transfer.local_prefill_after_s,
             avoid=self._avoid.get(id(run), frozenset()),

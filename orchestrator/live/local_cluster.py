@@ -61,9 +61,7 @@ async def run(
     resources = {pool.node_resource: 1.0 for _, pool in spec.pools.items() if pool.node_resource}
     min_cpus = sum(plan.total.get("CPU", 0.0) for plan in plans)
     if spec.autoscaling.enabled:
-        more = ((pool.max_replicas or pool.replicas) - pool.replicas for _, pool in spec.pools.items())
-        cpus = (pool.cpus_per_worker for _, pool in spec.pools.items())
-        min_cpus += sum(count * each for count, each in zip(more, cpus, strict=True))
+        min_cpus += sum((pool.most_replicas - pool.replicas) * pool.cpus_per_worker for _, pool in spec.pools.items())
     runtime = RayRuntime(address, local_resources=resources, min_cpus=min_cpus)
     folder = cluster_folder(spec.name)
     controller = Controller(spec, runtime, on_progress=on_progress, log_folder=folder)

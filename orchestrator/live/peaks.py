@@ -32,8 +32,9 @@ class Peaks:
         loads: dict[str, list[tuple[int, int]]] = {}
         for run in gateway.runs():
             if run.life.decode_id is not None and not run.life.ended:
-                context = len(run.life.prompt_ids) + len(run.life.output_ids)
-                loads.setdefault(run.life.decode_id, []).append((context, gateway.remaining_tokens(run)))
+                loads.setdefault(run.life.decode_id, []).append(
+                    (run.life.context_tokens, gateway.remaining_tokens(run))
+                )
         self._blocks = {}
         for worker_id, worker in gateway.fleet.workers.items():
             if worker.role is not Role.DECODE:
