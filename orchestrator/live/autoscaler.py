@@ -80,7 +80,6 @@ class LiveAutoscaler:
         self.settings = policy_settings(spec)
         self._looked_s = 0.0
         self._governor = Governor()
-        self._governed_s = 0.0
         self._first_s = 0.0
         self._guess_s = horizons_s(settings.start_s)[-1]
         """With traces so long that none ends, those that run say enough after this."""
@@ -120,8 +119,8 @@ class LiveAutoscaler:
         self._read_loads()
         view = _View(self, now_s)
         contexts = [each.isl_tokens + each.generated_tokens for each in view.in_flight()]
-        self._capacity.look(sum(contexts), len(contexts), now_s - self._looked_s)
-        self._looked_s = now_s
+        elapsed_s, self._looked_s = now_s - self._looked_s, now_s
+        self._capacity.look(sum(contexts), len(contexts), elapsed_s)
         if self._book.arrived_requests and not self._first_s:
             self._first_s = now_s
         guesses = self._book.finished_requests < ENOUGH_FINISHED and now_s - self._first_s < self._guess_s
@@ -134,7 +133,7 @@ class LiveAutoscaler:
             return
         for action in self._policy.decide(now_s, view):
             self._act(action)
-        self._govern(now_s)
+        self._govern(elapsed_s)
 
     # --- what gateways say ----------------------------------------------------------------------------------
 
@@ -228,7 +227,7 @@ class LiveAutoscaler:
         since_s = max(0.0, worker.since_s - self._began_s)
         return WorkerStatus(view, worker.plan.role.value, state, since_s, worker.pool.gpus_per_worker)
 
-    def _govern(self, now_s: float) -> None:
+    def _govern(self, elapsed_s: float) -> None:
         """Let thinking budgets shrink where the forecast exceeds the decode workers that may be had."""
         demand, rows = self._demand, self.statuses()
         if demand is None:
@@ -239,8 +238,7 @@ class LiveAutoscaler:
         more = 0 if self._may_not_start() else max(0.0, free // per_worker)
         decode_workers = min(self.settings.max_decode, had + more)
         pressure = demand.kv_high_tokens[-1] / max(1.0, decode_workers * demand.worker_kv_tokens)
-        self._governor.step(pressure, now_s - self._governed_s)
-        self._governed_s = now_s
+        self._governor.step(pressure, elapsed_s)
 
     def _most_gpus(self) -> float:
         return float("inf") if self.settings.max_gpus is None else self.settings.max_gpus
