@@ -189,7 +189,8 @@ class LegDriver:
         worker = flight.worker
         assert worker is not None
         self.collect(leg, flight.index)
-        flight.last_token_s = self._kernel.now_s
+        if not (leg.export and self._gateway.handoff is lc.Handoff.PLAIN):  # else its token goes to nobody
+            flight.last_token_s = self._kernel.now_s
         if not leg.remote and leg.output_tokens == 1:
             self._hit(leg)
         ticket = None

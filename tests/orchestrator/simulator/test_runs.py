@@ -90,6 +90,24 @@ def test_an_idle_cluster_gives_the_sum_of_its_parts(fleet: MakeFleet) -> None:
     assert records.e2e_s()[0] == pytest.approx(ttft_s + transfer_s + sum(steps_s))
 
 
+def test_a_token_that_is_dropped_is_neither_first_nor_followed_by_a_gap(fleet: MakeFleet) -> None:
+    one = Workload(np.zeros(1), np.array([100]), np.array([0]), np.array([20]))
+    profile = fleet().pools[0].profile
+    # Decode reads the last token of the prompt itself, whose logits it needs.
+    read_s, transfer_s = profile.prefill.chunk_s([(100, 0)]), 99 * 1e4 / 1e9 + 0.001
+    steps_s = [profile.decode.step_s(1, 99 + step) for step in range(20)]
+    between_s = steps_s[-1] + transfer_s / 2
+    found = {
+        handoff: Simulation(fleet(), one, GatewaySpec(handoff=handoff, slow_gap_s=between_s)).run().records
+        for handoff in lc.Handoff
+    }
+    plain = found[lc.Handoff.PLAIN]
+    assert plain.ttft_s()[0] == pytest.approx(read_s + transfer_s + steps_s[0])
+    assert plain.e2e_s()[0] == pytest.approx(read_s + transfer_s + sum(steps_s))
+    assert plain["slow_gaps"][0] == 0
+    assert found[lc.Handoff.FIRST_TOKEN]["slow_gaps"][0] == 1
+
+
 def test_prompts_are_read_in_chunks_of_the_step(fleet: MakeFleet) -> None:
     one = Workload(np.zeros(1), np.array([1000]), np.array([0]), np.array([1]))
     records = Simulation(fleet(max_num_batched_tokens=256), one).run().records
