@@ -151,7 +151,7 @@ FIRST: dict[str, tuple[int, int]] = {"swapped": (3, 7), "azure conv x10": (2, 1)
 
 
 def capacity() -> WorkerCapacity:
-    return WorkerCapacity(KV_TOKENS, DECODE.step_s, PREFILL.prefill_s, ITL_S)
+    return WorkerCapacity(KV_TOKENS, DECODE.step_s, PREFILL.prefill_s, ITL_S, max_num_seqs=KIND.max_num_seqs)
 
 
 class BandLog:

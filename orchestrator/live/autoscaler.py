@@ -118,9 +118,7 @@ class LiveAutoscaler:
         now_s = self._now_s()
         self._read_loads()
         view = _View(self, now_s)
-        contexts = [each.isl_tokens + each.generated_tokens for each in view.in_flight()]
         elapsed_s, self._looked_s = now_s - self._looked_s, now_s
-        self._capacity.look(sum(contexts), len(contexts), elapsed_s)
         if self._book.arrived_requests and not self._first_s:
             self._first_s = now_s
         guesses = self._book.finished_requests < ENOUGH_FINISHED and now_s - self._first_s < self._guess_s

@@ -19,6 +19,7 @@ class WorkerCapacity:
         prompt_s: Seconds to prefill a prompt.
         itl_s: Objective for the gap between tokens.
         fill: Share of the KV that is in use on average where its 95th percentile just fits; speed is planned for it.
+        max_num_seqs: Requests that one engine has in a step; more of them wait inside it.
     """
 
     total_kv_tokens: int
@@ -28,10 +29,29 @@ class WorkerCapacity:
     fill: float = 0.85
     correction: float = 1.0
     """Measured over modelled time of a step."""
+    max_num_seqs: int = 1 << 30
+    context_memory_s: float = 15.0
+    """Half-life of what is remembered of contexts."""
+    _contexts: tuple[float, float] = (0.0, 0.0)
+    """Tokens and requests of the last looks, older ones fading."""
     _prompt_at: dict[int, float] = field(default_factory=dict)
 
+    def look(self, context_tokens: int, requests: int, seconds: float) -> None:
+        """So many requests are in flight with so many tokens, ``seconds`` after the last look.
+
+        How large one is must not hang on one idle moment: without a context a worker counts as small, and the few
+        requests to come as many workers.
+        """
+        keep = 0.5 ** (seconds / self.context_memory_s)
+        tokens, count = self._contexts
+        self._contexts = (keep * tokens + context_tokens, keep * count + requests)
+
     def kv_tokens(self, mean_context_tokens: float) -> float:
-        """Tokens a decode worker may hold so that its steps stay within the objective; at most all its KV."""
+        """Tokens a decode worker may hold so that its steps stay within the objective; at most all its KV.
+
+        The context is that of the last looks; the one given counts where none was taken.
+        """
+        mean_context_tokens = self._mean_context(mean_context_tokens)
         low, high = 0.0, float(self.total_kv_tokens)
         if self._planned_step_s(high, mean_context_tokens) <= self.itl_s:
             return high
@@ -44,7 +64,7 @@ class WorkerCapacity:
     def tokens_per_s(self, mean_context_tokens: float) -> float:
         """Speed of one request on a worker filled as planned."""
         held = self.fill * self.kv_tokens(mean_context_tokens)
-        return 1.0 / max(1e-6, self._planned_step_s(held, mean_context_tokens))
+        return 1.0 / max(1e-6, self._planned_step_s(held, self._mean_context(mean_context_tokens)))
 
     def observe_step(self, batch_size: int, context_tokens: int, step_s: float) -> None:
         """A step of this load was seen to take so long."""
@@ -63,4 +83,10 @@ class WorkerCapacity:
 
     def _planned_step_s(self, held_tokens: float, mean_context_tokens: float) -> float:
         batch = max(1, round(held_tokens / max(1.0, mean_context_tokens)))
+        if batch > self.max_num_seqs:
+            return math.inf  # the engine holds no more in a step: the others wait in it
         return self.correction * self.step_s(batch, int(held_tokens))
+
+    def _mean_context(self, otherwise_tokens: float) -> float:
+        tokens, count = self._contexts
+        return tokens / count if count >= 1e-6 else otherwise_tokens

@@ -190,6 +190,7 @@ class DemandForecaster:
         self._before = flights
         self._now_s = now_s
         kv_tokens = float((flights.isl + flights.made).sum())
+        self._capacity.look(int(kv_tokens), len(flights.ids), seconds)
         curves = self.lengths.curves()
         mean_context = kv_tokens / len(flights.ids) if len(flights.ids) else 1.0
         planned_speed = self._capacity.tokens_per_s(mean_context)

@@ -7,7 +7,6 @@ speed: a worker is then sized by its KV and its batch limit alone, which grows t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -86,22 +85,17 @@ class LoadReading:
 class MeasuredCapacity(WorkerCapacity):
     """`WorkerCapacity` of engines that are watched. Feed `read` with each worker's load at each look.
 
-    Args:
-        max_num_seqs: Requests that one engine has in a step; more of them wait inside it.
-
     Example:
         >>> capacity = measured_capacity(100_000, itl_s=0.05, max_num_seqs=16)
         >>> round(capacity.kv_tokens(500.0) / 500.0, 1)
         16.5
     """
 
-    max_num_seqs: int = 1 << 30
     context_memory_s: float = 150.0
-    """Half-life of what is remembered of contexts; that of the length forecast's middle memory."""
+    """That of the length forecast's middle memory: forgotten before those lengths are, a batch-bound worker would count
+    as small, and demand as that of the long traces of before."""
     times: StepTimes = field(default_factory=lambda: StepTimes(0.0))
     modelled_step_s: Callable[[int, int], float] | None = None
-    _contexts: tuple[float, float] = (0.0, 0.0)
-    """Tokens and requests of the last looks, older ones fading."""
     _last: dict[str, LoadReading] = field(default_factory=dict)
     _prefill_tokens_per_s: dict[str, float] = field(default_factory=dict)
 
@@ -133,28 +127,6 @@ class MeasuredCapacity(WorkerCapacity):
                 self, max(1, round(batch)), (load.held_tokens + before.held_tokens) // 2, step_s
             )
         self.times.observe(batch, step_s, steps)
-
-    def look(self, context_tokens: int, requests: int, seconds: float) -> None:
-        """So many requests are in flight with so many tokens, ``seconds`` after the last look.
-
-        How large one is must neither hang on one moment nor be forgotten before the lengths that are forecast are: a
-        batch-bound worker would count as small, and demand as that of the long traces of before.
-        """
-        keep = 0.5 ** (seconds / self.context_memory_s)
-        tokens, count = self._contexts
-        self._contexts = (keep * tokens + context_tokens, keep * count + requests)
-
-    def kv_tokens(self, mean_context_tokens: float) -> float:
-        """As the base; the mean context is that of the last looks, since an idle moment has none."""
-        return WorkerCapacity.kv_tokens(self, self._mean_context(mean_context_tokens))
-
-    def tokens_per_s(self, mean_context_tokens: float) -> float:
-        """Speed of one request on a worker filled as planned."""
-        return WorkerCapacity.tokens_per_s(self, self._mean_context(mean_context_tokens))
-
-    def _mean_context(self, at_present_tokens: float) -> float:
-        tokens, count = self._contexts
-        return tokens / count if count >= 1e-6 else at_present_tokens
 
     def forget(self, incarnations: set[str]) -> None:
         """Drop what is known of workers other than these."""
@@ -189,11 +161,8 @@ def measured_capacity(
         modelled_prompt_s: Seconds of a prompt, likewise.
     """
     times = StepTimes(assumed_s=0.5 * itl_s)
-    bound = max_num_seqs or 1 << 30
 
     def step_s(batch: int, context_tokens: int) -> float:
-        if batch > bound:
-            return math.inf  # the engine holds no more in a step: the others wait in it
         if modelled_step_s is not None:
             return modelled_step_s(batch, context_tokens)
         return times.step_s(batch)
@@ -203,5 +172,5 @@ def measured_capacity(
 
     return MeasuredCapacity(
         total_kv_tokens, step_s, prompt_s, itl_s,
-        max_num_seqs=bound, times=times, modelled_step_s=modelled_step_s,
+        max_num_seqs=max_num_seqs or 1 << 30, times=times, modelled_step_s=modelled_step_s,
     )  # fmt: skip

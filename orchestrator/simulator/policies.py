@@ -59,7 +59,9 @@ def _capacity(scenario: Scenario) -> tuple[WorkerCapacity, float]:
         return seconds
 
     tokens = kind.total_blocks * kind.block_size_tokens
-    capacity = WorkerCapacity(tokens, kind.decode.step_s, prompt_s, scenario.slo.itl_p95_s)
+    capacity = WorkerCapacity(
+        tokens, kind.decode.step_s, prompt_s, scenario.slo.itl_p95_s, max_num_seqs=kind.max_num_seqs
+    )
     return capacity, max(decode.start_s, prefill.start_s)
 
 

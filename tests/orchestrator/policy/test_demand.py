@@ -138,6 +138,25 @@ def test_capacity_follows_the_objective_and_what_is_measured() -> None:
     assert capacity().kv_tokens(1000) == 100_000
 
 
+def test_a_worker_takes_no_more_than_its_batch_limit() -> None:
+    bounded = WorkerCapacity(100_000, lambda batch, context: 0.02, lambda tokens: 0.1, 0.05, max_num_seqs=16)
+    assert bounded.kv_tokens(1000.0) == pytest.approx(16_500, rel=1e-3)
+    assert bounded.kv_tokens(10_000.0) == 100_000
+    assert bounded.tokens_per_s(1000.0) == pytest.approx(50.0)
+
+
+@given(st.integers(1, 20), st.integers(1, 20_000))
+def test_a_worker_is_as_large_at_an_idle_moment(busy_looks: int, context_tokens: int) -> None:
+    batch_bound = WorkerCapacity(10**9, lambda batch, context: 1e-3 * batch, lambda tokens: 0.1, 0.05)
+    forecaster = DemandForecaster(batch_bound, ttft_s=2.0, horizons_s=(0.0, 80.0))
+    for look in range(busy_looks):
+        flights = [InFlight(i, "a", 0, context_tokens, 0, "d", "prefilling") for i in range(50)]
+        busy = forecaster.look(5.0 * look + 5.0, flights, [], [], 1)
+    assert busy.worker_kv_tokens == pytest.approx(50.5 * context_tokens, rel=0.05)
+    idle = forecaster.look(5.0 * busy_looks + 5.0, [], [], [], 1)
+    assert idle.worker_kv_tokens == pytest.approx(busy.worker_kv_tokens)
+
+
 def decode_step_s(batch: int, context: int) -> float:
     return 0.02
 
