@@ -1,10 +1,10 @@
 """The queue before the workers; all queueing happens here. Pure: time is an argument.
 
 Higher priority first, strictly. Within a priority, tenants share by weight (`fair_share`). Within a tenant, the
-earliest deadline first, then the earliest arrival. The queue is bounded: when it is full, a newcomer takes the place
-of the last request of a lower priority, or of a tenant of its own priority that holds more than its share of places;
-else it is refused. It is refused, too, when at the rate at which the queue moves it would not be placed by its
-deadline.
+earliest deadline first, then the earliest arrival. A request that made way for another waits behind all others of its
+priority. The queue is bounded: when it is full, a newcomer takes the place of the last request of a lower priority, or
+of a tenant of its own priority that holds more than its share of places; else it is refused. It is refused, too, when
+at the rate at which the queue moves it would not be placed by its deadline.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class _Entry(Generic[Item]):
     priority: int = field(compare=False)
     cost_tokens: float = field(compare=False)
     again: bool = field(compare=False, default=False)
+    waits_for_room: bool = field(compare=False, default=False)
 
 
 class _Level(Generic[Item]):
@@ -44,27 +45,36 @@ class _Level(Generic[Item]):
         self.share = share
         self.again: list[_Entry[Item]] = []
         self.waiting: dict[str, list[_Entry[Item]]] = {}
+        self.made_way: list[_Entry[Item]] = []
 
     def __iter__(self) -> Iterator[_Entry[Item]]:
         yield from self.again
         for entries in self.waiting.values():
             yield from entries
+        yield from self.made_way
+
+    def __bool__(self) -> bool:
+        return bool(self.again or self.waiting or self.made_way)
 
     def head(self) -> _Entry[Item]:
         if self.again:
             return self.again[0]
+        if not self.waiting:
+            return self.made_way[0]
         heads = (entries[0] for entries in self.waiting.values())
         return min(heads, key=lambda entry: (self.share.start_tag(entry.tenant), entry))
 
     def add(self, entry: _Entry[Item]) -> None:
-        if entry.again:
+        if entry.waits_for_room:
+            self.made_way.append(entry)
+        elif entry.again:
             self.again.append(entry)
         else:
             bisect.insort(self.waiting.setdefault(entry.tenant, []), entry)
 
     def discard(self, entry: _Entry[Item]) -> None:
         if entry.again:
-            self.again.remove(entry)
+            (self.made_way if entry.waits_for_room else self.again).remove(entry)
             return
         entries = self.waiting[entry.tenant]
         del entries[bisect.bisect_left(entries, entry)]
@@ -106,6 +116,7 @@ class AdmissionQueue(Generic[Item]):
         self._levels: dict[int, _Level[Item]] = {}  # of those priorities at which somebody waits
         self._shares: dict[int, FairShare] = {}
         self._entries: dict[Item, _Entry[Item]] = {}
+        self._made_way = 0
         self._arrivals = 0
         self._gaps_s: deque[float] = deque(maxlen=64)
         self._since_s = -math.inf
@@ -121,6 +132,12 @@ class AdmissionQueue(Generic[Item]):
         """The request to be placed next; None if nobody waits."""
         return self._levels[max(self._levels)].head().item if self._levels else None
 
+    def goes_first(self, priority: int) -> bool:
+        """Whether a newcomer of this priority need not wait for anybody: at most those that made way wait behind it."""
+        if len(self._entries) > self._made_way:
+            return False
+        return not self._levels or max(self._levels) <= priority
+
     def push(
         self,
         item: Item,
@@ -131,6 +148,7 @@ class AdmissionQueue(Generic[Item]):
         deadline_s: float = math.inf,
         now_s: float = 0.0,
         again: bool = False,
+        waits_for_room: bool = False,
     ) -> Item | None:
         """Add a request; returns the one that had to make room for it, if any.
 
@@ -142,11 +160,13 @@ class AdmissionQueue(Generic[Item]):
             deadline_s: When its last token is due.
             now_s: The time, on the deadline's clock.
             again: It was admitted before and lost its worker, so it goes first and is never refused.
+            waits_for_room: It was admitted before and made way, so it goes last and is never refused.
 
         Raises:
             RequestRejected: the queue is full, or would not place it by its deadline.
         """
-        entry = _Entry(deadline_s, self._arrivals, item, tenant, priority, cost_tokens, again)
+        again = again or waits_for_room
+        entry = _Entry(deadline_s, self._arrivals, item, tenant, priority, cost_tokens, again, waits_for_room)
         self._arrivals += 1
         if again:
             self._insert(entry, now_s)
@@ -177,6 +197,8 @@ class AdmissionQueue(Generic[Item]):
         """A request was placed: take it out, and charge its tenant for it; returns the tokens charged."""
         entry = self._entries[item]
         self.remove(item)
+        if entry.waits_for_room:
+            return 0.0  # it waited by choice, which says nothing of how fast the queue moves
         self._gaps_s.append(max(0.0, now_s - self._since_s))
         self._since_s = now_s
         if entry.again:
@@ -188,9 +210,10 @@ class AdmissionQueue(Generic[Item]):
         """Take a request out, wherever it is; harmless if it is not in."""
         entry = self._entries.pop(item, None)
         if entry is not None:
+            self._made_way -= entry.waits_for_room
             level = self._levels[entry.priority]
             level.discard(entry)
-            if not level.again and not level.waiting:
+            if not level:
                 del self._levels[entry.priority]
 
     def charge(self, tenant: str, cost_tokens: float, *, priority: int) -> None:
@@ -203,7 +226,7 @@ class AdmissionQueue(Generic[Item]):
 
     def retry_after_s(self) -> float:
         """Seconds until the queue has likely moved on by its own length."""
-        return _bounded((len(self._entries) + 1) * self._gap_s())
+        return _bounded((len(self._entries) - self._made_way + 1) * self._gap_s())
 
     # --- pieces ---------------------------------------------------------------------------------------------
 
@@ -211,9 +234,10 @@ class AdmissionQueue(Generic[Item]):
         return self._shares.setdefault(priority, FairShare(self._weight_of))
 
     def _insert(self, entry: _Entry[Item], now_s: float) -> None:
-        if not self._entries:
+        if len(self._entries) == self._made_way:
             self._since_s = now_s  # an idle queue says nothing of how fast a busy one moves
         self._entries[entry.item] = entry
+        self._made_way += entry.waits_for_room
         if entry.priority not in self._levels:
             self._levels[entry.priority] = _Level(self._share(entry.priority))
         self._levels[entry.priority].add(entry)

@@ -34,6 +34,7 @@ from orchestrator.lifecycle import (
     Lifecycle,
     Moved,
     Placed,
+    Preempted,
     ReleaseTicket,
     SendTokens,
     StartLeg,
@@ -351,7 +352,7 @@ class AnyOrder(RuleBasedStateMachine):
     def begin(self, max_tokens: int, retry_budget: int, handoff: Handoff, resumable: bool) -> None:
         self.life = life(max_tokens=max_tokens, retry_budget=retry_budget, handoff=handoff, resumable=resumable)
         self.asked = 1  # the driver asks for the first placement itself
-        self.asks = 0
+        self.asks = self.preempted = 0
         self.reserved: set[str] = set()
         self.legs: dict[str, StartLeg] = {}
         self.over: set[str] = set()
@@ -449,6 +450,15 @@ class AnyOrder(RuleBasedStateMachine):
         self.feed(Moved(decode))
         assert self.life.decode_id == decode or decode not in self.reserved or was is not self.life.state
 
+    @rule()
+    def preempt(self) -> None:
+        could = self.life.state is State.DECODING and self.life.resumable
+        retries = self.life.retries
+        actions = self.feed(Preempted())
+        assert bool(actions) is could
+        assert self.life.retries == retries
+        self.preempted += could
+
     @rule(ids=tokens)
     def foreign(self, ids: tuple[int, ...]) -> None:
         assert self.feed(LegOutput("other/1", ids, "length", ticket(name="foreign"))) == []
@@ -478,7 +488,8 @@ class AnyOrder(RuleBasedStateMachine):
         self.life.validate()
         assert self.sent == self.life.output_ids
         assert len(self.sent) <= self.life.max_tokens
-        assert self.asks == self.life.retries <= self.life.retry_budget
+        assert self.asks == self.life.retries + self.preempted
+        assert self.life.retries <= self.life.retry_budget
         assert all(uses == 1 for uses in self.ticket_uses.values()), self.ticket_uses
         running = set(self.legs) - self.over
         if self.life.ended:

@@ -223,3 +223,64 @@ def test_the_hint_stays_within_its_bounds(departures: list[float], waiting: int)
     for index in range(waiting):
         queue.push(f"waits{index}", priority=0, deadline_s=math.inf)
     assert MIN_RETRY_AFTER_S <= queue.retry_after_s() <= MAX_RETRY_AFTER_S
+
+
+def test_what_made_way_waits_behind_its_equals_and_before_lower_priorities() -> None:
+    queue = AdmissionQueue[str](max_queued=3)
+    queue.push("first", priority=0, waits_for_room=True)
+    queue.push("second", priority=0, waits_for_room=True)
+    queue.push("newcomer", priority=0, tenant="a")
+    queue.push("batch", priority=-1)
+    queue.push("lost", priority=0, again=True)
+    queue.push("urgent", priority=1)  # three newcomers: the others take no place of theirs
+    with pytest.raises(RequestRejected):
+        queue.push("batch too", priority=-1)
+    assert drained(queue) == ["urgent", "lost", "newcomer", "first", "second", "batch"]
+
+
+def test_a_newcomer_need_not_queue_for_those_that_made_way() -> None:
+    queue = AdmissionQueue[str](max_queued=1)
+    assert queue.goes_first(-5)
+    queue.push("made way", priority=0, waits_for_room=True)
+    assert queue.goes_first(0)
+    assert queue.goes_first(3)
+    assert not queue.goes_first(-1)  # strictly by priority
+    queue.push("batch", priority=-1)
+    assert not queue.goes_first(3)
+    queue.remove("batch")
+    queue.remove("made way")
+    assert queue.goes_first(-1)
+
+
+def test_the_time_that_one_waits_for_room_says_nothing_of_the_queues_rate() -> None:
+    queue = moving_queue(2.0)
+    queue.push("made way", priority=0, waits_for_room=True, now_s=20.0)
+    queue.push("chat", priority=0, now_s=500.0)
+    queue.take("chat", now_s=502.0)
+    assert queue.take("made way", now_s=900.0) == 0.0
+    for item in "abcdefghi":
+        queue.push(item, priority=0, now_s=1000.0)
+    assert queue.retry_after_s() == pytest.approx(20.0)
+
+
+@given(
+    st.lists(st.tuples(st.integers(-1, 1), st.sampled_from(["new", "again", "made way"]), st.booleans()), max_size=40)
+)
+def test_nothing_is_lost_whatever_waits_and_those_that_made_way_go_last_of_their_priority(
+    pushes: list[tuple[int, str, bool]],
+) -> None:
+    queue = AdmissionQueue[int](999)
+    inside: set[int] = set()
+    for item, (priority, kind, leaves) in enumerate(pushes):
+        queue.push(item, priority=priority, again=kind == "again", waits_for_room=kind == "made way")
+        inside.add(item)
+        if leaves:
+            gone = min(inside)
+            queue.remove(gone)
+            inside.remove(gone)
+        others = [each for each in inside if pushes[each][1] != "made way"]
+        most = max((pushes[each][0] for each in inside), default=-9)
+        assert queue.goes_first(0) == (not others and most <= 0)
+    order = drained(queue)
+    ranks = {"again": 0, "new": 1, "made way": 2}
+    assert order == sorted(inside, key=lambda each: (-pushes[each][0], ranks[pushes[each][1]], each))
