@@ -77,6 +77,8 @@ class ManagedWorker:
     """Once it is ready it waits, and another serves (`orchestrator.policy.standby`)."""
     returns: bool = False
     """It drains, and starts anew."""
+    start_failed: bool = False
+    """Its last start failed; the next one may, too."""
 
     @classmethod
     def planned(cls, plan: WorkerPlan, pool: PoolSettings) -> ManagedWorker:
@@ -87,6 +89,12 @@ class ManagedWorker:
     def up(self) -> bool:
         """Whether it could serve: it is ready, or on standby."""
         return self.member.state in LOADED
+
+    @property
+    def on_its_way(self) -> bool:
+        """Whether it is being started to serve."""
+        given_up = self.draining or self.start_failed or self.unwanted.is_set()
+        return not (self.up or self.standby or given_up)
 
 
 @dataclass(slots=True)
@@ -264,6 +272,7 @@ class Controller:
         self.say(worker.plan.worker_id, "drained", "a new one starts" if replace else "stopped")
         worker.draining = worker.returns = False
         if replace and not self._stopping:
+            await self.publish()
             self.background(self.restart(worker, once_gone=left))
         elif not replace:
             await self.forget(worker)
@@ -404,6 +413,7 @@ class Controller:
         for worker_id in new:
             state = "standby" if started[worker_id].standby else "ready"
             started[worker_id].member.state, started[worker_id].since_s = state, time.monotonic()
+            started[worker_id].start_failed = False
             self.say(worker_id, state, started[worker_id].member.address)
         await self.publish()
 
@@ -440,7 +450,8 @@ class Controller:
         pairs = [
             pair for pair in self._pairs.values() if (roles.get(pair.prefill), roles.get(pair.decode)) == PAIR_ROLES
         ]
-        await self._registry.publish(members, pairs)
+        starting = sum(worker.on_its_way and worker.role is not Role.PREFILL for worker in self._workers.values())
+        await self._registry.publish(members, pairs, starting)
 
     def _fill_places(self) -> None:
         places = [
@@ -498,6 +509,8 @@ class Controller:
                 await self.warm([worker.plan.worker_id])
             except (ServingError, WorkerDied) as error:
                 log.error("worker %s could not be replaced, next try follows: %s", worker.plan.worker_id, error)
+                worker.start_failed = True
+                await self.publish()
                 continue
             return
 

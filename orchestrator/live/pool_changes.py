@@ -57,6 +57,7 @@ class PoolChanges:
         worker = self._worker(worker_id)
         if worker is not None and worker.member.state in ("", "starting"):
             worker.unwanted.set()
+            self._controller.background(self._controller.publish())  # gateways count on it no more
 
     async def _start_more(self, worker: ManagedWorker) -> None:
         controller, worker_id, began_s = self._controller, worker.plan.worker_id, time.monotonic()

@@ -37,10 +37,14 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
         self._changed = asyncio.Condition()
         self._version = 0
 
-    async def publish(self, members: list[registry_pb2.Member], pairs: list[registry_pb2.Pair]) -> None:
+    async def publish(
+        self, members: list[registry_pb2.Member], pairs: list[registry_pb2.Pair], starting_decode_workers: int = 0
+    ) -> None:
         """Replace the membership."""
         async with self._changed:
-            self._current = registry_pb2.WatchMembersResponse(members=members, pairs=pairs)
+            self._current = registry_pb2.WatchMembersResponse(
+                members=members, pairs=pairs, starting_decode_workers=starting_decode_workers
+            )
             self._version += 1
             self._changed.notify_all()
 

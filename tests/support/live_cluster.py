@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from baton.internal.v1 import registry_pb2
-from cluster.config import ClusterSpec, load
+from cluster.config import ClusterSpec, load, parse
 from orchestrator.live.gateway import Gateway
 from orchestrator.live.registry import watch
 from orchestrator.live.state_file import ClusterState
@@ -56,15 +56,25 @@ class LiveCluster:
         return run_baton(self.folder, *arguments, timeout_s=timeout_s)
 
     @contextlib.asynccontextmanager
-    async def gateway(self, *roles: str) -> AsyncIterator[Gateway]:
-        """A gateway inside the test that sees only the workers of these roles."""
-        spec = self.spec
+    async def gateway(self, *roles: str, more: str = "", decode_kv_blocks: int | None = None) -> AsyncIterator[Gateway]:
+        """A gateway inside the test that sees only the workers of these roles.
+
+        ``more`` is YAML added to its spec; ``decode_kv_blocks`` is all the KV it knows of each decode worker.
+        """
+        spec = parse(self.spec_path.read_text() + more)
         gateway = Gateway(spec, load_model_front(spec, Path(spec.model.path)))
         known = asyncio.Event()
 
         def take(message: registry_pb2.WatchMembersResponse) -> None:
             members = [member for member in message.members if member.role in roles]
-            gateway.update_members(registry_pb2.WatchMembersResponse(members=members, pairs=message.pairs))
+            seen = registry_pb2.WatchMembersResponse()
+            seen.CopyFrom(message)
+            del seen.members[:]
+            seen.members.extend(members)
+            for member in seen.members:
+                if decode_kv_blocks is not None and member.role == "decode":
+                    member.total_blocks = decode_kv_blocks
+            gateway.update_members(seen)
             if members:
                 known.set()
 

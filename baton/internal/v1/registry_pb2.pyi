@@ -148,12 +148,14 @@ class WatchMembersRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class WatchMembersResponse(_message.Message):
-    __slots__ = ("members", "pairs")
+    __slots__ = ("members", "pairs", "starting_decode_workers")
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
     PAIRS_FIELD_NUMBER: _ClassVar[int]
+    STARTING_DECODE_WORKERS_FIELD_NUMBER: _ClassVar[int]
     members: _containers.RepeatedCompositeFieldContainer[Member]
     pairs: _containers.RepeatedCompositeFieldContainer[Pair]
-    def __init__(self, members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., pairs: _Optional[_Iterable[_Union[Pair, _Mapping]]] = ...) -> None: ...
+    starting_decode_workers: int
+    def __init__(self, members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., pairs: _Optional[_Iterable[_Union[Pair, _Mapping]]] = ..., starting_decode_workers: _Optional[int] = ...) -> None: ...
 
 class Member(_message.Message):
     __slots__ = ("worker_id", "role", "state", "address", "metrics_address", "incarnation", "node", "domain", "accelerator", "total_blocks", "block_size_tokens", "pid", "accelerators", "cpus", "revision", "spot")
