@@ -204,20 +204,22 @@ class WorkerStatus(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., state: _Optional[_Union[WorkerState, str]] = ..., address: _Optional[str] = ..., metrics_address: _Optional[str] = ..., incarnation: _Optional[str] = ..., node: _Optional[str] = ..., accelerator: _Optional[str] = ..., running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., total_blocks: _Optional[int] = ..., used_blocks: _Optional[int] = ..., reserved_blocks: _Optional[int] = ..., block_size_tokens: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., pid: _Optional[int] = ..., preemptions: _Optional[int] = ..., spot: _Optional[bool] = ...) -> None: ...
 
 class RequestCounts(_message.Message):
-    __slots__ = ("queued", "prefilling", "decoding", "finished", "failed", "rejected")
+    __slots__ = ("queued", "prefilling", "decoding", "finished", "failed", "rejected", "preempted")
     QUEUED_FIELD_NUMBER: _ClassVar[int]
     PREFILLING_FIELD_NUMBER: _ClassVar[int]
     DECODING_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     REJECTED_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTED_FIELD_NUMBER: _ClassVar[int]
     queued: int
     prefilling: int
     decoding: int
     finished: int
     failed: int
     rejected: int
-    def __init__(self, queued: _Optional[int] = ..., prefilling: _Optional[int] = ..., decoding: _Optional[int] = ..., finished: _Optional[int] = ..., failed: _Optional[int] = ..., rejected: _Optional[int] = ...) -> None: ...
+    preempted: int
+    def __init__(self, queued: _Optional[int] = ..., prefilling: _Optional[int] = ..., decoding: _Optional[int] = ..., finished: _Optional[int] = ..., failed: _Optional[int] = ..., rejected: _Optional[int] = ..., preempted: _Optional[int] = ...) -> None: ...
 
 class PairStatus(_message.Message):
     __slots__ = ("prefill", "decode", "transport", "handoffs", "bytes", "transfer_s", "handshake_s")

@@ -303,7 +303,7 @@ class Usage(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ..., answer_tokens: _Optional[int] = ..., reduced_budget_tokens: _Optional[int] = ..., clipped_traces: _Optional[int] = ...) -> None: ...
 
 class ChoiceSummary(_message.Message):
-    __slots__ = ("choice", "finish_reason", "usage", "workers", "timings", "handoff", "retries", "moves", "moved_recomputed_tokens", "resumed_tokens")
+    __slots__ = ("choice", "finish_reason", "usage", "workers", "timings", "handoff", "retries", "moves", "moved_recomputed_tokens", "resumed_tokens", "preempted")
     CHOICE_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
@@ -314,6 +314,7 @@ class ChoiceSummary(_message.Message):
     MOVES_FIELD_NUMBER: _ClassVar[int]
     MOVED_RECOMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     RESUMED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTED_FIELD_NUMBER: _ClassVar[int]
     choice: int
     finish_reason: FinishReason
     usage: Usage
@@ -324,7 +325,8 @@ class ChoiceSummary(_message.Message):
     moves: int
     moved_recomputed_tokens: int
     resumed_tokens: int
-    def __init__(self, choice: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., workers: _Optional[_Union[Workers, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., handoff: _Optional[_Union[HandoffFigures, _Mapping]] = ..., retries: _Optional[int] = ..., moves: _Optional[int] = ..., moved_recomputed_tokens: _Optional[int] = ..., resumed_tokens: _Optional[int] = ...) -> None: ...
+    preempted: bool
+    def __init__(self, choice: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., workers: _Optional[_Union[Workers, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., handoff: _Optional[_Union[HandoffFigures, _Mapping]] = ..., retries: _Optional[int] = ..., moves: _Optional[int] = ..., moved_recomputed_tokens: _Optional[int] = ..., resumed_tokens: _Optional[int] = ..., preempted: _Optional[bool] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("queue_s", "prefill_start_s", "first_token_s", "first_answer_token_s", "handoff_start_s", "transfer_start_s", "transfer_end_s", "decode_first_token_s", "last_token_s", "itl_p50_s", "itl_p99_s")

@@ -29,6 +29,7 @@ from orchestrator.lifecycle import (
     LegOutput,
     Lifecycle,
     Placed,
+    Preempted,
     ReleaseTicket,
     SendTokens,
     StartLeg,
@@ -85,6 +86,10 @@ class ChoiceRun:
         self.summary = pb.ChoiceSummary(choice=index)
         self.charged_tokens = 0.0
         """What its tenant was charged when it was placed."""
+        self.no_room_since_s: float | None = None
+        """When it was first found that no worker has KV for it; None if it was not, or has been placed since."""
+        self.waits_for_room = False
+        """It made way and is yet to come back."""
         self._gateway = gateway
         self._received_s = received_s
         self._received_unix_s = received_unix_s
@@ -101,6 +106,7 @@ class ChoiceRun:
             self._text.push(request.resumed.token_ids)  # the caller has the text of these
             self.summary.resumed_tokens = len(request.resumed.token_ids)
         self._inbox: deque[Event] = deque()
+        self._todo: deque[Action] = deque()
         self._wake = asyncio.Event()
         self._logprobs: deque[pb.TokenLogprobs] = deque()
         self._arrived_logprobs: dict[str, deque[pb.TokenLogprobs]] = {}
@@ -175,13 +181,29 @@ class ChoiceRun:
         """Whether it could decode elsewhere from here on and nobody would notice."""
         return movable(self.request, self._gateway.front.markers, self.life.output_ids)
 
+    @property
+    def preempted(self) -> bool:
+        """Whether it made way for another one before."""
+        return self.summary.preempted
+
+    def make_way(self) -> bool:
+        """Give up its blocks and wait, at once and whether or not its caller reads; False if it is at its end."""
+        while self._inbox and isinstance(self._inbox[0], LegOutput):
+            self._take_in(self._inbox.popleft())
+        actions = self.life.handle(Preempted())
+        if actions:
+            self.summary.preempted = self.waits_for_room = True
+        for action in actions:
+            self._do(action)
+        return bool(actions)
+
     # --- the loop -------------------------------------------------------------------------------------------
 
     async def run(self) -> AsyncGenerator[pb.GenerateResponse]:
         """Yield the choice's events; each is with the caller before the next action is done."""
-        todo: deque[Action] = deque([AskPlacement(frozenset())])
-        if reason := self._ended_before():
-            todo = deque(self.life.handle(StopMatched(reason)))
+        todo = self._todo
+        reason = self._ended_before()
+        todo.extend(self.life.handle(StopMatched(reason)) if reason else [AskPlacement(frozenset())])
         try:
             while True:
                 while todo:
@@ -209,11 +231,9 @@ class ChoiceRun:
                     await self._wait()
                 while self._inbox:
                     event = self._inbox.popleft()
-                    if isinstance(event, LegOutput):
-                        self._take_logprobs(event)
                     # Before any yield: a caller that goes away there must not take the event, and the KV
                     # reserved with it, along.
-                    todo.extend(self.life.handle(event))
+                    self._take_in(event)
                     if isinstance(event, Placed):
                         yield self._admitted(event)
         finally:
@@ -230,6 +250,11 @@ class ChoiceRun:
             for event in self._inbox:
                 for action in self.life.handle(event):
                     self._do(action)
+
+    def _take_in(self, event: Event) -> None:
+        if isinstance(event, LegOutput):
+            self._take_logprobs(event)
+        self._todo.extend(self.life.handle(event))
 
     def _take_logprobs(self, event: LegOutput) -> None:
         """Log-probabilities go with the tokens: those of a leg that was given up are dropped."""

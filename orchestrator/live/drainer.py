@@ -52,6 +52,10 @@ class Drainer:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
+    def is_moving(self, run: ChoiceRun) -> bool:
+        """Whether the run is on its way to another worker, or about to be."""
+        return run.life.request_id in self._begun
+
     def _draining(self) -> list[str]:
         """Workers to be emptied: those that drain, and prefill workers that were decode workers a moment ago."""
         return [

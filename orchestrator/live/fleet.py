@@ -22,6 +22,8 @@ log = logging.getLogger("baton.gateway")
 PREFILL_RATE_PRIOR_TOKENS_PER_S = 10_000.0
 KNOWN_STATES = (*LOADED, "draining")
 """Of workers that a gateway keeps a link to. One on standby is linked to, so that it serves the moment it is to."""
+LOADS_TO_TELL = 2
+"""The first load after a leg's end may be of the engine's last step before it."""
 RECONNECT_S = 1.0
 """After a broken stream. gRPC itself backs off further while the address does not answer."""
 
@@ -40,6 +42,10 @@ class FleetWorker:
     legs: set[str] = field(default_factory=set)
     connected: bool = False
     """Whether the worker has reported on this link; until then nothing is sent there."""
+    leaving: dict[str, int] = field(default_factory=dict)
+    """Blocks of legs that made way, by leg, until a load tells of it."""
+    left: dict[str, int] = field(default_factory=dict)
+    """Loads after which that is over, by leg that has ended."""
 
     @property
     def draining(self) -> bool:
@@ -51,6 +57,30 @@ class FleetWorker:
         """Role of the worker."""
         return Role(self.member.role)
 
+    @property
+    def used_blocks(self) -> int:
+        """Blocks in use, without those that are being freed."""
+        return max(0, min(self.load.used_blocks, self.member.total_blocks) - sum(self.leaving.values()))
+
+    def freed_by(self, request_id: str, held_blocks: int) -> int:
+        """Blocks of headroom that a request would leave which holds so many, and was promised what it was."""
+        used, promised = self.used_blocks, sum(self.reserved.values())
+        without = max(0, used - held_blocks, promised - self.reserved.get(request_id, 0))
+        return max(used, promised) - without
+
+    def has_left(self, leg_id: str) -> None:
+        """A leg has ended, and one of the next loads tells of it."""
+        if leg_id in self.leaving:
+            self.left[leg_id] = LOADS_TO_TELL
+
+    def take_load(self, load: worker_pb2.WorkerLoad) -> None:
+        """The worker told its load."""
+        freed, self.load = load.used_blocks < self.load.used_blocks, load
+        self.left = {leg_id: loads - 1 for leg_id, loads in self.left.items()}
+        for leg_id in [leg_id for leg_id, loads in self.left.items() if freed or not loads]:
+            del self.left[leg_id]
+            self.leaving.pop(leg_id, None)
+
     def view(
         self, usual_tokens_per_s: float = PREFILL_RATE_PRIOR_TOKENS_PER_S, peak_blocks: int | None = None
     ) -> WorkerView:
@@ -58,7 +88,7 @@ class FleetWorker:
 
         ``usual_tokens_per_s`` stands in for a prefill rate that the worker has not shown yet.
         """
-        used = min(self.load.used_blocks, self.member.total_blocks)
+        used = self.used_blocks
         return WorkerView(
             worker_id=self.member.worker_id,
             role=self.role,
@@ -163,7 +193,7 @@ class Fleet:
         if worker is not None and worker.member.incarnation == load.incarnation:
             freed = load.used_blocks < worker.load.used_blocks
             news = load.draining != worker.load.draining or load.hung != worker.load.hung
-            worker.load = load
+            worker.take_load(load)
             if load.hung and worker.legs:
                 log.warning("worker %s makes no progress; its requests go on elsewhere", load.worker_id)
                 self._link_lost(load.worker_id)

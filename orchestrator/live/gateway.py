@@ -33,10 +33,11 @@ from orchestrator.live.fleet import KNOWN_STATES, Fleet, FleetWorker
 from orchestrator.live.journal import RequestJournal, report
 from orchestrator.live.metrics import GatewayMetrics
 from orchestrator.live.peaks import Peaks
+from orchestrator.live.preemption import Preemption
 from orchestrator.live.worker_link import ticket_message
 from orchestrator.policy.admission import AdmissionQueue
 from orchestrator.policy.length import RecentLengths
-from orchestrator.policy.router import Placement, RequestView, is_batch, place
+from orchestrator.policy.router import Placement, RequestView, Wait, is_batch, place
 from orchestrator.request import ModelFront, PreparedRequest, prepare
 
 log = logging.getLogger("baton.gateway")
@@ -71,6 +72,7 @@ class Gateway:
         self._lengths = RecentLengths(spec.gateway.forecast_osl_tokens)
         self.journal = RequestJournal()
         self._peaks = Peaks()
+        self._preemption = Preemption(self)
         self._runs: dict[int, ChoiceRun] = {}
         self._numbers = itertools.count()
         self._started_s = time.monotonic()
@@ -134,6 +136,7 @@ class Gateway:
                 finished=self._counts["finished"],
                 failed=self._counts["failed"],
                 rejected=self._counts["rejected"],
+                preempted=self._counts["preempted"],
             ),
         )
         for worker in sorted(self.fleet.workers.values(), key=lambda w: (w.member.role, w.member.worker_id)):
@@ -169,10 +172,11 @@ class Gateway:
 
     def update_members(self, message: registry_pb2.WatchMembersResponse) -> None:
         """Take a membership from the registry."""
+        self._preemption.growing = message.starting_decode_workers > 0
         self.fleet.update(message.members, message.pairs)
 
     def _fleet_changed(self) -> None:
-        self._place_waiting()
+        self.place_waiting()
         self._drainer.nudge()
 
     def _worker_lost(self, worker_id: str) -> None:
@@ -292,7 +296,8 @@ class Gateway:
             raise NoReadyWorker("no worker is ready yet; retry in a moment")
         self._avoid[id(run)] = avoid
         request, cost_tokens = run.request, self._cost_tokens(run)
-        if not len(self._queue) and self._try_place(run):
+        first = self._queue.goes_first(request.priority) if not run.waits_for_room else not len(self._queue)
+        if first and not isinstance(self._try_place(run), Wait):
             if not again:
                 self._queue.charge(request.tenant, cost_tokens, priority=request.priority)
                 run.charged_tokens = cost_tokens
@@ -305,12 +310,13 @@ class Gateway:
                 deadline_s=request.deadline_s,
                 now_s=time.monotonic(),
                 again=again,
+                waits_for_room=run.waits_for_room,
             )
             if displaced is not None:
                 displaced.post(Displaced(self._displaced_error()))
         self._runs[id(run)] = run
         if again:
-            self._place_waiting()  # it went to the head, and nothing else may happen that would try it
+            self.place_waiting()  # it went to the head, and nothing else may happen that would try it
 
     def _displaced_error(self) -> RequestRejected:
         return RequestRejected(
@@ -325,9 +331,13 @@ class Gateway:
         request = run.request
         return len(request.prompt_ids) + request.choices * self._forecast(request) if run.index == 0 else 0
 
-    def _place_waiting(self) -> None:
+    def place_waiting(self) -> None:
+        """Place from the head of the queue what finds room, or for which a running request makes way."""
         while (run := self._queue.head) is not None:
-            if not self._try_place(run):
+            found = self._try_place(run)
+            if isinstance(found, Wait):
+                if found.reason == "no_blocks" and self._preemption.make_room(run, self._view(run).reserve_blocks):
+                    continue
                 return  # in order: a small request does not overtake a large one for ever
             cost_tokens = self._queue.take(run, now_s=time.monotonic())
             run.charged_tokens = run.charged_tokens or cost_tokens
@@ -342,30 +352,45 @@ class Gateway:
         usual = self._lengths.quantile(FORECAST_QUANTILE) - made
         return min(run.request.max_tokens - made, max(usual, self.block_size_tokens))
 
-    def _try_place(self, run: ChoiceRun) -> bool:
-        forecast = self._forecast(run.request)
+    def _view(self, run: ChoiceRun) -> RequestView:
         isl = run.life.context_tokens
+        forecast = self.remaining_tokens(run) if run.waits_for_room else self._forecast(run.request)
         prefixes = self.fleet.prefixes
         cached = prefixes.cached_tokens(run.hashes, isl) if prefixes else {}
-        view = RequestView(isl, forecast, self.block_size_tokens, cached, is_batch(run.request.priority))
+        return RequestView(isl, forecast, self.block_size_tokens, cached, is_batch(run.request.priority))
+
+    def _try_place(self, run: ChoiceRun) -> Placement | Wait:
+        view = self._view(run)
         peaks = self._peaks.of(self) if self.spec.autoscaling.enabled else {}
+        workers = self.fleet.views(peaks)
+        local_prefill_below_tokens = self.spec.transfer.local_prefill_below_tokens
+        if run.waits_for_room:
+            workers = self._preemption.may_take_back(workers, view.reserve_blocks)
+            # It is prefilled where it decodes, out of the way of others' first tokens.
+            local_prefill_below_tokens = view.isl_tokens
         chosen = place(
             view,
-            self.fleet.views(peaks),
-            local_prefill_below_tokens=self.spec.transfer.local_prefill_below_tokens,
+            workers,
+            local_prefill_below_tokens=local_prefill_below_tokens,
             local_prefill_after_s=self.spec.transfer.local_prefill_after_s,
             avoid=self._avoid.get(id(run), frozenset()),
         )
         if not isinstance(chosen, Placement):
-            return False
+            if chosen.reason == "no_blocks":
+                self._preemption.no_room(run)
+            return chosen
+        if run.waits_for_room:
+            run.waits_for_room = False
+            self._preemption.took_back(chosen.decode_id)
+        run.no_room_since_s = None
         self.fleet.workers[chosen.decode_id].reserved[run.life.request_id] = chosen.reserve_blocks
         if chosen.decode_id in peaks:
             peaks[chosen.decode_id] += chosen.reserve_blocks  # until they are reckoned anew
         prefilled_by = chosen.prefill_id or chosen.decode_id
-        uncached = isl - cached.get(prefilled_by, 0)
+        uncached = view.isl_tokens - view.cached_tokens.get(prefilled_by, 0)
         self.fleet.workers[prefilled_by].queued_tokens[run.life.request_id] = uncached
         run.placed(chosen.prefill_id, chosen.decode_id)
-        return True
+        return chosen
 
     def free_reservation(self, run: ChoiceRun, worker_id: str) -> None:
         """Give back what was promised to a run."""
@@ -373,7 +398,7 @@ class Gateway:
             worker.queued_tokens.pop(run.life.request_id, None)
         if worker_of := self.fleet.workers.get(worker_id):
             worker_of.reserved.pop(run.life.request_id, None)
-        self._place_waiting()
+        self.place_waiting()
 
     def forget(self, run: ChoiceRun) -> None:
         """A run ended."""
@@ -382,7 +407,11 @@ class Gateway:
         self._runs.pop(id(run), None)
         self._avoid.pop(id(run), None)
         if waited:
-            self._place_waiting()  # it may have been the head that found no room
+            self.place_waiting()  # it may have been the head that found no room
+
+    def is_moving(self, run: ChoiceRun) -> bool:
+        """Whether a run is on its way to another worker."""
+        return self._drainer.is_moving(run)
 
     # --- legs and tickets -----------------------------------------------------------------------------------
 
@@ -409,10 +438,15 @@ class Gateway:
 
     def leg_progress(self, action: StartLeg, output: worker_pb2.LegOutput) -> None:
         """Take note of a leg's first token, and of its end."""
+        worker = self.fleet.workers.get(action.worker_id)
         if output.finish_reason:
             self.leg_ended(action.leg_id, action.worker_id)
-        elif worker := self.fleet.workers.get(action.worker_id):
-            worker.queued_tokens.pop(action.leg_id.rsplit("/", 1)[0], None)
+            if worker is not None:
+                worker.has_left(action.leg_id)
+        elif worker is not None and worker.queued_tokens.pop(action.leg_id.rsplit("/", 1)[0], None) is not None:
+            head = self._queue.head
+            if head is not None and head.waits_for_room:
+                self.place_waiting()  # where no prompt is read, it may come back
 
     def leg_ended(self, leg_id: str, worker_id: str) -> None:
         """A leg no longer occupies its worker."""
@@ -466,6 +500,11 @@ class Gateway:
         row.handoffs += 1
         row.bytes += handoff.bytes
         row.transfer_s += handoff.transfer_s
+
+    def count_preempted(self) -> None:
+        """A request made way."""
+        self._counts["preempted"] += 1
+        self.metrics.preempted.inc()
 
     def _pair_status(self, prefill: str, decode: str) -> cluster_pb2.PairStatus:
         return self._pairs.setdefault((prefill, decode), cluster_pb2.PairStatus(prefill=prefill, decode=decode))

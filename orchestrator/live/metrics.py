@@ -57,6 +57,9 @@ class GatewayMetrics:
         self.rebalanced = Counter(
             "baton_rebalanced", "Requests moved off a decode worker that would have run out of KV", **make
         )
+        self.preempted = Counter(
+            "baton_preempted", "Running requests that made way for others while a decode worker started", **make
+        )
         self.moved_recomputed = Counter(
             "baton_moved_recomputed_tokens", "Tokens computed again in a move: the last, partial block", **make
         )

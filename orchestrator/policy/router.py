@@ -117,14 +117,7 @@ def place(
     """
     usable = [worker for worker in workers if worker.accepting]
     prefills = [worker for worker in usable if worker.role is Role.PREFILL]
-    revisions = {worker.revision for worker in prefills}
-    holders = [
-        worker
-        for worker in usable
-        if worker.role is Role.COLOCATED
-        or (worker.role is Role.DECODE and (local_prefill_below_tokens or worker.revision in revisions))
-    ]
-    holders = _unless_last(holders, avoid)
+    holders = _unless_last(holders_among(usable, local_prefill_below_tokens), avoid)
     if not holders:
         return Wait("no_worker")
     need = request.reserve_blocks
@@ -146,6 +139,18 @@ def place(
     if crowded and expected_ttft_s(holder, request) < LOCAL_PREFILL_SHARE * remote_s:
         return Placement(None, holder.worker_id, need)
     return Placement(best.worker_id, holder.worker_id, need)
+
+
+def holders_among(workers: Sequence[WorkerView], local_prefill_below_tokens: int = 0) -> list[WorkerView]:
+    """The workers on which a request can decode, room or not: those that take work, and get prompts from somewhere."""
+    usable = [worker for worker in workers if worker.accepting]
+    revisions = {worker.revision for worker in usable if worker.role is Role.PREFILL}
+    return [
+        worker
+        for worker in usable
+        if worker.role is Role.COLOCATED
+        or (worker.role is Role.DECODE and (local_prefill_below_tokens or worker.revision in revisions))
+    ]
 
 
 def _unless_last(workers: list[WorkerView], avoid: frozenset[str]) -> list[WorkerView]:

@@ -75,9 +75,12 @@ class Cluster:
         self.workers[worker_id] = Worker(engine, service, server, member)
         return engine
 
-    def publish(self) -> None:
+    def publish(self, *, starting: int = 0) -> None:
+        """``starting`` decode workers are on their way."""
         members = [worker.member for worker in self.workers.values()]
-        self.gateway.update_members(registry_pb2.WatchMembersResponse(members=members))
+        self.gateway.update_members(
+            registry_pb2.WatchMembersResponse(members=members, starting_decode_workers=starting)
+        )
 
     async def connected(self) -> None:
         """Every worker has reported; before that the gateway sends it nothing."""
