@@ -18,7 +18,7 @@ reads for a crowded prefill pool need the rest."""
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """One decoding request. ``blocks`` are those it holds; ``preempted``: it made way before and does not again."""
+    """One decoding request. ``blocks`` are those it would free; ``preempted``: it made way before, and not again."""
 
     request: int
     worker_id: str

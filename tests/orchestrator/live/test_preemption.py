@@ -141,6 +141,27 @@ async def test_one_that_is_yet_to_read_its_kv_makes_no_way() -> None:
         await cluster.idle()
 
 
+async def test_nobody_makes_way_where_the_newcomer_could_not_go() -> None:
+    async with cluster_of("prefill-0", "decode-0", "decode-1", total_blocks=BLOCKS, more=GROWS) as cluster:
+        cluster.publish(starting=1)
+        stays = cluster.engine("decode-1").hold(20)
+        long, hold = await held(cluster, ask(LONG, 400))
+        other = asyncio.create_task(run(cluster, ask(LONG, 400, presence_penalty=1.0)))
+        await asyncio.wait_for(stays.reached.wait(), 20)
+        cluster.workers["decode-0"].service.drain()
+        await eventually(lambda: cluster.gateway.fleet.workers["decode-0"].draining)
+        newcomer = asyncio.create_task(run(cluster, ask(SHORT, 40)))
+        await eventually(lambda: queued(cluster) == 1)
+        cluster.gateway.place_waiting()
+        assert (queued(cluster), preempted(cluster)) == (1, 0)
+        hold.open()
+        stays.open()
+        assert (await long).token_ids[0] == expected(LONG, 400)
+        assert (await newcomer).token_ids[0] == expected(SHORT, 40)
+        await other
+        await cluster.idle()
+
+
 async def test_nobody_makes_way_twice() -> None:
     async with cluster_of("prefill-0", "decode-0", total_blocks=BLOCKS, more=GROWS) as cluster:
         cluster.publish(starting=1)
