@@ -159,7 +159,7 @@ def decide(settings: AutoscalerSettings, memory: Memory, demand: Demand, workers
     }
     helpers = sum(each.state == "ready" for each in pools[Role.DECODE])
     needs = {
-        Role.PREFILL: _prefill_need(settings, demand, helpers),
+        Role.PREFILL: _prefill_need(settings, demand, helpers, memory.prefill),
         Role.DECODE: _decode_need(settings, demand, memory.decode),
     }
     gpus = {role: max((each.gpus for each in rows or workers), default=1) or 1 for role, rows in pools.items()}
@@ -203,19 +203,27 @@ def decide(settings: AutoscalerSettings, memory: Memory, demand: Demand, workers
     return Decision(tuple(actions), reason, Memory(kept[Role.PREFILL], kept[Role.DECODE]))
 
 
-def _prefill_need(settings: AutoscalerSettings, demand: Demand, helpers: int) -> _Need:
+def _prefill_need(settings: AutoscalerSettings, demand: Demand, helpers: int, memory: PoolMemory) -> _Need:
     overflow = min(settings.help_share * helpers, demand.prefill_workers_recent / 2)
     recent, long = demand.prefill_workers_recent - overflow, demand.prefill_workers_long - overflow
-    grow = _clamp(math.ceil(recent - 1e-9), settings.min_prefill, settings.max_prefill)
-    shrink = max(recent, long)
-    strict = _clamp(
-        math.ceil(shrink * settings.fill / settings.shrink_fill), settings.min_prefill, settings.max_prefill
-    )
+    burst = demand.prefill_workers_burst
+
+    def workers(need: float) -> int:
+        return _clamp(math.ceil(need - 1e-9), settings.min_prefill, settings.max_prefill)
+
+    # Nothing is taken off for decode's help: until the workers come, it has enough to do.
+    grow = workers(max(recent, burst))
+    margin = settings.fill / settings.shrink_fill
+    strict = workers(max(recent, long) * margin)
+    if memory.surged(demand.now_s):  # what came for a burst goes once that has left the shorter window
+        strict = max(workers(recent * margin), min(strict, memory.base))
     why = (
         f"the prompts of the last five minutes ({demand.prompt_tokens_per_s:,.0f} tokens/s) want "
         f"{demand.prefill_workers_recent:.1f} prefill workers for their first tokens, those of ten "
         f"{demand.prefill_workers_long:.1f}, of which {helpers} decode workers take {overflow:.1f}"
     )
+    if burst:
+        why += f"; a burst wants {burst:.1f}"
     return _Need(grow, max(grow, strict), why)
 
 

@@ -66,6 +66,33 @@ def test_decode_workers_that_help_leave_less_for_the_prefill_pool() -> None:
     assert grown == (StartWorker(Role.PREFILL),) * 8
 
 
+def test_prefill_grows_at_once_to_what_a_burst_asks_for() -> None:
+    """Before the window of five minutes has seen it, and with nothing taken off for decode's help."""
+    helping = SETTINGS.model_copy(update={"help_share": 0.25})
+    asked = replace(demand(prefill=1.5, decode=2.8), prefill_workers_burst=3.4)
+    assert decide(helping, Memory(), asked, fleet(prefill=2)).actions == (StartWorker(Role.PREFILL),) * 2
+    calm = replace(asked, prefill_workers_burst=0.0)
+    assert decide(helping, Memory(), calm, fleet(prefill=2)).actions == ()
+
+
+def test_what_came_for_a_burst_stays_while_it_is_known_and_goes_before_the_long_window_has_lost_it() -> None:
+    burst = replace(demand(prefill=1.5, decode=2.8), prefill_workers_burst=4.0)
+    grown = decide(SETTINGS, Memory(), burst, fleet(prefill=2))
+    assert len(grown.actions) == 2
+    rows = fleet(prefill=4)
+    assert steady(burst, rows, 300, grown.memory).actions == ()
+    over = replace(demand(prefill=1.5, decode=2.8), prefill_workers_long=4.0)
+    memory, sizes = grown.memory, [4]
+    for now_s in range(300, 600, 10):
+        decision = decide(SETTINGS, memory, replace(over, now_s=float(now_s)), rows)
+        memory = decision.memory
+        rows = fleet(prefill=len([row for row in rows if row.role is Role.PREFILL]) - len(decision.actions))
+        sizes.append(sum(row.role is Role.PREFILL for row in rows))
+    assert sizes[-1] == 2, "what was there before the burst stays, as the long window asks for more"
+    without = decide(SETTINGS, replace(memory, prefill=replace(memory.prefill, surged_s=-1e9)), over, fleet(prefill=4))
+    assert without.actions == ()
+
+
 def test_what_is_held_already_counts_in_full_whatever_is_left_to_chance() -> None:
     """Sized for less than the 95th percentile, a pool that is full all the same gets a worker at once."""
     bold = SETTINGS.model_copy(update={"fill": 1.5})
