@@ -34,7 +34,8 @@ class Autoscaler:
         """Look at the fleet, forecast, decide."""
         workers = [row(status) for status in fleet.workers()]
         holders = sum(each.role is not Role.PREFILL and each.state != "starting" for each in workers)
-        demand = self.forecaster.look(now_s, fleet.in_flight(), fleet.arrived(), fleet.finished(), holders)
+        readers = sum(each.role is Role.PREFILL and each.state != "starting" for each in workers)
+        demand = self.forecaster.look(now_s, fleet.in_flight(), fleet.arrived(), fleet.finished(), holders, readers)
         decision = decide(self.settings, self._memory, demand, workers)
         if self.log is not None:
             self.log(self.settings, self._memory, demand, workers, decision)

@@ -32,6 +32,8 @@ BURST_RATIO, BURST_NOISE = 1.6, 12.0
 ``1 + 12 / sqrt(n)`` times. In six hours of stationary loads, with some 450 prompts, it was 1.37 times at most."""
 BURST_KNOWN_S = 120.0
 """Seconds of prompts to have seen before a burst can be told from them."""
+REACH_S = 5.0
+"""Prompts that the prefill pool takes longer than this to come to hold no KV in decode yet."""
 _AGES = 16
 
 
@@ -187,8 +189,13 @@ class DemandForecaster:
         arrived: Sequence[Arrival],
         finished: Sequence[FinishedRequest],
         decode_workers: int,
+        prefill_workers: int = 0,
     ) -> Demand:
-        """Take in one look at the fleet, of which ``decode_workers`` hold requests, and forecast from it."""
+        """Take in one look at the fleet, of which ``decode_workers`` hold requests, and forecast from it.
+
+        Where ``prefill_workers`` is given, a backlog of prompts asks for KV only as those workers read it: more decode
+        workers would not shorten it.
+        """
         seconds = max(1e-9, now_s - self._now_s)
         self.lengths.advance(now_s)
         flights = _Look.of(in_flight, self.lengths, self._before, seconds)
@@ -208,7 +215,8 @@ class DemandForecaster:
         # What made way comes back where there is room. It asks for a worker of its own only after ten minutes: else a
         # shortage of minutes would be answered with workers that come when it is over.
         asking = flights.where((flights.made_way_s < 0) | (flights.made_way_s >= LONG_S))
-        planned, deviation = self._kv(curves, asking, planned_speed, self._horizons_s)
+        read_in_s = self._read_in_s(asking, prefill_workers)
+        planned, deviation = self._kv(curves, asking, planned_speed, self._horizons_s, read_in_s)
         high = [m + P95_DEVIATIONS * d for m, d in zip(planned, deviation, strict=True)]
         long = self._prompts.workers_needed(now_s, LONG_S)
         return Demand(
@@ -282,8 +290,23 @@ class DemandForecaster:
 
     # --- forecasting ----------------------------------------------------------------------------------------
 
+    def _read_in_s(self, flights: _Look, prefill_workers: int) -> Floats | None:
+        """Seconds until each request's prompt will have been read, in order of arrival; 0 once it has output."""
+        waits = ~flights.decoding & (flights.made == 0)
+        if not prefill_workers or not waits.any():
+            return None
+        read_in_s = np.zeros(len(waits))
+        work_s = [self._capacity.prefill_s(int(tokens)) for tokens in flights.isl[waits]]
+        read_in_s[waits] = np.cumsum(work_s) / prefill_workers
+        return read_in_s
+
     def _kv(
-        self, curves: Curves, flights: _Look, speed: float, horizons_s: Sequence[float]
+        self,
+        curves: Curves,
+        flights: _Look,
+        speed: float,
+        horizons_s: Sequence[float],
+        read_in_s: Floats | None = None,
     ) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of KV tokens at each horizon. What made way stays as it is."""
         means, deviations = [], []
@@ -295,6 +318,8 @@ class DemandForecaster:
         for horizon_s in horizons_s:
             more = np.where(goes_on, speed * horizon_s, 0.0)
             alive = np.exp(gone - curves.hazard(flights.classes, flights.made + more))
+            if read_in_s is not None:
+                alive = np.where(read_in_s <= horizon_s + REACH_S, alive, 0.0)
             grown = flights.isl + flights.made + more
             mean, variance = float(alive @ grown), float((alive * (1 - alive)) @ (grown * grown))
             # Requests to come, by age at the horizon: closer together near 0, where most of them end.

@@ -157,6 +157,20 @@ def test_a_worker_is_as_large_at_an_idle_moment(busy_looks: int, context_tokens:
     assert idle.worker_kv_tokens == pytest.approx(busy.worker_kv_tokens)
 
 
+def test_a_backlog_of_prompts_asks_for_kv_only_as_it_is_read() -> None:
+    """Prompts of 0.1 s: two workers come to a hundred of them within five seconds, and to all within 85."""
+
+    def high(waiting: int, readers: int, phase: str = "queued") -> tuple[float, ...]:
+        flights = [InFlight(i, "a", 0, 1000, 0, None, phase) for i in range(waiting)]
+        forecaster = DemandForecaster(capacity(), ttft_s=2.0, horizons_s=(0.0, 80.0))
+        return forecaster.look(5.0, flights, [], [], 1, readers).kv_high_tokens
+
+    assert high(1000, 2)[0] == pytest.approx(100_000, rel=0.05)
+    assert high(1000, 2)[1] == high(1000, 0)[1]
+    assert high(90, 2) == high(90, 0)
+    assert high(1000, 0)[0] == high(1000, 2, "decoding")[0] == 1_000_000
+
+
 def decode_step_s(batch: int, context: int) -> float:
     return 0.02
 
