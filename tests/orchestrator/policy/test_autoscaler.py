@@ -13,9 +13,17 @@ from hypothesis import strategies as st
 
 from cluster.config import Role
 from cluster.errors import ConfigError
-from orchestrator.policy.autoscaler import AutoscalerSettings, Decision, Memory, PoolMemory, WorkerRow, decide
+from orchestrator.policy.autoscaler import (
+    PREFILL_PATIENCE_S,
+    AutoscalerSettings,
+    Decision,
+    Memory,
+    PoolMemory,
+    WorkerRow,
+    decide,
+)
 from orchestrator.policy.decision_log import entry_line, replay
-from orchestrator.policy.demand import Demand
+from orchestrator.policy.demand import RECENT_S, Demand
 from orchestrator.policy.scaling import ChangeRole, DrainWorker, StartWorker
 
 SETTINGS = AutoscalerSettings(fill=1.0, shrink_fill=0.9, patience_s=600, help_share=0.0)
@@ -129,18 +137,42 @@ def test_demand_that_comes_and_goes_cancels_no_start_where_patience_is_asked() -
     assert 110 <= (cancelled_after_s(100) or 0) <= 140
 
 
-def test_one_fewer_needs_patience_many_fewer_less_of_it() -> None:
-    def seconds_until(decode: float) -> float:
+def seconds_until_smaller(decode: float, have: int = 5, requests: int = 1600) -> float:
+    decision = Decision((), "", Memory())
+    for now_s in range(0, 2000, 10):
+        asked = replace(demand(float(now_s), decode=decode), in_flight_requests=requests)
+        decision = decide(SETTINGS, decision.memory, asked, fleet(decode=have))
+        if decision.actions:
+            return now_s
+    return float("inf")
+
+
+def test_the_less_chance_can_explain_it_the_sooner_workers_go() -> None:
+    """At 0.9 of a worker's room: a need of 4.0, 3.9 and 2.0 of five workers, in 1,600 requests or in 16."""
+    assert seconds_until_smaller(3.6) == pytest.approx(600, abs=30)
+    assert 200 < seconds_until_smaller(3.5) < 500
+    assert seconds_until_smaller(1.8) == pytest.approx(SETTINGS.cooldown_s, abs=30)
+    assert seconds_until_smaller(1.8, requests=16) == pytest.approx(150, abs=30)
+    assert seconds_until_smaller(4.4) == float(
+        "inf"
+    )  # four at 0.9 hold only 3.6: the smaller pool would soon have to grow
+
+
+def test_the_prefill_pool_waits_less_since_its_need_is_that_of_ten_minutes() -> None:
+    """But not before five minutes of prompts have been seen."""
+
+    def seconds_until_smaller(since_s: int) -> float:
         decision = Decision((), "", Memory())
         for now_s in range(0, 2000, 10):
-            decision = decide(SETTINGS, decision.memory, demand(float(now_s), decode=decode), fleet(decode=5))
+            asked = demand(float(now_s), decode=2.8, prefill=1.0 if now_s >= since_s else 8.0)
+            decision = decide(SETTINGS, decision.memory, asked, fleet(prefill=9))
             if decision.actions:
-                return now_s
+                assert len(decision.actions) == 7
+                return now_s - since_s
         return float("inf")
 
-    assert seconds_until(3.5) == pytest.approx(600, abs=30)
-    assert seconds_until(1.7) == pytest.approx(200, abs=30)
-    assert seconds_until(4.4) == float("inf")  # four at 0.9 hold only 3.6: the smaller pool would soon have to grow
+    assert seconds_until_smaller(0) == RECENT_S
+    assert seconds_until_smaller(800) == pytest.approx(PREFILL_PATIENCE_S, abs=30)
 
 
 def test_after_a_surge_the_pool_comes_down_sooner() -> None:
@@ -156,7 +188,7 @@ def test_after_a_surge_the_pool_comes_down_sooner() -> None:
                 return now_s - 700
         return float("inf")
 
-    assert seconds_until(3.5) == pytest.approx(SETTINGS.patience_s, abs=60)
+    assert seconds_until(3.5) == pytest.approx(SETTINGS.patience_s, abs=100)
     assert seconds_until(4.5) == pytest.approx(SETTINGS.surge_patience_s / 2, abs=60)
 
 
