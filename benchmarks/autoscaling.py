@@ -129,10 +129,14 @@ def azure(name: str, rate: float) -> Callable[[Path], Workload]:
     return read
 
 
-def day(data: Path) -> Workload:
-    """A fifth of the requests of the day."""
-    generator = ServeGen.read(data / "servegen_r1_client_windows.csv", data / "servegen_r1_length_quantiles.csv")
-    return generator.draw(np.random.default_rng(0), rate=0.2)
+def day(rate: float) -> Callable[[Path], Workload]:
+    """The day, at a share of its rate."""
+
+    def read(data: Path) -> Workload:
+        generator = ServeGen.read(data / "servegen_r1_client_windows.csv", data / "servegen_r1_length_quantiles.csv")
+        return generator.draw(np.random.default_rng(0), rate=rate)
+
+    return read
 
 
 CASES: dict[str, Callable[[Path], Workload]] = {
@@ -143,13 +147,15 @@ CASES: dict[str, Callable[[Path], Workload]] = {
     "azure conv x10": azure("conv", 10.0),
     "azure code x10": azure("code", 10.0),
     "azure code x10, plain": azure("code", 10.0),
-    "day/5": day,
+    "day": day(1.0),
+    "day/5": day(0.2),
     "stationary": stationary(1.0),
     "stationary x1.1": stationary(1.1),
     "stationary x1.2": stationary(1.2),
 }
 FIRST: dict[str, tuple[int, int]] = {
     "swapped": (3, 7),
+    "day": (3, 4),
     "azure conv x10": (6, 2),
     "azure code x10": (12, 4),
     "azure code x10, plain": (11, 2),
