@@ -224,6 +224,39 @@ class Counted:
         return {pool: [time_s for time_s in times if time_s <= end_s] for pool, times in self.changes_s.items()}
 
 
+class Foresight:
+    """Sizes that were chosen knowing the whole trace, each in place when its time comes: what nobody can have live.
+
+    Args:
+        text: Times in seconds with prefill and decode workers, as ``0:1+4,1800:2+8``.
+        start_s: What a worker takes to start.
+    """
+
+    interval_s = 5.0
+
+    def __init__(self, text: str, start_s: float) -> None:
+        times = (step.split(":") for step in text.split(","))
+        self.sizes = [(float(time_s), *(int(part) for part in size.split("+"))) for time_s, size in times]
+        self.start_s = start_s
+
+    def decide(self, now_s: float, fleet: FleetView) -> Sequence[ScalingAction]:
+        """Order what will be needed once a worker ordered now serves; drain what will not be needed till then."""
+        actions: list[ScalingAction] = []
+        ends = [size[0] for size in self.sizes[1:]] + [float("inf")]
+        soon = [
+            size
+            for size, end_s in zip(self.sizes, ends, strict=True)
+            if size[0] <= now_s + self.start_s + self.interval_s and end_s > now_s
+        ]
+        for column, role in ((1, Role.PREFILL), (2, Role.DECODE)):
+            want = max(int(size[column]) for size in soon)
+            have = [each for each in fleet.workers() if each.view.role is role and each.state != "draining"]
+            have.sort(key=lambda each: each.view.total_blocks - each.view.free_blocks)
+            actions += [StartWorker(role)] * (want - len(have))
+            actions += [DrainWorker(each.view.worker_id) for each in have[: max(0, len(have) - want)]]
+        return actions
+
+
 def most_within(times_s: list[float], span_s: float) -> int:
     """Most of these times, which rise, that lie within a span.
 
@@ -309,11 +342,15 @@ def figures(result: Result, until_s: float) -> dict[str, Any]:
 
 
 def one(case: str, workload: Workload, name: str, start_s: float) -> dict[str, Any]:
-    """One run. ``static 3 8`` is three prefill and eight decode workers."""
+    """One run. ``static 3 8`` is three prefill and eight decode workers; of ``foresight SIZES`` see `Foresight`."""
     began_s, policy, counted = time.process_time(), None, None
     extra: dict[str, Any] = {}
     if name.startswith("static"):
         prefill, decode = (int(word) for word in name.split()[1:])
+    elif name.startswith("foresight"):
+        known = Foresight(name.split()[1], start_s)
+        prefill, decode = (int(size) for size in known.sizes[0][1:])
+        counted = Counted(known)
     else:
         prefill, decode = FIRST.get(case, (2, 3))
         policy = policies(start_s)[name]()
