@@ -36,7 +36,6 @@ from orchestrator.live.peaks import Peaks
 from orchestrator.live.preemption import Preemption
 from orchestrator.live.worker_link import ticket_message
 from orchestrator.policy.admission import AdmissionQueue
-from orchestrator.policy.helping import HelpRests
 from orchestrator.policy.length import RecentLengths
 from orchestrator.policy.router import Placement, RequestView, Wait, is_batch, place
 from orchestrator.request import ModelFront, PreparedRequest, prepare
@@ -74,7 +73,6 @@ class Gateway:
         self.journal = RequestJournal()
         self._peaks = Peaks()
         self._preemption = Preemption(self)
-        self._help_rests = HelpRests()
         self._runs: dict[int, ChoiceRun] = {}
         self._numbers = itertools.count()
         self._started_s = time.monotonic()
@@ -376,7 +374,6 @@ class Gateway:
             local_prefill_below_tokens=local_prefill_below_tokens,
             local_prefill_after_s=self.spec.transfer.local_prefill_after_s,
             avoid=self._avoid.get(id(run), frozenset()),
-            resting=self._help_rests.resting(time.monotonic()),
         )
         if not isinstance(chosen, Placement):
             if chosen.reason == "no_blocks":
@@ -391,8 +388,6 @@ class Gateway:
             peaks[chosen.decode_id] += chosen.reserve_blocks  # until they are reckoned anew
         prefilled_by = chosen.prefill_id or chosen.decode_id
         uncached = view.isl_tokens - view.cached_tokens.get(prefilled_by, 0)
-        if chosen.prefill_id is None and self.fleet.workers[prefilled_by].legs:
-            self._help_rests.helped(prefilled_by, uncached, time.monotonic())
         self.fleet.workers[prefilled_by].queued_tokens[run.life.request_id] = uncached
         run.placed(chosen.prefill_id, chosen.decode_id)
         return chosen

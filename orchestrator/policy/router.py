@@ -10,11 +10,10 @@ spot makes no difference to it.
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster.config import Role
-from orchestrator.policy.helping import SHORT_TOKENS
 
 LOCAL_PREFILL_SHARE = 0.8
 """A decode worker helps out with a prefill when it takes less than this share of the prefill pool's time."""
@@ -98,7 +97,6 @@ def place(
     local_prefill_below_tokens: int = 0,
     local_prefill_after_s: float | None = None,
     avoid: frozenset[str] = frozenset(),
-    resting: Container[str] = (),
 ) -> Placement | Wait:
     """Choose the workers for one request.
 
@@ -109,8 +107,6 @@ def place(
         local_prefill_after_s: Expected seconds in the prefill pool past which the decode worker prefills by itself,
             if it would be done in clearly fewer (`LOCAL_PREFILL_SHARE`) (its other requests pay for it); None: never.
         avoid: Workers that failed this request before; used only if no other is left.
-        resting: Decode workers that helped just now (`HelpRests`): beside several prefill workers they read short
-            prompts only.
 
     Example:
         >>> from cluster.config import Role
@@ -139,13 +135,9 @@ def place(
         return Wait("no_worker")
     best = min(prefills, key=lambda worker: _prefill_rank(worker, request, holder.domain))
     remote_s = expected_ttft_s(best, request)
-    if local_prefill_after_s is not None and remote_s > local_prefill_after_s:
-        # One prefill worker cannot keep those behind in time where help stops: then every first token is late.
-        rests = resting if len(prefills) > 1 else ()
-        helpers = [worker for worker in roomy if _may_help(worker, request, remote_s, rests)]
-        if helpers:
-            helper = min(helpers, key=lambda worker: _holder_rank(worker, request))
-            return Placement(None, helper.worker_id, need)
+    crowded = local_prefill_after_s is not None and remote_s > local_prefill_after_s
+    if crowded and expected_ttft_s(holder, request) < LOCAL_PREFILL_SHARE * remote_s:
+        return Placement(None, holder.worker_id, need)
     return Placement(best.worker_id, holder.worker_id, need)
 
 
@@ -164,12 +156,6 @@ def holders_among(workers: Sequence[WorkerView], local_prefill_below_tokens: int
 def _unless_last(workers: list[WorkerView], avoid: frozenset[str]) -> list[WorkerView]:
     """Without those to avoid, but for each part of the work apart: the only decode worker is better than none."""
     return [worker for worker in workers if worker.worker_id not in avoid] or workers
-
-
-def _may_help(worker: WorkerView, request: RequestView, remote_s: float, resting: Container[str]) -> bool:
-    uncached = request.isl_tokens - request.cached_tokens.get(worker.worker_id, 0)
-    rested = worker.worker_id not in resting or not worker.running_requests or uncached <= SHORT_TOKENS
-    return rested and expected_ttft_s(worker, request) < LOCAL_PREFILL_SHARE * remote_s
 
 
 def expected_ttft_s(worker: WorkerView, request: RequestView) -> float:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from orchestrator import lifecycle as lc
-from orchestrator.policy.helping import HelpRests
 from orchestrator.policy.preemption import TAKE_BACK_EVERY_S, may_take_back
 from orchestrator.policy.router import Placement, RequestView, Wait, WorkerView, place
 from orchestrator.policy.scaling import Arrival, FinishedRequest, ScalingPolicy
@@ -76,7 +75,6 @@ class Simulation:
         self._active_s = 0.0
         self._pump_due = False
         self._took_back_s: dict[str, float] = {}
-        self._help_rests = HelpRests()
         self.rng = np.random.default_rng(self.seed)
         workload = self.workload
         self._isl, self._reasoning = workload.isl_tokens.tolist(), workload.reasoning_tokens.tolist()
@@ -220,7 +218,6 @@ class Simulation:
             local_prefill_below_tokens=known if flight.waits_for_room else self.fleet_spec.local_prefill_below_tokens,
             local_prefill_after_s=self.fleet_spec.local_prefill_after_s,
             avoid=flight.avoid,
-            resting=self._help_rests.resting(self.kernel.now_s),
         )
 
     def _placed(self, flight: Flight, placement: Placement) -> None:
@@ -230,9 +227,6 @@ class Simulation:
         holder = workers[placement.decode_id]
         columns["decode"][index] = holder.number
         columns["prefill"][index] = workers[placement.prefill_id].number if placement.prefill_id else holder.number
-        if placement.prefill_id is None and holder.engine is not None and holder.engine.requests:
-            tokens = flight.isl_tokens + flight.generated_tokens - flight.cached_tokens
-            self._help_rests.helped(placement.decode_id, tokens, self.kernel.now_s)
         self.reserve(flight, holder, placement.reserve_blocks)
         if flight.waits_for_room:
             flight.waits_for_room = False

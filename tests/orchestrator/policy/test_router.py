@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.config import Role
-from orchestrator.policy.helping import REST_S, SHORT_TOKENS, STEP_TOKENS, HelpRests
 from orchestrator.policy.router import Placement, RequestView, Wait, WorkerView, expected_ttft_s, is_batch, place
 
 
@@ -129,41 +128,6 @@ def test_a_crowded_prefill_pool_gets_help_from_decode() -> None:
     assert chosen(2000, 0, 1.0) is None, "2.5 s there, 0.5 s here"
     assert chosen(2000, 1600, 1.0) == "p", "2.1 s here is more than four fifths of it"
     assert chosen(9000, 0, None) == "p", "never"
-
-
-def test_a_decode_worker_that_rests_reads_short_prompts_only_and_another_helps() -> None:
-    crowded = prefill(queued_tokens=90_000)
-    busy = {"total_blocks": 1000, "free_blocks": 1000, "running_requests": 3}
-    d0, d1 = decode("d0", **busy), decode("d1", **{**busy, "free_blocks": 500})
-
-    def chosen(isl: int, resting: set[str], *workers: WorkerView) -> Placement | Wait:
-        views = [crowded, replace(crowded, worker_id="p1"), *workers]
-        return place(RequestView(isl, 64, 32, {}), views, local_prefill_after_s=1.0, resting=resting)
-
-    assert chosen(5000, set(), d0, d1) == Placement(None, "d0", 159)
-    assert chosen(5000, {"d0"}, d0, d1) == Placement(None, "d1", 159), "the fuller one, which has rested"
-    assert chosen(5000, {"d0", "d1"}, d0, d1) == Placement("p0", "d0", 159)
-    assert chosen(64, {"d0", "d1"}, d0, d1) == Placement(None, "d0", 4)
-    idle = replace(d0, running_requests=0)
-    assert chosen(5000, {"d0", "d1"}, idle, d1) == Placement(None, "d0", 159), "nobody's tokens wait"
-    request = RequestView(5000, 64, 32, {})
-    alone = place(request, [crowded, d0, d1], local_prefill_after_s=1.0, resting={"d0", "d1"})
-    assert alone == Placement(None, "d0", 159), "with one prefill worker, all would be late"
-
-
-@given(st.lists(st.tuples(st.floats(0.01, 3.0), st.integers(1, 30_000)), max_size=60))
-def test_helping_leaves_enough_time_between_slow_steps(came: list[tuple[float, int]]) -> None:
-    """Whatever comes: in any stretch of time, one step for each rest at most, and those of one prompt."""
-    rests, now_s, slow = HelpRests(), 0.0, list[tuple[float, int]]()
-    for pause_s, tokens in came:
-        now_s += pause_s
-        if "d" not in rests.resting(now_s) or tokens <= SHORT_TOKENS:
-            rests.helped("d", tokens, now_s)
-            if tokens > SHORT_TOKENS:
-                slow.append((now_s, -(-tokens // STEP_TOKENS)))
-    for i, (begin_s, _) in enumerate(slow):
-        for j in range(i + 1, len(slow)):
-            assert sum(steps for _, steps in slow[i:j]) * REST_S <= slow[j][0] - begin_s + 1e-6
 
 
 def test_two_engine_versions_are_never_paired() -> None:

@@ -12,7 +12,6 @@ import pytest
 from cluster.config import Role
 from cluster.errors import ConfigError
 from orchestrator import lifecycle as lc
-from orchestrator.policy.helping import REST_S
 from orchestrator.policy.scaling import ChangeRole, DrainWorker, ScalingAction, StartWorker
 from orchestrator.simulator.cost import AffineCost, AffineTransfer
 from orchestrator.simulator.engine import EngineProfile
@@ -252,18 +251,3 @@ def test_prefill_first_lets_decode_wait_and_prompts_not(fleet: MakeFleet) -> Non
     mixed = found[False].records
     assert mixed.ttft_s()[1] > records.ttft_s()[1]
     assert mixed.e2e_s()[0] < records.e2e_s()[0]
-
-
-def test_a_decode_worker_that_helped_leaves_its_requests_in_peace_for_a_while() -> None:
-    """Two prefill workers and one that decodes, which helps them; prompts are twice what the two can read."""
-    cost = AffineCost(decode_base_s=0.02, prefill_base_s=0.0, prefill_token_s=1e-4)
-    kind = EngineProfile(cost, cost, 100_000, mixed=cost)
-    pools = [PoolSpec(Role.PREFILL, kind, 2), PoolSpec(Role.DECODE, kind, 1)]
-    size = 240
-    requests = Workload(np.arange(size) / 20, np.full(size, 2000), np.zeros(size, int), np.full(size, 200))
-    fleet = FleetSpec(pools, AffineTransfer(1e9), local_prefill_after_s=1.0)
-    records = Simulation(fleet, requests, GatewaySpec(max_queued_requests=1000)).run().records
-    helped_s = np.sort(records["placed_s"][records["prefill"] == records["decode"]])
-    assert len(helped_s) > 10
-    assert np.diff(helped_s).min() > REST_S - 1e-6
-    assert (records["slow_gaps"] <= 0.05 * 200).all()
