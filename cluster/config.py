@@ -215,9 +215,8 @@ class TransferSettings(Settings):
     local_prefill_below_tokens: int = Field(0, ge=0)
     """Uncached prompt tokens up to which decode prefills by itself, because the handoff would cost more. 0: never."""
     local_prefill_after_s: float | None = Field(1.0, ge=0)
-    """Expected seconds in a crowded prefill pool past which a decode worker prefills by itself, if it would be done in
-    less than four fifths of them. Beside several prefill workers it then rests from helping for 0.9 s for each 8,192
-    tokens. null: never."""
+    """Expected seconds in a crowded prefill pool past which a decode worker prefills by itself, if it would be done
+    in less than four fifths of them. null: never."""
 
     @model_validator(mode="after")
     def _check(self) -> TransferSettings:
