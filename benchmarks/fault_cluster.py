@@ -28,6 +28,7 @@ from orchestrator.live.registry import RegistryService, watch
 
 START_TIMEOUT_S = 600.0
 CHUNK_BYTES = 1 << 16
+CLOSE_TIMEOUT_S = 10.0
 
 
 @dataclass(slots=True)
@@ -41,6 +42,11 @@ class Relay:
     """Established connections are reset, new ones refused."""
     _server: Any = None
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
+
+    @property
+    def links(self) -> int:
+        """Connections carried at present."""
+        return len(self._writers) // 2
 
     async def start(self) -> None:
         """Listen on a free port of the loopback."""
@@ -215,7 +221,10 @@ class FaultCluster:
         return self._clients[self._next_client % len(self._clients)]
 
     async def all_ready(self, timeout_s: float = START_TIMEOUT_S) -> float:
-        """Wait until every worker serves and every gateway has each; returns the seconds it took."""
+        """Wait until every worker serves and every gateway has each and a link to it; returns the seconds it took.
+
+        A gateway knows a worker whose link is cut and dials again within seconds: until then it has fewer sockets.
+        """
         began_s = time.monotonic()
 
         async def complete() -> bool:
@@ -227,7 +236,7 @@ class FaultCluster:
                 shown = {key: each.incarnation for key, each in self.members.items() if key not in self.hidden}
                 if known != shown:
                     return False
-            return True
+            return all(self.relay(worker_id).links >= len(self.gateways) for worker_id in shown)
 
         async with asyncio.timeout(timeout_s):
             while not await complete():  # noqa: ASYNC110
@@ -265,6 +274,13 @@ class FaultCluster:
             connections = psutil.Process(gateway.process.pid).net_connections(kind="tcp")
             found += sum(each.status != psutil.CONN_LISTEN for each in connections)
         return found
+
+    async def leaked_sockets(self, before: int) -> int:
+        """Connections above ``before`` that are still open some seconds after the last request."""
+        deadline_s = time.monotonic() + CLOSE_TIMEOUT_S
+        while (more := self.sockets() - before) > 0 and time.monotonic() < deadline_s:  # noqa: ASYNC110
+            await asyncio.sleep(0.5)
+        return max(0, more)
 
     def memory_bytes(self) -> dict[str, int]:
         """Unique memory of each gateway, and of each worker with its engine core."""

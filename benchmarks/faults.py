@@ -64,7 +64,7 @@ async def finish(cluster: FaultCluster, tally: Tally, sockets_before: int) -> di
     return {
         **tally.row(),
         "leaked_blocks": leaked,
-        "leaked_sockets": max(0, cluster.sockets() - sockets_before),
+        "leaked_sockets": await cluster.leaked_sockets(sockets_before),
     }
 
 
