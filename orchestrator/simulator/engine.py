@@ -192,6 +192,7 @@ class Engine:
         batch, now_s = self.batch, self._kernel.now_s
         preempted = self._make_room()
         self._join_loaded()
+        preempted |= self._make_room()  # who joined an empty batch may find its next block taken by those that load
         if self.waiting and not preempted:
             self._admit()
         if self.prefilling and self._chunk_step(now_s):
@@ -314,8 +315,12 @@ class Engine:
         return preempted
 
     def _join_loaded(self) -> None:
+        """Legs whose KV has come join while a seat and the block of their next token are left."""
         for leg in [*self._loaded]:
             if len(self.batch.legs) + len(self.prefilling) >= self.profile.max_num_seqs:
+                return
+            opens = leg.computed_tokens % self._block == 0
+            if self.batch.legs and self.batch.blocks_for_next_step() + opens > self.pool.free:
                 return
             del self._loaded[leg]
             self.blocks.publish(leg)

@@ -117,6 +117,29 @@ def test_blocks_promises_and_tokens_are_conserved(simulation: Simulation) -> Non
     check_every_event(simulation)
 
 
+def test_legs_that_load_together_wait_for_their_next_block() -> None:
+    # Twenty prompts of one block each fill the worker; each opens its second block with its first step there.
+    size, none = 20, np.zeros(20, np.int64)
+    workload = Workload(
+        arrival_s=np.zeros(size),
+        isl_tokens=np.full(size, 16),
+        reasoning_tokens=none,
+        answer_tokens=np.full(size, 30),
+        cached_tokens=none,
+        priority=none,
+        unit_starts=np.zeros(size + 1, np.int64),
+        units=np.zeros(0, np.int64),
+        unit_tokens=0,
+    )
+    pools = [
+        PoolSpec(
+            role, EngineProfile(COST, COST, blocks, block_size_tokens=16, kv_bytes_per_token=1000.0), 1, domain="a"
+        )
+        for role, blocks in ((Role.PREFILL, 1000), (Role.DECODE, size))
+    ]
+    check_every_event(Simulation(FleetSpec(pools, AffineTransfer(1e6, 0.01)), workload, forecast=FixedForecast(0)))
+
+
 def check_every_event(simulation: Simulation) -> None:
     def check(*_: Any) -> None:
         for flight in simulation.live.values():
