@@ -31,8 +31,8 @@ def exposure(classes: Ints, start: Floats, end: Floats, class_count: int) -> Flo
 
     Example:
         >>> spent = exposure(np.array([0, 0]), np.array([0.0, 10.0]), np.array([20.0, 16.0]), 1)
-        >>> spent[0, :3].tolist()
-        [22.0, 4.0, 0.0]
+        >>> spent[0, :3].round(2).tolist()
+        [22.0, 3.03, 0.97]
     """
     total: Floats = np.zeros(class_count * BINS)
     at, last = bin_of(start), bin_of(end)
