@@ -26,10 +26,10 @@ BAND_S = 60.0
 """How far ahead the published forecast with its band looks."""
 P95_DEVIATIONS = 1.645
 ORDER_MARGIN_S = 20.0
-BURST_S, RECENT_S, LONG_S = 30.0, 300.0, 600.0
-BURST_RATIO, BURST_NOISE = 1.6, 12.0
+BURST_S, RECENT_S, LONG_S = 60.0, 300.0, 600.0
+BURST_RATIO, BURST_NOISE = 1.8, 12.0
 """A burst: `BURST_S` asks for this many times as much prefill as `LONG_S`, or with ``n`` prompts, where few come, for
-``1 + 12 / sqrt(n)`` times. In six hours of stationary loads, with some 450 prompts, it was 1.37 times at most."""
+``1 + 12 / sqrt(n)`` times. In six hours of stationary loads, with some 900 prompts, it was 1.28 times at most."""
 BURST_KNOWN_S = 120.0
 """Seconds of prompts to have seen before a burst can be told from them."""
 REACH_S = 5.0

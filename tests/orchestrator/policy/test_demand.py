@@ -229,10 +229,10 @@ def test_a_steady_load_is_no_burst_however_few_its_prompts(rate: float) -> None:
     assert not any(bursts([rate]))
 
 
-def test_a_burst_is_seen_within_half_a_minute_and_known_for_five() -> None:
+def test_a_burst_is_seen_within_a_minute_and_known_for_five() -> None:
     found = np.array(bursts([15.0, 45.0, 15.0]))
     seen_s = 5.0 * (1 + np.flatnonzero(found))
-    assert 305.0 <= seen_s[0] <= 330.0
+    assert 305.0 <= seen_s[0] <= 345.0
     assert seen_s[-1] >= seen_s[0] + 300.0
     assert seen_s[-1] <= 900.0 - 5.0
     assert not found[-1]
