@@ -419,17 +419,21 @@ def plot(arguments: argparse.Namespace) -> None:
     figure = Figure(figsize=(11, 3.1 * len(cases)), layout="constrained")
     axes = figure.subplots(len(cases), 2, squeeze=False)
     for (left, right), case in zip(axes, cases, strict=True):
+        most_hours = 2.0 * min((e["gpu_hours"] for e in rows if e["case"] == case), default=1.0)
         for e in rows:
             if e["case"] != case:
                 continue
+            hours = min(e["gpu_hours"], most_hours)  # who runs away stands at the edge, with what it took
             static = e["policy"].startswith("static")
             mark = "o" if e["policy"] == "baton" else "s" if static else "x"
             colour = "tab:red" if e["policy"] == "baton" else "0.4" if static else "tab:blue"
-            left.scatter(e["gpu_hours"], 100 * (1 - e["good"]), marker=mark, color=colour)
+            left.scatter(hours, 100 * (1 - e["good"]), marker=mark, color=colour)
             text = e["policy"] if static else f"{e['policy']} @{e['start_s']:.0f}"
+            text += f" ({e['gpu_hours']:.0f})" if hours < e["gpu_hours"] else ""
             left.annotate(
-                text, (e["gpu_hours"], 100 * (1 - e["good"])), fontsize=7, xytext=(3, 3), textcoords="offset points"
-            )
+                text, (hours, 100 * (1 - e["good"])), fontsize=6, xytext=(3, 3), textcoords="offset points",
+                ha="right" if hours > 0.8 * most_hours else "left",
+            )  # fmt: skip
             if e["policy"] == "baton":
                 line, style = e["timeline"], "-" if e["start_s"] < 100 else "--"
                 minutes = np.array(line["time_s"]) / 60
@@ -440,7 +444,12 @@ def plot(arguments: argparse.Namespace) -> None:
                     used = np.array(line["decode_used_blocks"]) / KIND.total_blocks
                     right.fill_between(minutes, used, color="0.85", label="KV in use, in workers")
         left.axhline(1.0, color="0.7", lw=0.8)
-        left.set(title=case, xlabel="GPU-hours", ylabel="requests that missed, %", yscale="symlog", ylim=(0, None))
+        left.set(title=case, xlabel="GPU-hours", ylabel="requests that missed, %", ylim=(0, None))
+        left.set_yscale("symlog", linthresh=2.0)
+        left.set_yticks(
+            [0, 0.5, 1, 1.5, 2, 5, 10, 20, 50, 100], ["0", "0.5", "1", "1.5", "2", "5", "10", "20", "50", "100"]
+        )
+        left.set_ylim(0, 1.2 * max(2.0, *(100 * (1 - e["good"]) for e in rows if e["case"] == case)))
         right.set(title=f"{case}: workers of Baton's policy", xlabel="minutes", ylim=(0, None))
         right.legend(fontsize=7)
     figure.savefig(arguments.png, dpi=100)
