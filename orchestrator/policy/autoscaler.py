@@ -222,7 +222,6 @@ def decide(settings: AutoscalerSettings, memory: Memory, demand: Demand, workers
 def _prefill_need(settings: AutoscalerSettings, demand: Demand, helpers: int, memory: PoolMemory) -> _Need:
     overflow = min(settings.help_share * helpers, demand.prefill_workers_recent / 2)
     recent, long = demand.prefill_workers_recent - overflow, demand.prefill_workers_long - overflow
-    burst = demand.prefill_workers_burst
     margin = settings.fill / settings.shrink_fill
     shrink = max(recent, long) * margin
     if memory.surged(demand.now_s):  # what came for a burst goes once that has left the shorter window
@@ -232,12 +231,9 @@ def _prefill_need(settings: AutoscalerSettings, demand: Demand, helpers: int, me
         f"{demand.prefill_workers_recent:.1f} prefill workers for their first tokens, those of ten "
         f"{demand.prefill_workers_long:.1f}, of which {helpers} decode workers take {overflow:.1f}"
     )
-    if burst:
-        why += f"; a burst wants {burst:.1f}"
     patience_s = min(settings.patience_s, PREFILL_PATIENCE_S)
-    # Nothing is taken off a burst for decode's help: until the workers come, it has enough to do.
     return _need(
-        max(recent, burst),
+        recent,
         shrink,
         (settings.min_prefill, settings.max_prefill),
         why,

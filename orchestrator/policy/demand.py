@@ -26,12 +26,7 @@ BAND_S = 60.0
 """How far ahead the published forecast with its band looks."""
 P95_DEVIATIONS = 1.645
 ORDER_MARGIN_S = 20.0
-BURST_S, RECENT_S, LONG_S = 60.0, 300.0, 600.0
-BURST_RATIO, BURST_NOISE = 1.8, 12.0
-"""A burst: `BURST_S` asks for this many times as much prefill as `LONG_S`, or with ``n`` prompts, where few come, for
-``1 + 12 / sqrt(n)`` times. In six hours of stationary loads, with some 900 prompts, it was 1.28 times at most."""
-BURST_KNOWN_S = 120.0
-"""Seconds of prompts to have seen before a burst can be told from them."""
+RECENT_S, LONG_S = 300.0, 600.0
 REACH_S = 5.0
 """Prompts that the prefill pool takes longer than this to come to hold no KV in decode yet."""
 _AGES = 16
@@ -71,8 +66,6 @@ class Demand:
     pace: float
     planned_tokens_per_s: float = 0.0
     """Tokens a second of one request on a well-filled worker; 0 where that is not known."""
-    prefill_workers_burst: float = 0.0
-    """As ``prefill_workers_recent``, for the worst of the bursts that began in the last five minutes; 0 without one."""
 
 
 @dataclass(slots=True)
@@ -180,7 +173,6 @@ class DemandForecaster:
         self._prompts = PromptWindow(ttft_s=ttft_s, keep_s=LONG_S)
         self._now_s = 0.0
         self._speed = 0.0
-        self._bursts: list[tuple[float, float]] = []
 
     def look(
         self,
@@ -218,7 +210,6 @@ class DemandForecaster:
         read_in_s = self._read_in_s(asking, prefill_workers)
         planned, deviation = self._kv(curves, asking, planned_speed, self._horizons_s, read_in_s)
         high = [m + P95_DEVIATIONS * d for m, d in zip(planned, deviation, strict=True)]
-        long = self._prompts.workers_needed(now_s, LONG_S)
         return Demand(
             now_s=now_s,
             kv_tokens=kv_tokens,
@@ -228,7 +219,7 @@ class DemandForecaster:
             band_mean_tokens=float(mean[0]),
             band_high_tokens=float(mean[0]) * ratio_high,
             prefill_workers_recent=self._prompts.workers_needed(now_s, RECENT_S),
-            prefill_workers_long=long,
+            prefill_workers_long=self._prompts.workers_needed(now_s, LONG_S),
             arrivals_per_s=float(self._rates.requests.sum() / max(1e-9, self._rates.seconds)),
             prompt_tokens_per_s=float(self._rates.prompt_tokens.sum() / max(1e-9, self._rates.seconds)),
             in_flight_requests=len(flights.ids),
@@ -237,7 +228,6 @@ class DemandForecaster:
             request_tokens_per_s=speed,
             pace=float(self.lengths.pace()[-1]),
             planned_tokens_per_s=planned_speed,
-            prefill_workers_burst=self._burst(now_s, long),
         )
 
     # --- learning -------------------------------------------------------------------------------------------
@@ -277,16 +267,6 @@ class DemandForecaster:
             np.add.at(self._rates.prompt_tokens, keys, np.array([each.isl_tokens for each in arrived], np.float64))
         for each in arrived:
             self._prompts.add(each.time_s, self._capacity.prefill_s(each.isl_tokens))
-
-    def _burst(self, now_s: float, long: float) -> float:
-        """Prefill workers for the worst burst of the last `RECENT_S`; after that, the longer windows have seen it."""
-        self._bursts = [each for each in self._bursts if each[0] > now_s - RECENT_S]
-        need = self._prompts.workers_needed(now_s, BURST_S)
-        noise = BURST_NOISE / max(1, self._prompts.count(now_s, BURST_S)) ** 0.5
-        known = self._prompts.first_s is not None and now_s - self._prompts.first_s >= BURST_KNOWN_S
-        if known and need > max(BURST_RATIO, 1 + noise) * long:
-            self._bursts.append((now_s, need))
-        return max((need for _, need in self._bursts), default=0.0)
 
     # --- forecasting ----------------------------------------------------------------------------------------
 

@@ -37,15 +37,6 @@ class PromptWindow:
         self._seconds: deque[tuple[int, Ints]] = deque()
         self._work: deque[float] = deque()
 
-    @property
-    def first_s(self) -> float | None:
-        """When the first prompt that is remembered came."""
-        return float(self._seconds[0][0]) if self._seconds else None
-
-    def count(self, now_s: float, span_s: float) -> int:
-        """Prompts of the span."""
-        return sum(int(slacks.sum()) for second, slacks in self._seconds if second > now_s - span_s - 1)
-
     def __len__(self) -> int:
         return len(self._seconds)
 

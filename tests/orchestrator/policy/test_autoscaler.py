@@ -74,17 +74,8 @@ def test_decode_workers_that_help_leave_less_for_the_prefill_pool() -> None:
     assert grown == (StartWorker(Role.PREFILL),) * 8
 
 
-def test_prefill_grows_at_once_to_what_a_burst_asks_for() -> None:
-    """Before the window of five minutes has seen it, and with nothing taken off for decode's help."""
-    helping = SETTINGS.model_copy(update={"help_share": 0.25})
-    asked = replace(demand(prefill=1.5, decode=2.8), prefill_workers_burst=3.4)
-    assert decide(helping, Memory(), asked, fleet(prefill=2)).actions == (StartWorker(Role.PREFILL),) * 2
-    calm = replace(asked, prefill_workers_burst=0.0)
-    assert decide(helping, Memory(), calm, fleet(prefill=2)).actions == ()
-
-
-def test_what_came_for_a_burst_stays_while_it_is_known_and_goes_before_the_long_window_has_lost_it() -> None:
-    burst = replace(demand(prefill=1.5, decode=2.8), prefill_workers_burst=4.0)
+def test_what_came_for_a_burst_goes_before_the_long_window_has_lost_it() -> None:
+    burst = demand(prefill=4.0, decode=2.8)
     grown = decide(SETTINGS, Memory(), burst, fleet(prefill=2))
     assert len(grown.actions) == 2
     rows = fleet(prefill=4)

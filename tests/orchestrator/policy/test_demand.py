@@ -206,33 +206,3 @@ def test_memory_grows_with_classes_and_not_with_requests_served() -> None:
     assert more < 1.01 * hour
     per_class = (classes - hour) / 45
     assert 0 < per_class < 2 * 8 * 54 * 2 * 3
-
-
-def bursts(rates: list[float], span_s: float = 900.0) -> list[float]:
-    """The need of a burst as each look sees it, for prompts at these rates, each for an equal part of the time."""
-    rng = np.random.default_rng(0)
-    part_s = span_s / len(rates)
-    times = [rng.uniform(i * part_s, (i + 1) * part_s, round(rate * part_s)) for i, rate in enumerate(rates)]
-    arrivals = [
-        Arrival(float(time_s), "a", int(rng.exponential(1500)) + 1) for time_s in np.sort(np.concatenate(times))
-    ]
-    forecaster, found, done = DemandForecaster(capacity(), ttft_s=2.0, horizons_s=(0.0, 80.0)), list[float](), 0
-    for now_s in np.arange(5.0, span_s, 5.0):
-        came = [each for each in arrivals[done:] if each.time_s <= now_s]
-        done += len(came)
-        found.append(forecaster.look(float(now_s), [], came, [], 1).prefill_workers_burst)
-    return found
-
-
-@pytest.mark.parametrize("rate", [0.2, 2.0, 15.0])
-def test_a_steady_load_is_no_burst_however_few_its_prompts(rate: float) -> None:
-    assert not any(bursts([rate]))
-
-
-def test_a_burst_is_seen_within_a_minute_and_known_for_five() -> None:
-    found = np.array(bursts([15.0, 45.0, 15.0]))
-    seen_s = 5.0 * (1 + np.flatnonzero(found))
-    assert 305.0 <= seen_s[0] <= 345.0
-    assert seen_s[-1] >= seen_s[0] + 300.0
-    assert seen_s[-1] <= 900.0 - 5.0
-    assert not found[-1]
