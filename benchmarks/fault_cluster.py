@@ -234,9 +234,9 @@ class FaultCluster:
                 status = await gateway.client.get_status()
                 known = {worker.worker_id: worker.incarnation for worker in status.workers}
                 shown = {key: each.incarnation for key, each in self.members.items() if key not in self.hidden}
-                if known != shown:
+                if known != shown or any(self.relay(worker_id).links < len(self.gateways) for worker_id in shown):
                     return False
-            return all(self.relay(worker_id).links >= len(self.gateways) for worker_id in shown)
+            return True
 
         async with asyncio.timeout(timeout_s):
             while not await complete():  # noqa: ASYNC110
