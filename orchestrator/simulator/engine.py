@@ -192,7 +192,9 @@ class Engine:
         batch, now_s = self.batch, self._kernel.now_s
         preempted = self._make_room()
         self._join_loaded()
-        preempted |= self._make_room()  # who joined an empty batch may find its next block taken by those that load
+        while batch.blocks_for_next_step() > self.pool.free:  # taken by others whose KV has come: who joined makes way
+            preempted |= self._make_room()
+            self._join_loaded()
         if self.waiting and not preempted:
             self._admit()
         if self.prefilling and self._chunk_step(now_s):

@@ -6,6 +6,7 @@ import heapq
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -13,10 +14,12 @@ from cluster.config import Role
 from orchestrator import lifecycle as lc
 from orchestrator.policy.scaling import ChangeRole, DrainWorker, MigrateRequest, StartWorker
 from orchestrator.simulator.cost import AffineCost, AffineTransfer
-from orchestrator.simulator.engine import EngineProfile
+from orchestrator.simulator.engine import Engine, EngineProfile
 from orchestrator.simulator.failures import FailurePlan
 from orchestrator.simulator.fleet import FleetSpec, PoolSpec
 from orchestrator.simulator.forecast import FixedForecast, RecentForecast
+from orchestrator.simulator.kernel import Kernel
+from orchestrator.simulator.leg import Leg
 from orchestrator.simulator.records import Outcome
 from orchestrator.simulator.simulation import ClosedLoop, GatewaySpec, Simulation
 from orchestrator.simulator.workload import Workload
@@ -115,6 +118,30 @@ def simulations(draw: st.DrawFn) -> Simulation:
 @given(simulations())
 def test_blocks_promises_and_tokens_are_conserved(simulation: Simulation) -> None:
     check_every_event(simulation)
+
+
+@pytest.mark.parametrize(("total_blocks", "preemptions"), [(15, 0), (10, 1)])
+def test_legs_whose_kv_comes_together_wait_for_their_next_block(total_blocks: int, preemptions: int) -> None:
+    """Ten of one block each, which open a second with their first step; where they fill the worker, one makes way."""
+
+    class Owner:
+        def pull(self, engine: Engine, leg: Leg, tokens: int) -> None:
+            kernel.at(kernel.now_s + 0.01, engine.loaded, leg)
+
+        def leg_over(self, engine: Engine, leg: Leg) -> None:
+            over.append(leg)
+
+        def leg_prefilled(self, engine: Engine, leg: Leg) -> None:
+            pass
+
+    kernel, over = Kernel(), list[Leg]()
+    engine = Engine(kernel, Owner(), EngineProfile(COST, COST, total_blocks), "decode-0")
+    for number in range(10):
+        engine.submit(Leg(str(number), number, 17, 8, True, -1, remote=True))
+    kernel.run()
+    engine.validate()
+    assert {leg.made_tokens for leg in over} == {8}
+    assert (len(over), engine.requests, engine.pool.used, engine.preemptions) == (10, 0, 0, preemptions)
 
 
 def test_legs_that_load_together_wait_for_their_next_block() -> None:
