@@ -419,10 +419,9 @@ def plot(arguments: argparse.Namespace) -> None:
     figure = Figure(figsize=(11, 3.1 * len(cases)), layout="constrained")
     axes = figure.subplots(len(cases), 2, squeeze=False)
     for (left, right), case in zip(axes, cases, strict=True):
-        most_hours = 2.0 * min((e["gpu_hours"] for e in rows if e["case"] == case), default=1.0)
-        for e in rows:
-            if e["case"] != case:
-                continue
+        runs = [e for e in rows if e["case"] == case]
+        most_hours = 2.0 * min(e["gpu_hours"] for e in runs)
+        for e in runs:
             hours = min(e["gpu_hours"], most_hours)  # who runs away stands at the edge, with what it took
             static = e["policy"].startswith("static")
             mark = "o" if e["policy"] == "baton" else "s" if static else "x"
@@ -444,12 +443,10 @@ def plot(arguments: argparse.Namespace) -> None:
                     used = np.array(line["decode_used_blocks"]) / KIND.total_blocks
                     right.fill_between(minutes, used, color="0.85", label="KV in use, in workers")
         left.axhline(1.0, color="0.7", lw=0.8)
-        left.set(title=case, xlabel="GPU-hours", ylabel="requests that missed, %", ylim=(0, None))
+        left.set(title=case, xlabel="GPU-hours", ylabel="requests that missed, %")
         left.set_yscale("symlog", linthresh=2.0)
-        left.set_yticks(
-            [0, 0.5, 1, 1.5, 2, 5, 10, 20, 50, 100], ["0", "0.5", "1", "1.5", "2", "5", "10", "20", "50", "100"]
-        )
-        left.set_ylim(0, 1.2 * max(2.0, *(100 * (1 - e["good"]) for e in rows if e["case"] == case)))
+        left.set_yticks(ticks := [0, 0.5, 1, 1.5, 2, 5, 10, 20, 50, 100], [f"{each:g}" for each in ticks])
+        left.set_ylim(0, 1.2 * max(2.0, *(100 * (1 - e["good"]) for e in runs)))
         right.set(title=f"{case}: workers of Baton's policy", xlabel="minutes", ylim=(0, None))
         right.legend(fontsize=7)
     figure.savefig(arguments.png, dpi=100)
