@@ -167,7 +167,7 @@ class LegDriver:
         self._records.columns["end_s"][flight.index] = self._kernel.now_s
         flight.unreserve()
         del self._run.live[flight.index]
-        self._run.next_of_client()
+        self._run.next_of_client(flight.index)
         self._run.pump()
 
     def _settle(self, worker: Worker) -> None:

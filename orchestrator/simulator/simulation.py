@@ -70,6 +70,11 @@ class Simulation:
         self.arrived_tokens = 0
         self.finished: list[FinishedRequest] = []
         self.arrivals: list[Arrival] = []
+        # Turns that wait for the one before are not in the line of those that come by themselves.
+        before = self.workload.turn_before
+        self._line: list[int] = np.flatnonzero(before < 0).tolist()
+        self._turn_after = {int(turn): int(after) for after, turn in enumerate(before) if turn >= 0}
+        self._turns_due = len(self._turn_after)
         self._next = 0
         self._timers = 0
         self._active_s = 0.0
@@ -96,9 +101,9 @@ class Simulation:
         """Run to the end of the last request, or to ``until_s``."""
         if self.closed_loop is not None:
             loop = self.closed_loop
-            self._next = min(loop.clients, len(self.workload))
+            self._next = min(loop.clients, len(self._line))
             for client in range(self._next):
-                self.kernel.at(client * loop.stagger_s / loop.clients, self._arrive, client)
+                self.kernel.at(client * loop.stagger_s / loop.clients, self._arrive, self._line[client])
         elif len(self.workload):
             self._schedule_arrival()
         self._sample(None)
@@ -113,15 +118,20 @@ class Simulation:
     # --- arrivals and the queue -----------------------------------------------------------------------------
 
     def _schedule_arrival(self) -> None:
-        if self._next < len(self.workload):
-            self.kernel.at(float(self.workload.arrival_s[self._next]), self._arrive_next, self._next)
+        if self._next < len(self._line):
+            index = self._line[self._next]
+            self.kernel.at(float(self.workload.arrival_s[index]), self._arrive_next, index)
 
     def _arrive_next(self, index: int) -> None:
-        self._next = index + 1
+        self._next += 1
         self._arrive(index)
         self._schedule_arrival()
-        if self.hooks.progress is not None and not index & 255:
-            self.hooks.progress(index / len(self.workload))
+        if self.hooks.progress is not None and not self._next & 255:
+            self.hooks.progress(self._next / len(self._line))
+
+    def _arrive_turn(self, index: int) -> None:
+        self._turns_due -= 1
+        self._arrive(index)
 
     def _arrive(self, index: int) -> None:
         now_s, gateway, columns = self.kernel.now_s, self.gateway, self.records.columns
@@ -166,7 +176,7 @@ class Simulation:
     def _reject(self, index: int) -> None:
         columns = self.records.columns
         columns["outcome"][index], columns["end_s"][index] = Outcome.REJECTED, self.kernel.now_s
-        self.next_of_client()
+        self.next_of_client(index)
 
     def enqueue(self, flight: Flight, *, again: bool = False) -> None:
         """Let a request wait for workers; ``again`` if it had been placed before."""
@@ -252,7 +262,7 @@ class Simulation:
         action(None)
 
     def _all_served(self) -> bool:
-        return self._next >= len(self.workload) and not self.live
+        return self._next >= len(self._line) and not self._turns_due and not self.live
 
     def _goes_on(self) -> bool:
         """Whether anything can still happen to a request; a scaling policy has a day to bring the worker it needs."""
@@ -294,11 +304,13 @@ class Simulation:
 
     # --- ends of requests ---------------------------------------------------------------------------------
 
-    def next_of_client(self) -> None:
-        """A request is over: its client sends the next, or the run ends."""
-        loop = self.closed_loop
-        if loop is not None and self._next < len(self.workload):
-            self.kernel.at(self.kernel.now_s + loop.think_s, self._arrive, self._next)
+    def next_of_client(self, index: int) -> None:
+        """A request is over, well or not: its session's next turn follows, or its client's next, or the run ends."""
+        loop, after = self.closed_loop, self._turn_after.get(index)
+        if after is not None:
+            self.kernel.at(self.kernel.now_s + float(self.workload.think_s[after]), self._arrive_turn, after)
+        elif loop is not None and self._next < len(self._line):
+            self.kernel.at(self.kernel.now_s + loop.think_s, self._arrive, self._line[self._next])
             self._next += 1
         elif self._all_served():
             self.kernel.stop()
