@@ -18,6 +18,7 @@ from orchestrator.simulator.failures import FailurePlan
 from orchestrator.simulator.fleet_block import FleetBlock
 from orchestrator.simulator.forecast import FixedForecast, LengthForecast, RecentForecast
 from orchestrator.simulator.simulation import ClosedLoop, GatewaySpec, Simulation
+from orchestrator.simulator.workload import Workload
 
 
 class GatewayBlock(Settings):
@@ -65,8 +66,15 @@ class Scenario(Settings):
     sample_s: float = Field(10.0, gt=0)
     seed: int = 0
 
-    def build(self, folder: Path = Path(), scaling: ScalingPolicy | None = None) -> Simulation:
+    def build(
+        self, folder: Path = Path(), scaling: ScalingPolicy | None = None, workload: Workload | None = None
+    ) -> Simulation:
         """A simulation ready to run, under a scaling policy or with the fleet as it stands.
+
+        Args:
+            folder: What relative paths start from.
+            scaling: The policy.
+            workload: The requests, where they have been read or drawn before.
 
         Raises:
             ConfigError: the workload cannot be had, or the parts do not fit.
@@ -77,7 +85,7 @@ class Scenario(Settings):
             forecast = RecentForecast(self.gateway.forecast_quantile, start_tokens=self.gateway.forecast_osl_tokens)
         return Simulation(
             self.fleet.build(),
-            self.workload.build(folder),
+            self.workload.build(folder) if workload is None else workload,
             GatewaySpec(**limits, slow_gap_s=self.slo.itl_p95_s),
             ClosedLoop(**self.closed_loop.model_dump()) if self.closed_loop is not None else None,
             forecast,
