@@ -106,6 +106,8 @@ class ServeGen:
         """
         tenants = tuple(dict.fromkeys(window.client for window in self.windows))
         number = {name: index for index, name in enumerate(tenants)}
+        # Only reasoning models have the ratio.
+        thinks = any(name == "reason_ratio" for _, _, name in self.quantiles)
         times: list[Floats] = []
         columns: list[tuple[int, Floats, Floats, Floats]] = []
         for window in self.windows:
@@ -113,10 +115,10 @@ class ServeGen:
             if not count:
                 continue
             times.append(bridge(window.gaps, count, window.start_s, WINDOW_S, rng))
-            isl, osl, share = (
-                self._quantiles(window, name).at_share(rng.random(count))
-                for name in ("input_tokens", "output_tokens", "reason_ratio")
+            isl, osl = (
+                self._quantiles(window, name).at_share(rng.random(count)) for name in ("input_tokens", "output_tokens")
             )
+            share = self._quantiles(window, "reason_ratio").at_share(rng.random(count)) if thinks else np.zeros(count)
             columns.append((number[window.client], isl, osl, share))
         if not times:
             raise ConfigError("servegen: no request falls into the span asked for")

@@ -15,6 +15,7 @@ from typing import Any
 from cluster.errors import ConfigError
 from orchestrator.simulator.trace_formats.cells import Clock, seconds, tokens
 from orchestrator.simulator.trace_formats.reading import NO_TIMES, Rows, TraceOptions, TraceReading
+from orchestrator.simulator.trace_formats.sharegpt import said
 from orchestrator.simulator.trace_formats.source import clean, json_lines, shown
 from orchestrator.simulator.trace_formats.text import Counter, counter_for
 
@@ -22,7 +23,10 @@ BLOCK_TOKENS = 512
 _BLOCKS = (512, 16, 32, 64, 128, 256, 1024, 2048, 4096)
 _FIT = 0.99
 """Share of rows whose number of hash ids has to fit a block size: published traces have a few that do not."""
-_KNOWN = {"timestamp", "input_length", "output_length", "hash_ids", "session_id", "delay", "text_input", "type"}
+_KNOWN = {
+    *("timestamp", "input_length", "output_length", "hash_ids", "session_id", "delay", "type"),
+    *("text_input", "messages"),
+}
 _BAILIAN = {"chat_id", "parent_chat_id", "turn"}
 
 
@@ -83,8 +87,8 @@ class _Reader:
         rows = self._rows
         if not self._known.issuperset(values):
             self._unknown |= dict.fromkeys(clean(each) for each in values if each not in self._known)
-        if "input_length" not in values and "text_input" in values:
-            isl = self._text(values["text_input"])
+        if "input_length" not in values and ("text_input" in values or "messages" in values):
+            isl = self._text(values)
         else:
             isl = tokens(values["input_length"], "input_length")
         osl = tokens(values["output_length"], "output_length")
@@ -118,12 +122,16 @@ class _Reader:
         self._untimed += 1
         return delay_s, math.nan
 
-    def _text(self, text: Any) -> int:
-        if not isinstance(text, str):
-            raise ValueError(f"text_input: expected text, got {shown(text)}")
+    def _text(self, values: dict[str, Any]) -> int:
         if self._count_text is None:
             self._count_text = counter_for(self._path, self._options)
-        return self._count_text.count(text)
+        count = self._count_text.count
+        if "messages" in values:
+            before, _ = said(values["messages"], count)
+            return before
+        if not isinstance(values["text_input"], str):
+            raise ValueError(f"text_input: expected text, got {shown(values['text_input'])}")
+        return count(values["text_input"])
 
     def _hashes(self, hashes: Any) -> None:
         """Number the ids, whatever they are: 64-bit numbers with or without sign, or texts."""
@@ -147,8 +155,8 @@ class _Reader:
         if not len(rows.units):
             del rows.unit_counts[:]
             return
-        said = self._options.block_tokens
-        block = said or fitting_block(rows.isl, rows.unit_counts)
+        given = self._options.block_tokens
+        block = given or fitting_block(rows.isl, rows.unit_counts)
         if block is None:
             del rows.unit_counts[:], rows.units[:]
             rows.notes.append("hash_ids fit no block size: read without shared prefixes; say --block-tokens")
@@ -160,7 +168,7 @@ class _Reader:
             rows.unit_counts[index] = full
             place += count
         rows.units, rows.unit_tokens = kept, block
-        if block != BLOCK_TOKENS and said is None:
+        if block != BLOCK_TOKENS and given is None:
             rows.notes.append(f"hash_ids stand for {block} tokens each, by their number")
 
 

@@ -114,11 +114,13 @@ def read_aiperf(path: Path, options: TraceOptions) -> TraceReading:
     clock.given = False
     for where, record in json_lines(path):
         try:
-            metadata, metrics = _first(record, "metadata"), record.get("metrics")
+            metadata, metrics = record.get("metadata"), record.get("metrics")
+            if not isinstance(metadata, dict):
+                raise ValueError(f"metadata: expected an object {{...}}, got {shown(metadata)}")
             if record.get("error") or not isinstance(metrics, dict):
                 rows.dropped["failed"] += 1
                 continue
-            if _first(metadata, "benchmark_phase") != "profiling":
+            if str(metadata.get("benchmark_phase", "profiling")).casefold() != "profiling":
                 rows.dropped["of the warmup"] += 1
                 continue
             at_s = clock.seconds(_first(metadata, "request_start_ns"))

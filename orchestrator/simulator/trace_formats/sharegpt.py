@@ -7,7 +7,7 @@ was said before it; the turns of a chat follow each other and share their beginn
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,24 +61,38 @@ def read(path: Path, options: TraceOptions, *, array: bool) -> TraceReading:
 
 
 def _requests(values: dict[str, Any], counter: Counter) -> tuple[list[tuple[int, int]], int]:
+    """Prompt and output of each answer of a chat, and how many messages or parts have no text."""
     turns = values.get("conversations", values.get("messages"))
     if not isinstance(turns, list):
         raise ValueError(f"conversations: expected a list of turns, got {shown(turns)}")
     found, before, ignored = [], 0, 0
     for turn in turns:
-        if not isinstance(turn, dict):
-            raise ValueError(f"conversations: expected {{from, value}}, got {shown(turn)}")
-        role = turn.get("from", turn.get("role"))
-        if not isinstance(role, str):
-            raise ValueError(f"conversations: from (or role) is missing or no text in {shown(turn)}")
-        length = 0
-        for text in _texts(turn.get("value", turn.get("content"))):
-            ignored += text is None
-            length += counter.count(text) if text is not None else 0
-        if role.strip().casefold() in _ANSWERS:
+        length, without = said([turn], counter.count)
+        ignored += without
+        if str(turn.get("from", turn.get("role"))).strip().casefold() in _ANSWERS:
             found.append((before, length))
         before += length
     return found, ignored
+
+
+def said(turns: Any, count: Callable[[str], int]) -> tuple[int, int]:
+    """Tokens of some messages, and how many of them or of their parts have no text.
+
+    Raises:
+        ValueError: they are no messages.
+    """
+    if not isinstance(turns, list):
+        raise ValueError(f"messages: expected a list of messages, got {shown(turns)}")
+    length = ignored = 0
+    for turn in turns:
+        if not isinstance(turn, dict):
+            raise ValueError(f"conversations: expected {{from, value}}, got {shown(turn)}")
+        if not isinstance(turn.get("from", turn.get("role")), str):
+            raise ValueError(f"conversations: from (or role) is missing or no text in {shown(turn)}")
+        for text in _texts(turn.get("value", turn.get("content"))):
+            ignored += text is None
+            length += count(text) if text is not None else 0
+    return length, ignored
 
 
 def _texts(content: Any) -> Iterator[str | None]:

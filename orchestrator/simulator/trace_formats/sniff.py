@@ -26,6 +26,7 @@ _LINES: tuple[tuple[str, frozenset[str]], ...] = (
     ("bailian", frozenset({"chat_id", "input_length"})),
     ("mooncake", frozenset({"input_length"})),
     ("mooncake", frozenset({"text_input"})),
+    ("mooncake", frozenset({"messages", "output_length"})),
     ("log", frozenset({"isl_tokens"})),
     ("log", frozenset({"arrival_s"})),
     ("aiperf", frozenset({"metadata", "metrics"})),

@@ -50,10 +50,10 @@ def shown(value: object, most: int = 60) -> str:
 
 
 def clean(text: str) -> str:
-    """A name of the file in printable characters, and not endless.
+    r"""A name of the file in printable characters, and not endless.
 
     Example:
-        >>> clean("a\x00b")
+        >>> clean("a" + chr(0) + "b")
         'a\\x00b'
     """
     return text[:200] if text.isprintable() else text.encode("unicode_escape").decode()[:200]

@@ -83,7 +83,7 @@ def _times(reading: TraceReading) -> str:
         return ", no times"
     first_s = float(workload.arrival_s[0])
     span_s = float(workload.arrival_s[-1]) - first_s
-    rate = f", {(len(workload) - 1) / span_s:.3g} a second" if span_s > 0 else ""
+    rate = f", {(len(workload) - 1) / span_s:.3g} a second" if span_s > 0 else ", all at once"
     if reading.unit == "drawn":
         return f" in {span_text(span_s)}{rate}"
     start_s, end_s = reading.start_s + first_s, reading.start_s + first_s + span_s

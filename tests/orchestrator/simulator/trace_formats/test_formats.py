@@ -382,6 +382,12 @@ def test_text_input_of_aiperf_is_counted(tmp_path: Path) -> None:
     rows = [{"timestamp": 0, "text_input": "abcdefgh", "output_length": 2}]
     assert read(tmp_path, lines(rows), TraceOptions(chars_per_token=4)).workload.isl_tokens.tolist() == [2]
     assert "holds text" in refused(tmp_path, lines(rows))
+    chat = {"timestamp": 0, "messages": [{"role": "user", "content": "abcd" * 5}], "output_length": 2}
+    reading = read(tmp_path, lines([chat]), TraceOptions(chars_per_token=4))
+    assert reading.format == "mooncake" and reading.workload.isl_tokens.tolist() == [5]
+    assert "messages: expected a list" in refused(
+        tmp_path, lines([chat | {"messages": 3}]), TraceOptions(chars_per_token=4)
+    )
 
 
 # --- results
@@ -441,6 +447,9 @@ def test_servegens_own_folder(tmp_path: Path) -> None:
     assert set(workload.isl_tokens.tolist()) <= set(range(100, 201))
     assert (workload.isl_tokens <= 101).mean() == pytest.approx(0.5, abs=0.06)
     assert set(workload.reasoning_tokens.tolist()) == {25} and workload.tenants == ("3",)
+    del density["reason_ratio"]
+    (tmp_path / "chunk-3-dataset.json").write_text(json.dumps({"0": density}))
+    assert not load(tmp_path).workload.reasoning_tokens.any()
     (tmp_path / "chunk-3-dataset.json").write_text(json.dumps({"0": {"input_tokens": "__import__('os')"}}))
     with pytest.raises(ConfigError, match="segment '0': ValueError, no density"):
         load(tmp_path)
