@@ -74,7 +74,8 @@ class Simulation:
         before = self.workload.turn_before
         self._line: list[int] = np.flatnonzero(before < 0).tolist()
         self._turn_after = {int(turn): int(after) for after, turn in enumerate(before) if turn >= 0}
-        self._turns_due = len(self._turn_after)
+        # Requests that will come and are in nobody's queue yet: turns, and what clients of a closed loop send next.
+        self._due = len(self._turn_after)
         self._next = 0
         self._timers = 0
         self._active_s = 0.0
@@ -102,8 +103,9 @@ class Simulation:
         if self.closed_loop is not None:
             loop = self.closed_loop
             self._next = min(loop.clients, len(self._line))
+            self._due += self._next
             for client in range(self._next):
-                self.kernel.at(client * loop.stagger_s / loop.clients, self._arrive, self._line[client])
+                self.kernel.at(client * loop.stagger_s / loop.clients, self._arrive_due, self._line[client])
         elif len(self.workload):
             self._schedule_arrival()
         self._sample(None)
@@ -129,8 +131,8 @@ class Simulation:
         if self.hooks.progress is not None and not self._next & 255:
             self.hooks.progress(self._next / len(self._line))
 
-    def _arrive_turn(self, index: int) -> None:
-        self._turns_due -= 1
+    def _arrive_due(self, index: int) -> None:
+        self._due -= 1
         self._arrive(index)
 
     def _arrive(self, index: int) -> None:
@@ -262,7 +264,7 @@ class Simulation:
         action(None)
 
     def _all_served(self) -> bool:
-        return self._next >= len(self._line) and not self._turns_due and not self.live
+        return self._next >= len(self._line) and not self._due and not self.live
 
     def _goes_on(self) -> bool:
         """Whether anything can still happen to a request; a scaling policy has a day to bring the worker it needs."""
@@ -308,10 +310,11 @@ class Simulation:
         """A request is over, well or not: its session's next turn follows, or its client's next, or the run ends."""
         loop, after = self.closed_loop, self._turn_after.get(index)
         if after is not None:
-            self.kernel.at(self.kernel.now_s + float(self.workload.think_s[after]), self._arrive_turn, after)
+            self.kernel.at(self.kernel.now_s + float(self.workload.think_s[after]), self._arrive_due, after)
         elif loop is not None and self._next < len(self._line):
-            self.kernel.at(self.kernel.now_s + loop.think_s, self._arrive, self._line[self._next])
+            self.kernel.at(self.kernel.now_s + loop.think_s, self._arrive_due, self._line[self._next])
             self._next += 1
+            self._due += 1
         elif self._all_served():
             self.kernel.stop()
 
