@@ -246,12 +246,15 @@ class WorkloadBlock(Settings):
             raise ValueError("give either trace or phases")
         return self
 
-    def build(self, folder: Path = Path(), tell: Callable[[TraceReading], None] | None = None) -> Workload:
+    def build(
+        self, folder: Path = Path(), tell: Callable[[TraceReading], None] | None = None, *, timed: bool = True
+    ) -> Workload:
         """Draw or read the requests.
 
         Args:
             folder: What relative paths start from.
             tell: Told what was read from a trace.
+            timed: Whether times of arrival are needed; clients of a closed loop do without.
         Raises:
             ConfigError: a file cannot be read, or nothing comes of it.
         """
@@ -260,7 +263,8 @@ class WorkloadBlock(Settings):
         if self.trace is None:
             workload = self._draw(rng)
         else:
-            reading = self.trace.read(folder, rate=rate, seed=self.seed)
+            read = self.trace.read if timed else self.trace.read_any
+            reading = read(folder, rate=rate, seed=self.seed)
             if tell is not None:
                 tell(reading)
             workload, rate = reading.workload, 1.0 if reading.format == "servegen" else rate

@@ -54,7 +54,7 @@ def simulate(
         )
     started_s = time.perf_counter()
     # Read or drawn once, whatever the number of policies.
-    workload: Workload = checked(lambda: scenario.workload.build(file.parent, tell))
+    workload: Workload = checked(lambda: scenario.requests(file.parent, tell))
     results: dict[str, Result] = checked(
         lambda: {name: run(scenario, file.parent, make, workload) for name, make in makers.items()}
     )

@@ -70,6 +70,8 @@ def trace_fit(
 
     reading = checked(read)
     tell(reading)
+    if reading.workload.follows.any():
+        errors.print("a fit has no sessions: turns are taken at the earliest they can come", style="dim")
     block, report = checked(lambda: fit(reading.workload, phases=phases, seed=seed))
     text = yaml.safe_dump(block, sort_keys=False, default_flow_style=None, width=118)
     table = Table(title=f"fit of {file.name}: draws against data")

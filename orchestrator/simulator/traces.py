@@ -26,8 +26,7 @@ _FORMATS: dict[str, Callable[[Path, TraceOptions], TraceReading]] = {
     "bailian": mooncake.read_bailian,
     "sample": sample.read,
     "log": log.read,
-    "sharegpt": partial(sharegpt.read, array=False),
-    "sharegpt_array": partial(sharegpt.read, array=True),
+    "sharegpt": sharegpt.read,
     "vllm_bench": results.read_vllm,
     "guidellm": results.read_guidellm,
     "aiperf": results.read_aiperf,
@@ -37,7 +36,6 @@ _FORMATS: dict[str, Callable[[Path, TraceOptions], TraceReading]] = {
 _BY_CONVENTION = frozenset({"mooncake", "bailian", "burstgpt"})
 """Formats whose times are numbers without a unit in their name."""
 PLAIN = TraceOptions()
-_SHORT = {"sharegpt_array": "sharegpt", "servegen_folder": "servegen"}
 
 
 def detect(path: Path) -> str:
@@ -46,8 +44,7 @@ def detect(path: Path) -> str:
     Raises:
         ConfigError: it cannot be read, or is of no known format.
     """
-    found = sniff(path)
-    return _SHORT.get(found, found)
+    return sniff(path)
 
 
 def load(
@@ -72,10 +69,10 @@ def load(
         ConfigError: no reader knows the file, something in it is malformed (the text names the line), or its unit of
             time has to be said.
     """
-    found = sniff(path) if form in ("auto", "servegen", "sharegpt") else form
-    if found not in _FORMATS and found not in ("servegen", "servegen_folder"):
+    found = sniff(path) if form in ("auto", "servegen") else form
+    if found not in NAMES:
         raise ConfigError(f"format {form}: expected auto or one of {', '.join(NAMES)}")
-    if form not in ("auto", found, _SHORT.get(found)):
+    if form not in ("auto", found):
         raise ConfigError(f"{path}: is {found}, not {form}")
     rng = np.random.default_rng(seed)
     if found not in _FORMATS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -121,8 +122,7 @@ class Clock:
 
     def _date(self, value: Any) -> float:
         try:
-            # More than six decimals are cut.
-            date = datetime.fromisoformat(value.strip())
+            date = _parsed(value)
             zoned = date.tzinfo is not None
             at_s = (date if zoned else date.replace(tzinfo=UTC)).timestamp()
         except (ValueError, TypeError, AttributeError, OverflowError) as error:
@@ -139,6 +139,20 @@ class Clock:
     def kind(self) -> str:
         """``date``, or the unit of the numbers."""
         return "date" if self.dates else self.unit or "s"
+
+
+def _parsed(text: str) -> datetime:
+    """A date, year first. More than six decimals are cut."""
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        # As other tools write it: slashes, a lower-case t or z, a zone by its name or behind a space.
+        plain = text.strip().upper().replace("/", "-")
+        return datetime.fromisoformat(re.sub(r"\s*(UTC|GMT|Z)$|\s+(?=[+-]\d\d:?\d\d$)", _zone, plain))
+
+
+def _zone(found: re.Match[str]) -> str:
+    return "+00:00" if found[1] else ""
 
 
 def _is_number(text: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from cluster.errors import ConfigError
 from orchestrator.simulator.trace_formats.cells import Clock, seconds, tokens
 from orchestrator.simulator.trace_formats.reading import Rows, TraceOptions, TraceReading
-from orchestrator.simulator.trace_formats.source import clean, document, json_lines, shown
+from orchestrator.simulator.trace_formats.source import clean, document, json_objects, shown
 
 KEYS = (
     *("arrival_s", "isl_tokens", "cached_tokens", "reasoning_tokens", "answer_tokens", "tenant", "priority"),
@@ -25,7 +25,7 @@ def read(path: Path, options: TraceOptions) -> TraceReading:
         ConfigError: the file cannot be read or a row is malformed; the text names the line.
     """
     rows, clock, sessions = Rows(), Clock("arrival_s", "auto", "s"), dict[str, int]()
-    for where, values in json_lines(path):
+    for where, values in json_objects(path):
         try:
             _take(rows, clock, values, sessions)
         except KeyError as error:

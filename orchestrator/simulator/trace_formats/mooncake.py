@@ -16,7 +16,7 @@ from cluster.errors import ConfigError
 from orchestrator.simulator.trace_formats.cells import Clock, seconds, tokens
 from orchestrator.simulator.trace_formats.reading import NO_TIMES, Rows, TraceOptions, TraceReading
 from orchestrator.simulator.trace_formats.sharegpt import said
-from orchestrator.simulator.trace_formats.source import clean, json_lines, shown
+from orchestrator.simulator.trace_formats.source import clean, json_objects, shown
 from orchestrator.simulator.trace_formats.text import Counter, counter_for
 
 BLOCK_TOKENS = 512
@@ -62,7 +62,7 @@ class _Reader:
 
     def read(self) -> TraceReading:
         rows = self._rows
-        for where, values in json_lines(self._path):
+        for where, values in json_objects(self._path):
             try:
                 self._take(values, where)
             except KeyError as error:
@@ -142,6 +142,8 @@ class _Reader:
             raise ValueError(f"hash_ids: expected a list, got {shown(hashes)}")
         rows.unit_counts.append(len(hashes))
         for each in hashes:
+            if type(each) is float and each.is_integer():
+                each = int(each)
             if type(each) is not int and type(each) is not str:
                 raise ValueError(f"hash_ids: expected numbers or texts, got {shown(each)}")
             number = ids.get(each)

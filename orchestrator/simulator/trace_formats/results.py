@@ -13,7 +13,7 @@ from typing import Any
 from cluster.errors import ConfigError
 from orchestrator.simulator.trace_formats.cells import Clock, tokens
 from orchestrator.simulator.trace_formats.reading import NO_TIMES, Rows, TraceOptions, TraceReading
-from orchestrator.simulator.trace_formats.source import document, json_items, json_lines, shown
+from orchestrator.simulator.trace_formats.source import document, json_lines, json_objects, shown
 
 SENT = "times are those at which the load generator sent: a closed loop's follow the server it measured"
 
@@ -112,7 +112,7 @@ def read_aiperf(path: Path, options: TraceOptions) -> TraceReading:
     """
     rows, clock = Rows(), Clock("metadata.request_start_ns", "ns", None)
     clock.given = False
-    for where, record in json_lines(path):
+    for where, record in json_objects(path):
         try:
             metadata, metrics = record.get("metadata"), record.get("metrics")
             if not isinstance(metadata, dict):
@@ -149,7 +149,7 @@ def read_inference_perf(path: Path, options: TraceOptions) -> TraceReading:
         ConfigError: as for `read_vllm`.
     """
     rows, clock = Rows(), Clock("start_time", "auto", "s")
-    for where, request in json_items(path):
+    for where, request in json_objects(path):
         try:
             info = request.get("info")
             if request.get("error") or not isinstance(info, dict):

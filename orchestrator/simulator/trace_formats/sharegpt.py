@@ -13,7 +13,7 @@ from typing import Any
 
 from cluster.errors import ConfigError
 from orchestrator.simulator.trace_formats.reading import NO_TIMES, Rows, TraceOptions, TraceReading
-from orchestrator.simulator.trace_formats.source import json_items, json_lines, shown
+from orchestrator.simulator.trace_formats.source import json_objects, shown
 from orchestrator.simulator.trace_formats.text import Counter, counter_for
 
 BLOCK_TOKENS = 64
@@ -21,19 +21,15 @@ BLOCK_TOKENS = 64
 _ANSWERS = {"gpt", "assistant", "chatgpt", "bing", "bard", "model", "ai"}
 
 
-def read(path: Path, options: TraceOptions, *, array: bool) -> TraceReading:
+def read(path: Path, options: TraceOptions) -> TraceReading:
     """Read one.
 
-    Args:
-        path: The file.
-        options: With a tokenizer, or characters per token.
-        array: One JSON array, not JSON lines.
     Raises:
         ConfigError: the file cannot be read, an item is malformed, or nothing says how to count tokens.
     """
     rows, counter = Rows(), counter_for(path, options)
     parts, chats, next_unit = 0, 0, 0
-    for where, values in json_items(path) if array else json_lines(path):
+    for where, values in json_objects(path):
         try:
             requests, ignored = _requests(values, counter)
         except ValueError as error:

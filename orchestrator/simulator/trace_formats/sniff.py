@@ -33,10 +33,6 @@ _LINES: tuple[tuple[str, frozenset[str]], ...] = (
     ("aiperf", frozenset({"metadata", "error"})),
     ("sharegpt", frozenset({"conversations"})),
     ("sharegpt", frozenset({"messages"})),
-)
-_ITEMS: tuple[tuple[str, frozenset[str]], ...] = (
-    ("sharegpt_array", frozenset({"conversations"})),
-    ("sharegpt_array", frozenset({"messages"})),
     ("inference_perf", frozenset({"start_time", "end_time", "info"})),
 )
 NAMES = (
@@ -54,7 +50,7 @@ def sniff(path: Path) -> str:
     """
     if path.is_dir():
         if any(path.glob("chunk-*-trace.csv")):
-            return "servegen_folder"
+            return "servegen"
         raise ConfigError(f"{path}: a folder without ServeGen's chunk-*-trace.csv; pass a file")
     with opened(path) as file:
         first = _first_line(file)
@@ -118,7 +114,7 @@ def _array(path: Path) -> str:
     first = next(iter(json_items(path)), None)
     if first is None:
         raise ConfigError(f"{path}: an empty JSON array")
-    for name, keys in _ITEMS:
+    for name, keys in _LINES:
         if keys <= first[1].keys():
             return name
     raise _unknown(path, "keys", first[1])

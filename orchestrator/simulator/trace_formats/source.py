@@ -209,6 +209,17 @@ def parsed(text: str) -> Any:
         raise ValueError(f"not JSON ({error.msg}, column {error.colno})") from error
 
 
+def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Objects of a JSON array, or of a file with one on each line, each with where it stands.
+
+    Raises:
+        ConfigError: as for `json_items` and `json_lines`.
+    """
+    with opened(path) as file:
+        start = next((line.lstrip()[:1] for line in iter(lambda: file.readline(_CHUNK), "") if line.strip()), "")
+    return json_items(path) if start == "[" else json_lines(path)
+
+
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Objects of a file with one on each line, each with where it stands (``line 3``).
 

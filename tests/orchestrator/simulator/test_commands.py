@@ -69,8 +69,8 @@ def test_show_says_what_was_read_and_asks_about_units(tmp_path: Path) -> None:
     assert code == 2 and "format parquet: expected auto or one of azure" in output
     code, output = call("trace", "show", path, "--format", "azure")
     assert code == 2 and "column TIMESTAMP is missing" in output
-    code, output = call("trace", "show", path, "--format", "sharegpt")
-    assert code == 2 and "is mooncake, not sharegpt" in output
+    code, output = call("trace", "show", path, "--format", "servegen")
+    assert code == 2 and "is mooncake, not servegen" in output
 
 
 def test_lengths_without_times_take_a_rate(tmp_path: Path) -> None:
@@ -82,6 +82,13 @@ def test_lengths_without_times_take_a_rate(tmp_path: Path) -> None:
     assert code == 2 and "holds lengths and no times: say --rate" in output
     code, output = call("trace", "fit", path, "--rate", "4")
     assert code == 0 and "arrivals are drawn at 4 a second (Poisson)" in output
+    scenario = SMALL[: SMALL.index("workload:")] + "workload: {trace: {path: result.json}}\n"
+    (tmp_path / "open.yaml").write_text(scenario)
+    code, output = call("simulate", "-f", tmp_path / "open.yaml")
+    assert code == 2 and "no times: say --rate (`rate_per_s:`) for arrivals" in output
+    (tmp_path / "closed.yaml").write_text(scenario + "closed_loop: {clients: 3}\n")
+    code, output = call("simulate", "-f", tmp_path / "closed.yaml")
+    assert code == 0 and "200 of 200 requests finished" in output
 
 
 def test_simulate_reads_a_trace_once_and_tells_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

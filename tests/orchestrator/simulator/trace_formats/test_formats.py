@@ -44,6 +44,9 @@ def refused(tmp_path: Path, text: str, options: TraceOptions | None = None) -> s
         "{:%Y-%m-%d %H:%M:%S.%f}0",
         "{:%Y-%m-%d %H:%M:%S.%f}+05:30",
         '"{:%Y-%m-%d %H:%M:%S.%f}-0800"',
+        "{:%Y-%m-%dt%H:%M:%S.%f}z",
+        "{:%Y/%m/%d %H:%M:%S.%f} UTC",
+        "{:%Y-%m-%d %H:%M:%S.%f} +0200",
     ],
 )
 def test_dates_of_azure_in_every_form(tmp_path: Path, form: str) -> None:
@@ -223,6 +226,7 @@ def test_dates_may_stand_in_json(tmp_path: Path) -> None:
         (-(2**63), 0, 2**70),
         ("ffffffffffffffff", "0x1f", "a"),
         (18446744073709551615, "18446744073709551615", 1),
+        (1.0, 2.0, 3.0),
     ],
 )
 def test_hash_ids_of_any_size_and_kind(tmp_path: Path, ids: tuple[object, ...]) -> None:
@@ -233,6 +237,13 @@ def test_hash_ids_of_any_size_and_kind(tmp_path: Path, ids: tuple[object, ...]) 
     workload = read(tmp_path, lines(rows)).workload
     assert len(set(workload.units_of(0))) == 3
     assert workload.units_of(1) == workload.units_of(0)[:2]
+
+
+def test_an_array_of_objects_is_read_as_lines_are(tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in mooncake(SOME).splitlines()]
+    found = read(tmp_path, json.dumps(rows, indent=2))
+    assert found.format == "mooncake"
+    assert found.workload.arrival_s.tolist() == [at / 1000 for at, *_ in SOME]
 
 
 def test_block_size_is_found_by_the_number_of_ids(tmp_path: Path) -> None:
