@@ -1,7 +1,8 @@
 """Mooncake's JSON lines, with what AIPerf and Dynamo add to them for sessions, and Bailian's of the same kind.
 
 ``timestamp`` in ms, ``input_length``, ``output_length``, ``hash_ids`` of prefix blocks (512 tokens in Mooncake's own).
-A later turn of a ``session_id`` may lack its ``timestamp``: it comes ``delay`` ms after the turn before was answered.
+A later turn of a ``session_id`` may lack its ``timestamp``: it comes ``delay``, in the same unit, after the turn before
+was answered.
 Bailian's lines have ``chat_id``, seconds, and blocks of 16 tokens.
 """
 
@@ -106,7 +107,7 @@ class _Reader:
     def _time(self, values: dict[str, Any], session: int, where: str) -> tuple[float, float]:
         """When a request comes at the earliest, and how long after the turn before it (NaN: at its own time)."""
         stamp, delay = values.get("timestamp"), values.get("delay")
-        delay_s = 0.0 if delay is None else seconds(delay, "delay", "ms", least=0.0)
+        delay_s = 0.0 if delay is None else seconds(delay, "delay", self._clock.unit or "ms", least=0.0)
         if stamp is not None:
             if self._untimed:
                 raise ValueError("has a timestamp where sessions before it started without one")

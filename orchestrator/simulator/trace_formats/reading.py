@@ -19,6 +19,8 @@ LONGEST_SPAN_S = 10 * 365.25 * 86_400.0
 LONGEST_LEAD_S = 3600.0
 """Times count from the file's own zero where the first request comes within an hour of it, else from that request."""
 
+NO_TIMES = "the file holds no times"
+
 
 @dataclass(frozen=True, slots=True)
 class TraceOptions:
@@ -86,10 +88,15 @@ class TraceReading:
         return bool(self.unit)
 
     def at_rate(self, rate_per_s: float, rng: np.random.Generator) -> TraceReading:
-        """The same lengths with Poisson arrivals, for a file without times. Turns of a session stay in order."""
+        """The same lengths with so many requests a second, for a file without times.
+
+        Arrivals are Poisson: those of single requests, and of sessions' first turns.
+        """
         workload = self.workload
         first = np.flatnonzero(~workload.follows)
-        starts_s = np.cumsum(rng.exponential(1.0 / rate_per_s, len(first)))
+        # Each start brings the turns of its session with it.
+        turns = len(workload) / max(1, len(first))
+        starts_s = np.cumsum(rng.exponential(turns / rate_per_s, len(first)))
         arrival_s = workload.arrival_s.copy()
         arrival_s[first] = starts_s
         later = np.flatnonzero(workload.follows)
@@ -97,13 +104,11 @@ class TraceReading:
             start_of = dict(zip(workload.session[first].tolist(), starts_s.tolist(), strict=True))
             arrival_s[later] += np.array([start_of[each] for each in workload.session[later].tolist()])
         order = np.argsort(arrival_s, kind="stable")
-        told = f"the file holds no times: arrivals are drawn at {rate_per_s:g} a second (Poisson)"
+        what = f"{rate_per_s:g} requests a second in sessions" if len(later) else f"{rate_per_s:g} a second"
+        told = f"{NO_TIMES}: arrivals are drawn at {what} (Poisson)"
         return replace(
             self, workload=workload.rows(order, arrival_s[order]), unit="drawn", notes=(*_without_times(self), told)
         )
-
-
-NO_TIMES = "the file holds no times"
 
 
 def _without_times(reading: TraceReading) -> tuple[str, ...]:

@@ -78,7 +78,7 @@ def opened(path: Path) -> Iterator[TextIO]:
     with readable(path):
         if not path.is_file():
             path.open("rb").close()
-            raise ConfigError(f"cannot read the trace {path}: it is no file")
+            raise ConfigError(f"cannot read the trace {path}: it is no regular file, and is read twice")
         with path.open("rb") as raw:
             head = raw.read(16)
         for mark, reason in _REFUSED.items():

@@ -51,7 +51,8 @@ def lines(reading: TraceReading) -> list[str]:
     The first says format, requests and times; then lengths, sessions, sharing, what was left out, and notes.
     """
     workload = reading.workload
-    lines = [f"trace      {reading.format}, {len(workload):,} requests{_times(reading)}"]
+    counted = f"{len(workload):,} request{'s' if len(workload) > 1 else ''}"
+    lines = [f"trace      {reading.format}, {counted}{_times(reading)}"]
     lengths = [f"ISL {_quantiles(workload.isl_tokens)}", f"OSL {_quantiles(workload.osl_tokens)}"]
     if workload.reasoning_tokens.any():
         lengths.append(f"of it reasoning {_quantiles(workload.reasoning_tokens)}")

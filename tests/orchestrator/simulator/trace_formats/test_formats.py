@@ -315,6 +315,8 @@ def test_later_turns_without_times_follow_the_turn_before(tmp_path: Path) -> Non
     assert workload.turn_before.tolist() == [-1, -1, -1, 0, 3]
     assert workload.think_s[3:].tolist() == [2.0, 0.0]
     assert "2 turns come after the answer before them" in " ".join(summary.lines(reading))
+    in_seconds = read(tmp_path, lines(rows[:3]), TraceOptions(unit="s")).workload
+    assert in_seconds.think_s[2] == 2000
 
 
 def test_sessions_without_any_time_start_at_once_or_at_a_rate(tmp_path: Path) -> None:
@@ -327,10 +329,19 @@ def test_sessions_without_any_time_start_at_once_or_at_a_rate(tmp_path: Path) ->
     assert not reading.timed and reading.notes == ("the file holds no times; 2 sessions start at once",)
     drawn = reading.at_rate(0.01, np.random.default_rng(0))
     assert drawn.timed and len(drawn.workload) == 6
+    assert drawn.notes == (
+        "the file holds no times: arrivals are drawn at 0.01 requests a second in sessions (Poisson)",
+    )
     for session in (0, 1):
         turns = np.flatnonzero(drawn.workload.session == session)
         assert np.diff(drawn.workload.arrival_s[turns]).tolist() == pytest.approx([1.0, 1.0])
         assert drawn.workload.isl_tokens[turns].tolist() == [10, 20, 30]
+
+
+def test_a_rate_counts_requests_and_not_sessions(tmp_path: Path) -> None:
+    rows = [{"session_id": at // 4, "input_length": 10, "output_length": 5} for at in range(4000)]
+    drawn = read(tmp_path, lines(rows)).at_rate(2.0, np.random.default_rng(0)).workload
+    assert len(drawn) / drawn.duration_s == pytest.approx(2.0, rel=0.1)
 
 
 def test_a_turn_whose_time_nothing_says_is_refused(tmp_path: Path) -> None:
