@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic.alias_generators import to_camel
+from pydantic import ConfigDict, Field, WithJsonSchema
 
 from cluster.config import ClusterSpec
+from scripts.chart_gateway import Gateway, GrpcRoute, HttpRoute, Ingress
+from scripts.chart_model import ModelVolume
+from scripts.chart_pod import Pod
+from scripts.chart_types import (
+    DNS_NAME,
+    Annotations,
+    Cidrs,
+    Labels,
+    Objects,
+    SecretNames,
+    Values,
+    each,
+    given,
+)
+from scripts.chart_workers import ExtraGroup, Group
 
-Name = Field(pattern=r"^[a-z]([a-z0-9-]{0,28}[a-z0-9])?$")
 
+class Global(Values):
+    """What a parent chart sets for all its charts; keys of others are let be."""
 
-class Values(BaseModel):
-    """Base of all sections: camelCase keys, closed to unknown ones."""
+    model_config = ConfigDict(extra="allow")
 
-    model_config = ConfigDict(
-        extra="forbid", use_attribute_docstrings=True, alias_generator=to_camel, populate_by_name=True
-    )
+    image_registry: str = ""
+    """Registry in front of `image.repository`."""
+    image_pull_secrets: SecretNames = []
+    """Secrets for the registry."""
 
 
 class Image(Values):
     """The one image of all containers."""
 
     repository: str = "baton"
-    """Repository, with the registry in front of it."""
+    """Repository, with the registry in front of it, or without where `global.imageRegistry` names one."""
     tag: str = ""
     """Tag; empty takes `<appVersion>-<device>`."""
     digest: str = Field("", pattern=r"^(sha256:[0-9a-f]{64})?$")
@@ -33,8 +48,8 @@ class Image(Values):
     """What the image was built for; a group's `gpusPerWorker` must fit it."""
     pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     """When nodes pull."""
-    pull_secrets: list[str] = []
-    """Names of Secrets for the registry."""
+    pull_secrets: SecretNames = []
+    """Secrets for the registry: `[name]` or `[{name: name}]`; as the top level's `imagePullSecrets`."""
 
 
 class Previous(Values):
@@ -59,80 +74,7 @@ class Resources(Values):
     """Disk for logs and caches, GiB."""
 
 
-class Rdma(Values):
-    """RDMA devices of a worker pod."""
-
-    resource: str = ""
-    """Extended resource of the device plugin, such as `rdma/hca_shared_devices_a`; empty: no RDMA."""
-    devices: int = Field(1, ge=1)
-    """Devices per pod."""
-    ipc_lock: bool = True
-    """Add the `IPC_LOCK` capability: memory that a NIC reads is pinned."""
-    hugepages2_mib_gib: float = Field(0, ge=0, alias="hugepages2MiGib")
-    """Pages of 2 MiB reserved for the pod, GiB; the node must have them."""
-
-
-class Group(Values):
-    """One worker group: pods of one kind. A pod runs one worker, or, above `gpusPerNode`, a part of one."""
-
-    replicas: int | None = Field(None, ge=0)
-    """Workers; empty takes `replicas` and `standby_replicas` of the pool of the same role in `config`."""
-    min_replicas: int | None = Field(None, ge=0)
-    """Fewest workers when scaling; empty takes `min_replicas` and `standby_replicas` of the pool where
-    `config.autoscaling` is on, else `replicas`."""
-    max_replicas: int | None = Field(None, ge=0)
-    """Most workers when scaling; empty takes `max_replicas` and `standby_replicas` of the pool in `config`, or
-    `replicas`."""
-    standby_replicas: int = Field(0, ge=0)
-    """Pods started beyond `replicas`: image pulled, model mounted, Ray joined, no engine yet. A lost worker's
-    replacement starts there without waiting for a node. Workers with a loaded engine that wait are `standby_replicas`
-    of the pool in `config`."""
-    gpus_per_worker: int = Field(0, ge=0)
-    """GPUs of a worker; the same as `accelerators_per_worker` in `config`. 0 is CPU."""
-    gpus_per_node: int = Field(8, ge=1)
-    """GPUs of a node. A worker with more takes several pods (KubeRay's `numOfHosts`)."""
-    tensor_parallel_size: int = Field(1, ge=1)
-    """As in `config`; checked to be equal."""
-    gpu: str = ""
-    """GPU kind by Ray's name (`H100`); as `accelerator_type` in `config`."""
-    gpu_resource: str = "nvidia.com/gpu"
-    """Extended resource of the GPU device plugin."""
-    cpus: float | None = Field(None, gt=0)
-    """CPU cores of a pod; empty takes `cpus_per_worker` of the pool plus half a core for Ray."""
-    memory_gib: float = Field(8, gt=0)
-    """Memory of a pod, GiB. Weights of a CPU engine, its KV and 3 GiB for Python and Ray."""
-    ephemeral_storage_gib: float = Field(10, gt=0)
-    """Disk of a pod, GiB."""
-    shared_memory_gib: float = Field(1, gt=0)
-    """Size of /dev/shm, GiB: NCCL, NIXL's shared memory and Ray's object store. Counts as memory of the pod."""
-    rdma: Rdma = Rdma()
-    """RDMA devices."""
-    ray_labels: dict[str, str] = {}
-    """Further Ray node labels; `baton.io/nvlink-domain` names the NVLink domain where the group has just one."""
-    node_selector: dict[str, str] = {}
-    """Node labels the pods need, such as a GPU kind or a spot pool."""
-    tolerations: list[dict[str, Any]] = []
-    """Taints the pods bear. GPU nodes' `nvidia.com/gpu` is added where the group has GPUs."""
-    runtime_class: str = ""
-    """RuntimeClass, such as `nvidia`."""
-    priority_class: str = ""
-    """PriorityClass; empty takes `priorityClasses.workers`."""
-    idle_timeout_s: int | None = Field(None, ge=10)
-    """Seconds until Ray's autoscaler takes an empty pod; empty takes `autoscaling.idleTimeoutS`."""
-    env: dict[str, str] = {}
-    """Further environment, such as `UCX_NET_DEVICES` or `NCCL_SOCKET_IFNAME`."""
-
-
-class ExtraGroup(Group):
-    """A further worker group, such as another GPU kind or spot nodes."""
-
-    name: str = Name
-    """Name, unique among the groups."""
-    role: Literal["prefill", "decode", "colocated"]
-    """Pool that its workers belong to."""
-
-
-class Head(Values):
+class Head(Pod):
     """The Ray head: Ray's control processes and Baton's controller. It runs no engine."""
 
     cpus: float = Field(1, gt=0)
@@ -145,10 +87,8 @@ class Head(Values):
     """Seconds a worker may wait for its node: image pull and node start included."""
     dashboard: bool = True
     """Serve Ray's dashboard inside the cluster, port 8265."""
-    node_selector: dict[str, str] = {}
-    """Node labels the pod needs."""
-    tolerations: list[dict[str, Any]] = []
-    """Taints the pod bears."""
+    termination_grace_period_seconds: int = Field(60, ge=1)
+    """Seconds that Ray and the controller have to end."""
 
 
 class Secrets(Values):
@@ -165,8 +105,8 @@ class Secrets(Values):
     """Secret with ca.crt, tls.crt and tls.key, at /etc/baton/internal-tls in all pods: `security.internal_tls`."""
 
 
-class HelmTest(Values):
-    """Credentials of the pod of `helm test`, from Secrets that exist already."""
+class HelmTest(Pod):
+    """The pod of `helm test`, and its credentials from Secrets that exist already."""
 
     key_secret: str = ""
     """Secret with an API key (`baton keys`) or token; needed where `config.security` asks for one."""
@@ -178,65 +118,6 @@ class HelmTest(Values):
     """Its field with the authority; cert-manager writes `ca.crt`."""
     client_secret: str = ""
     """Secret of type kubernetes.io/tls that the pod shows; needed where `config.security.tls` asks for one (mTLS)."""
-
-
-class Gateway(Values):
-    """The door: gRPC, OpenAI HTTP, metrics. Stateless but for the requests it streams."""
-
-    replicas: int = Field(2, ge=1)
-    """Pods."""
-    cpus: float = Field(1, gt=0)
-    """CPU cores of a pod."""
-    memory_gib: float = Field(2, gt=0)
-    """Memory of a pod, GiB."""
-    ephemeral_storage_gib: float = Field(2, gt=0)
-    """Disk of a pod, GiB."""
-    grace_s: int = Field(630, ge=1)
-    """Seconds that a stopped pod has to finish its streams."""
-    server_name: str = Field("", pattern=r"^([a-z0-9*]([a-z0-9.-]*[a-z0-9])?)?$")
-    """Name in the certificate of `secrets.tls`, which `helm test` and `baton status --release` ask for; empty takes
-    `<release>-baton-grpc.<namespace>.svc`."""
-    service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
-    """Type of both Services."""
-    service_annotations: dict[str, str] = {}
-    """Annotations of both Services."""
-    node_selector: dict[str, str] = {}
-    """Node labels the pods need."""
-    tolerations: list[dict[str, Any]] = []
-    """Taints the pods bear."""
-    env: dict[str, str] = {}
-    """Further environment."""
-
-
-class ModelFetch(Values):
-    """An init container that fills the volume."""
-
-    image: str = ""
-    """Image with the tool, such as a bucket's command line; empty: none."""
-    command: list[str] = []
-    """Its command. The volume is at `model.mountPath`, writable."""
-    env_from_secret: str = ""
-    """Secret with its credentials, as environment."""
-
-
-class ModelVolume(Values):
-    """Where the weights come from. `config.model.path` is below `mountPath`."""
-
-    mount_path: str = Field("/models", pattern="^/.+")
-    """Folder in all containers."""
-    kind: Literal["pvc", "hostPath", "image", "emptyDir"] = "pvc"
-    """`pvc`: a claim all nodes can read. `hostPath`: a folder on each node. `image`: an OCI artifact (Kubernetes
-    1.33 and up). `emptyDir`: filled by `fetch` at each start."""
-    claim: str = ""
-    """Name of the PersistentVolumeClaim."""
-    host_path: str = ""
-    """Folder on the nodes."""
-    image: str = ""
-    """OCI reference."""
-    size_gib: float = Field(20, gt=0)
-    """Limit of the emptyDir, GiB."""
-    fetch: ModelFetch = ModelFetch()
-    """Init container; with kind `emptyDir`, or `pvc` that allows writing."""
 
 
 class Autoscaling(Values):
@@ -304,7 +185,7 @@ class Drain(Values):
 class Peer(Values):
     """Who may reach the gateways."""
 
-    namespaces: dict[str, str] = {}
+    namespaces: Labels = {}
     """Labels of namespaces; with `anyNamespace` false and no labels, only the release's own."""
     any_namespace: bool = True
     """All pods of the cluster, and what comes through a load balancer."""
@@ -321,6 +202,12 @@ class Network(Values):
     """Namespace from which Prometheus scrapes."""
     operator_namespace: str = "kuberay-system"
     """Namespace of the KubeRay operator, which asks the head's dashboard agent."""
+    node_cidrs: Cidrs = []
+    """Blocks of the nodes' addresses, let in everywhere; needed where pods use the node's network (`hostNetwork`)."""
+    gateway_ingress: Annotated[Objects, each("networking.v1.NetworkPolicyIngressRule")] = []
+    """Further rules of the gateways' policy."""
+    cluster_ingress: Annotated[Objects, each("networking.v1.NetworkPolicyIngressRule")] = []
+    """Further rules of the policy of head and workers."""
 
 
 class ServiceAccount(Values):
@@ -328,10 +215,23 @@ class ServiceAccount(Values):
 
     create: bool = True
     """Create them."""
-    name: str = ""
-    """Name of the head's when not created here; it needs the Role in `templates/role.yaml`."""
-    annotations: dict[str, str] = {}
+    name: str = Field("", pattern=rf"{DNS_NAME}|^$")
+    """Name of the head's, which the Role is bound to; empty takes `<fullname>-head`, and without `create` it is
+    needed."""
+    worker_name: str = Field("", pattern=rf"{DNS_NAME}|^$")
+    """Name of the workers'; empty takes `<fullname>-worker`, and without `create` `default`."""
+    gateway_name: str = Field("", pattern=rf"{DNS_NAME}|^$")
+    """Name of the gateways'; empty takes `<fullname>-gateway`, and without `create` `default`."""
+    annotations: Annotations = {}
     """Annotations, for cloud identity."""
+
+
+class Rbac(Values):
+    """Rights of the head's account."""
+
+    create: bool = True
+    """Make Role and RoleBinding, and with `topology.readNodeLabels` ClusterRole and ClusterRoleBinding. Without them
+    give the account what `helm template` with `rbac.create: true` shows."""
 
 
 class Alerts(Values):
@@ -339,7 +239,7 @@ class Alerts(Values):
 
     enabled: bool = False
     """Make it; needs the Prometheus operator."""
-    labels: dict[str, str] = {}
+    labels: Labels = {}
     """Labels by which the operator selects rules."""
     slo_target: float = Field(0.95, gt=0, lt=1)
     """Share of requests within the objectives of `config.slo`; the rest is the error budget that burn rates count."""
@@ -358,7 +258,7 @@ class Monitoring(Values):
     """Scrape gateways and workers: a ServiceMonitor and a PodMonitor."""
     interval_s: int = Field(15, ge=1)
     """Seconds between scrapes."""
-    labels: dict[str, str] = {}
+    labels: Labels = {}
     """Labels by which the operator selects monitors."""
     alerts: Alerts = Alerts()
     """Alerts."""
@@ -375,7 +275,7 @@ class Probes(Values):
     """Seconds in which a loading engine reads nothing and computes nothing before it counts as hung."""
 
 
-class ChartValues(Values):
+class ChartValues(Pod):
     """Values of Baton's chart."""
 
     name_override: str = ""
@@ -389,6 +289,14 @@ class ChartValues(Values):
     """During an upgrade: the revision that goes on serving until its streams end (docs/kubernetes.md)."""
     image: Image = Image()
     """Image."""
+    image_pull_secrets: SecretNames = []
+    """Secrets for the registry: `[name]` or `[{name: name}]`."""
+    common_labels: Labels = {}
+    """Labels of all objects and pods."""
+    common_annotations: Annotations = {}
+    """Annotations of all objects."""
+    global_: Global = Field(Global(), alias="global")
+    """What a parent chart sets for all its charts; keys of others are let be."""
     config: ClusterSpec
     """The cluster spec, copied as it is into the ConfigMap and read by every process: pools, model, objectives.
     `baton plan emit` writes it; ready ones are in helm/ci/. Keys and units: cluster/config.py."""
@@ -429,5 +337,28 @@ class ChartValues(Values):
     """Network policies."""
     service_account: ServiceAccount = ServiceAccount()
     """Service accounts."""
+    rbac: Rbac = Rbac()
+    """Rights."""
+    ingress: Ingress = Ingress()
+    """Ingress for HTTP."""
+    grpc_ingress: Ingress = Ingress()
+    """Ingress for gRPC. Most controllers want TLS and an annotation for it, such as
+    `nginx.ingress.kubernetes.io/backend-protocol: GRPC`."""
+    http_route: HttpRoute = HttpRoute()
+    """HTTPRoute."""
+    grpc_route: GrpcRoute = GrpcRoute()
+    """GRPCRoute."""
+    extra_objects: Annotated[
+        list[Any],
+        WithJsonSchema(
+            {
+                "type": "array",
+                "items": given(
+                    {"type": "object"}, {"required": ["apiVersion", "kind", "metadata"]}, {"type": "string"}
+                ),
+            }
+        ),
+    ] = []
+    """Further objects of the release. A text is a template; an object is taken as it is."""
     monitoring: Monitoring = Monitoring()
     """Monitoring."""

@@ -1,4 +1,4 @@
-"""Write helm/values.yaml and helm/values.schema.json from scripts/chart_values.py and cluster/config.py.
+"""Write the chart's values, their schema and README, and the dashboard from scripts/chart_*.py and cluster/config.py.
 
 python scripts/generate_chart.py            # write
 python scripts/generate_chart.py --check    # fail if what is there differs
@@ -13,50 +13,51 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from scripts.chart_dashboard import dashboard  # noqa: E402
-from scripts.chart_values import ChartValues, Group, Values  # noqa: E402
+from scripts.chart_pod import Pod  # noqa: E402
+from scripts.chart_readme import own_fields, readme  # noqa: E402
+from scripts.chart_schema import schema  # noqa: E402
+from scripts.chart_types import Values  # noqa: E402
+from scripts.chart_values import ChartValues  # noqa: E402
+from scripts.chart_workers import Group  # noqa: E402
 
 HEAD = """\
 # Values of Baton's chart. Written by `make chart` from scripts/chart_values.py: edit that.
 # `config` has no default, because a model has none: begin with a file of helm/ci/ or with `baton plan emit`.
 """
-
-
-def schema() -> dict[str, Any]:
-    """The JSON schema of the values, closed to unknown keys at every level."""
-    tree = ChartValues.model_json_schema(by_alias=True)
-    tree["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    # Set by Helm itself in a parent chart.
-    tree["properties"]["global"] = {"type": "object"}
-    return _plain(tree)
-
-
-def _plain(tree: Any) -> Any:
-    """Drop pydantic's own formats that Helm's validator does not know, and titles, which repeat the keys."""
-    if isinstance(tree, dict):
-        return {
-            key: _plain(value)
-            for key, value in tree.items()
-            if not (key == "title" and isinstance(value, str)) and key != "discriminator"
-        }
-    if isinstance(tree, list):
-        return [_plain(item) for item in tree]
-    return tree
+ALL_PODS = """\
+# Keys of all pods. They stand here for all of them, and in head, gateway, each worker group and helmTest for the pods
+# of that section: maps and lists are put together, and what is there once is the section's."""
+GROUPS = ("prefill_workers", "decode_workers", "colocated_workers", "extra_worker_groups")
+# `config` has none, and is left out of all that is made from these.
+DEFAULTS = ChartValues.model_construct(**dict[str, Any](config=None))
 
 
 def values() -> str:
     """values.yaml: each key with its comment and default."""
-    return HEAD + "\n" + _section(ChartValues, ChartValues.model_construct(config=None), 0)
+    return HEAD + "\n" + _section(ChartValues, DEFAULTS, 0)
 
 
 def _section(model: type[BaseModel], defaults: BaseModel, depth: int) -> str:
     lines: list[str] = []
     pad = "  " * depth
-    for name, info in model.model_fields.items():
+    fields: list[tuple[str, FieldInfo | None]] = [
+        *(own_fields(model) if issubclass(model, Pod) else model.model_fields.items())
+    ]
+    if issubclass(model, Pod) and depth > 0:
+        # They are those of the top level; a copy in each section would only hide differences.
+        lines.append(f"{pad}# And the keys of all pods, `podAnnotations` and so on: at the top level.")
+    elif issubclass(model, Pod):
+        fields += [("", None), *Pod.model_fields.items()]
+    for name, info in fields:
+        if info is None:
+            lines += [ALL_PODS, ""]
+            continue
         key = info.alias or name
         text = " ".join((info.description or "").split())
         lines += textwrap.wrap(f"{pad}# -- {text}", 118, subsequent_indent=f"{pad}# ", break_long_words=False)
@@ -65,6 +66,8 @@ def _section(model: type[BaseModel], defaults: BaseModel, depth: int) -> str:
             if isinstance(value, Group) and name != "prefill_workers":
                 # The keys are those of prefillWorkers; a second and third copy would only hide differences.
                 lines.append(f"{pad}{key}: {{}}  # keys and defaults as for prefillWorkers")
+            elif all(inner is None for inner in value.model_dump().values()):
+                lines.append(f"{pad}{key}: {{}}")
             else:
                 lines += [f"{pad}{key}:", _section(type(value), value, depth + 1).rstrip()]
         elif name == "config":
@@ -78,7 +81,20 @@ def _section(model: type[BaseModel], defaults: BaseModel, depth: int) -> str:
 
 def group_defaults() -> str:
     """Defaults of a worker group, for the template that merges them under each group."""
-    return "# Written by `make chart`.\n" + json.dumps(Group().model_dump(by_alias=True), indent=1) + "\n"
+    own = Group().model_dump(by_alias=True, exclude=set(Pod.model_fields))
+    return "# Written by `make chart`.\n" + json.dumps(own, indent=1) + "\n"
+
+
+def needed() -> str:
+    """Values that a chart cannot do without, with their defaults: null removes one, and the templates then say so."""
+    own = DEFAULTS.model_dump(by_alias=True, exclude={"config", *GROUPS})
+    return "# Written by `make chart`.\n" + json.dumps(_without_null(own), indent=1) + "\n"
+
+
+def _without_null(tree: dict[str, Any]) -> dict[str, Any]:
+    """Without what is the same when it is absent: an empty text, list or map."""
+    plain = {key: _without_null(value) if isinstance(value, dict) else value for key, value in tree.items()}
+    return {key: value for key, value in plain.items() if value not in (None, "", {}, [])}
 
 
 def main() -> None:
@@ -86,7 +102,9 @@ def main() -> None:
     wanted = {
         ROOT / "helm" / "values.yaml": values(),
         ROOT / "helm" / "values.schema.json": json.dumps(schema(), indent=1) + "\n",
+        ROOT / "helm" / "README.md": readme(),
         ROOT / "helm" / "files" / "group-defaults.yaml": group_defaults(),
+        ROOT / "helm" / "files" / "needed.yaml": needed(),
         ROOT / "helm" / "files" / "dashboard.json": json.dumps(dashboard(), indent=1) + "\n",
     }
     stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text() != text]

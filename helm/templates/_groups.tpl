@@ -27,6 +27,9 @@ A group holds the keys of `prefillWorkers`, and name, role, hosts (pods per work
 {{- end -}}
 {{- $_ := set $names $group.name true -}}
 {{- $pool := get $root.Values.config.pools $group.role | default dict -}}
+{{- if and $pool (kindIs "invalid" $pool.replicas) -}}
+{{- fail (printf "config.pools.%s.replicas is null; give the number of workers, since it has no default" $group.role) -}}
+{{- end -}}
 {{- $replicas := $group.replicas -}}
 {{- if kindIs "invalid" $replicas -}}
 {{- $replicas = sub (add (int (default 0 $pool.replicas)) (int (default 0 $pool.standby_replicas))) (int (default 0 (get $extra $group.role))) -}}
@@ -92,8 +95,23 @@ A group holds the keys of `prefillWorkers`, and name, role, hosts (pods per work
 {{- fail (printf "%s: memoryGib is %v, but config.pools.%s.memory_gib_per_worker is %v" $where $group.memoryGib $group.role $pool.memory_gib_per_worker) -}}
 {{- end -}}
 {{- end -}}
+{{- $grace := int (default $root.Values.drain.graceS $group.terminationGracePeriodSeconds) -}}
+{{- $drain := include "baton.drainTimeout" $root -}}
+{{- if le $grace (add (int $drain) 14) -}}
+{{- $key := ternary "drain.graceS" (printf "%s: terminationGracePeriodSeconds" $where) (kindIs "invalid" $group.terminationGracePeriodSeconds) -}}
+{{- fail (printf "%s is %d s, but a drain may take config.drain.timeout_s = %s s: the pod would be killed with requests in it; set it to at least %d" $key $grace $drain (add (int $drain) 15)) -}}
+{{- end -}}
+{{- if and (not $group.gpuResource) $gpus (not $group.resourceClaims) -}}
+{{- fail (printf "%s: gpuResource is empty and resourceClaims, too; one of them brings the GPUs" $where) -}}
+{{- end -}}
+{{- range $pair := list (list "priorityClass" "priorityClassName") (list "runtimeClass" "runtimeClassName") -}}
+{{- $values := list (get $group (first $pair)) (get $group (last $pair)) | compact | uniq -}}
+{{- if gt (len $values) 1 -}}
+{{- fail (printf "%s: %s and %s name two classes; leave one of them out" $where (first $pair) (last $pair)) -}}
+{{- end -}}
+{{- end -}}
 {{- $standby := int $group.standbyReplicas -}}
-{{- $groups = append $groups (mergeOverwrite $group (dict "workers" $replicas "replicas" (add $replicas $standby) "minReplicas" (add $min $standby) "maxReplicas" (add $max $standby) "hosts" $hosts "gpusPerPod" (div $gpus $hosts) "numCpus" $numCpus "cpus" $cpus)) -}}
+{{- $groups = append $groups (mergeOverwrite $group (dict "workers" $replicas "replicas" (add $replicas $standby) "minReplicas" (add $min $standby) "maxReplicas" (add $max $standby) "hosts" $hosts "gpusPerPod" (div $gpus $hosts) "numCpus" $numCpus "cpus" $cpus "graceS" $grace)) -}}
 {{- end -}}
 {{- end -}}
 {{- range $role, $pool := .Values.config.pools -}}
@@ -105,63 +123,5 @@ A group holds the keys of `prefillWorkers`, and name, role, hosts (pods per work
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- if le (int .Values.drain.graceS) (add (int (include "baton.drainTimeout" .)) 14) -}}
-{{- fail (printf "drain.graceS is %d s, but a drain may take config.drain.timeout_s = %s s: the pod would be killed with requests in it; set drain.graceS to at least %d" (int .Values.drain.graceS) (include "baton.drainTimeout" .) (add (int (include "baton.drainTimeout" .)) 15)) -}}
-{{- end -}}
 {{- $groups | toYaml -}}
-{{- end -}}
-
-{{/* Ray resources of a pod of a group. */}}
-{{- define "baton.rayResources" -}}
-CPU: {{ .numCpus | quote }}
-{{- if .gpusPerPod }}
-GPU: {{ .gpusPerPod | quote }}
-{{- end }}
-memory: {{ include "baton.bytes" .memoryGib | quote }}
-{{ .role }}: "1"
-{{- if .gpu }}
-accelerator_type:{{ .gpu }}: "1"
-{{- end }}
-{{- end -}}
-
-{{/* Ray labels of a pod of a group; arguments: group, revision. */}}
-{{- define "baton.rayLabels" -}}
-{{- $labels := dict "baton.io/revision" .revision "baton.io/role" .group.role -}}
-{{- if .group.rdma.resource -}}
-{{- $_ := set $labels "baton.io/rdma" "true" -}}
-{{- end -}}
-{{- mergeOverwrite $labels .group.rayLabels | toYaml -}}
-{{- end -}}
-
-{{/*
-The flags of `ray start`, from the same resources, labels and parameters that the RayCluster states, the way KubeRay
-writes them. KubeRay's own command is not used (`ray.io/overwrite-container-cmd`): `baton node` starts Ray, answers the
-probes and, on the head, runs the controller. Arguments: params, resources, labels (all optional).
-*/}}
-{{- define "baton.rayFlags" -}}
-{{- $flags := list -}}
-{{- range $key, $value := .params -}}
-{{- if and (eq $value "true") (ne $key "include-dashboard") -}}
-{{- $flags = append $flags (printf "--%s" $key) -}}
-{{- else -}}
-{{- $flags = append $flags (printf "--%s=%s" $key $value) -}}
-{{- end -}}
-{{- end -}}
-{{- $custom := dict -}}
-{{- range $key, $value := .resources -}}
-{{- if eq $key "CPU" -}}{{- $flags = append $flags (printf "--num-cpus=%s" $value) -}}
-{{- else if eq $key "GPU" -}}{{- $flags = append $flags (printf "--num-gpus=%s" $value) -}}
-{{- else if eq $key "memory" -}}{{- $flags = append $flags (printf "--memory=%s" $value) -}}
-{{- else -}}{{- $_ := set $custom $key (float64 $value) -}}
-{{- end -}}
-{{- end -}}
-{{- if $custom -}}
-{{- $flags = append $flags (printf "--resources='%s'" (toJson $custom)) -}}
-{{- end -}}
-{{- if .labels -}}
-{{- $pairs := list -}}
-{{- range $key, $value := .labels -}}{{- $pairs = append $pairs (printf "%s=%s" $key $value) -}}{{- end -}}
-{{- $flags = append $flags (printf "--labels='%s'" (join "," $pairs)) -}}
-{{- end -}}
-{{- join " " $flags -}}
 {{- end -}}

@@ -24,16 +24,67 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
+{{/*
+Metadata of an object. Arguments: root; name (behind the release's) or full; own and text (its own labels and annotations);
+labels and annotations (those of values, besides the ones that all objects have).
+*/}}
+{{- define "baton.metadata" -}}
+{{- $values := .root.Values -}}
+{{- range $where, $labels := dict "commonLabels" $values.commonLabels "labels" .labels -}}
+{{- include "baton.checkLabels" (dict "labels" $labels "where" $where) -}}
+{{- end -}}
+name: {{ default (printf "%s-%s" (include "baton.fullname" .root) .name) .full }}
+labels:
+  {{- include "baton.labels" .root | nindent 2 }}
+  {{- with .own }}
+  {{- . | nindent 2 }}
+  {{- end }}
+  {{- with merge (dict) (default dict .labels) (default dict $values.commonLabels) }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- $annotations := merge (dict) (default dict .annotations) (default dict $values.commonAnnotations) }}
+{{- range $key, $_ := default "" .text | fromYaml }}
+{{- $annotations = omit $annotations $key }}
+{{- end }}
+{{- if or .text $annotations }}
+annotations:
+  {{- with .text }}
+  {{- . | nindent 2 }}
+  {{- end }}
+  {{- with $annotations }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
 {{/* Labels of pods of one component; arguments: root, component. */}}
 {{- define "baton.componentLabels" -}}
 {{ include "baton.selectorLabels" .root }}
 app.kubernetes.io/component: {{ .component }}
 {{- end -}}
 
-{{- define "baton.serviceAccount" -}}
-{{- if .Values.serviceAccount.create -}}{{ include "baton.fullname" . }}-head{{- else -}}
-{{ required "serviceAccount.name: give the account's name, or let the chart create it" .Values.serviceAccount.name }}
+{{/* Account of a kind of pods. Arguments: root, component (head, worker, gateway). */}}
+{{- define "baton.account" -}}
+{{- $account := .root.Values.serviceAccount -}}
+{{- $name := get $account (ternary "name" (printf "%sName" .component) (eq .component "head")) -}}
+{{- if $name -}}
+{{- $name -}}
+{{- else if $account.create -}}
+{{- include "baton.fullname" .root }}-{{ .component -}}
+{{- else if eq .component "head" -}}
+{{- fail "serviceAccount.name: give the account's name, or let the chart create it" -}}
+{{- else -}}
+default
 {{- end -}}
+{{- end -}}
+
+{{/* Secrets for the registry, by name. */}}
+{{- define "baton.pullSecrets" -}}
+{{- $names := list -}}
+{{- range concat (default list (dig "imagePullSecrets" list (default dict .Values.global))) (default list .Values.imagePullSecrets) (default list .Values.image.pullSecrets) -}}
+{{- if kindIs "map" . -}}{{- $names = append $names .name -}}{{- else -}}{{- $names = append $names . -}}{{- end -}}
+{{- end -}}
+{{- $names | uniq | toYaml -}}
 {{- end -}}
 
 {{/* The revisions that run: the one of this release, and during an upgrade the one before. */}}
@@ -81,10 +132,20 @@ app.kubernetes.io/component: {{ .component }}
 
 {{- define "baton.image" -}}
 {{- $image := .root.Values.image -}}
+{{- $repository := $image.repository -}}
+{{- with dig "imageRegistry" "" (default dict .root.Values.global) -}}
+{{- $registry := trimSuffix "/" . -}}
+{{- if not (hasPrefix (printf "%s/" $registry) $repository) -}}
+{{- if regexMatch "^([^/]*[.:][^/]*|localhost)/" $repository -}}
+{{- fail (printf "image.repository is %s, and global.imageRegistry is %s; leave the registry out of one of them" $repository $registry) -}}
+{{- end -}}
+{{- $repository = printf "%s/%s" $registry $repository -}}
+{{- end -}}
+{{- end -}}
 {{- if .digest -}}
-{{ $image.repository }}@{{ .digest }}
+{{ $repository }}@{{ .digest }}
 {{- else -}}
-{{ $image.repository }}:{{ default (printf "%s-%s" .root.Chart.AppVersion $image.device) .tag }}
+{{ $repository }}:{{ default (printf "%s-%s" .root.Chart.AppVersion $image.device) .tag }}
 {{- end -}}
 {{- end -}}
 
