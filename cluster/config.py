@@ -229,7 +229,7 @@ class GatewaySettings(Settings):
     """What callers reach, and its limits."""
 
     host: str = "127.0.0.1"
-    """Address to listen on."""
+    """Address to listen on; `::` is every address of both IP families."""
     grpc_port: int = Field(50051, ge=0, le=65535)
     """gRPC port; 0 takes a free one."""
     http_port: int = Field(8000, ge=0, le=65535)

@@ -14,6 +14,7 @@ from scripts.chart_types import (
     Cidrs,
     Labels,
     Object,
+    ObjectName,
     Objects,
     Values,
     a,
@@ -70,7 +71,7 @@ class Ingress(Values):
 
     enabled: bool = False
     """Make it."""
-    class_name: str = ""
+    class_name: ObjectName = ""
     """IngressClass; empty: the cluster's default."""
     annotations: Annotations = {}
     """Annotations: controllers want limits on time and buffering raised for long streams."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from scripts.chart_types import Env, Objects, Values, each
+from scripts.chart_types import Env, ObjectName, Objects, Values, each
 
 
 class ModelFetch(Values):
@@ -18,7 +18,7 @@ class ModelFetch(Values):
     """Its command. The volume is at `model.mountPath`, writable."""
     args: list[str] = []
     """Arguments of the command."""
-    env_from_secret: str = ""
+    env_from_secret: ObjectName = ""
     """Secret with its credentials, as environment."""
     env: Env = {}
     """Further environment, in the forms of the top level's `env`, which it has, too."""
@@ -36,9 +36,9 @@ class ModelVolume(Values):
     kind: Literal["pvc", "hostPath", "image", "emptyDir"] = "pvc"
     """`pvc`: a claim all nodes can read. `hostPath`: a folder on each node. `image`: an OCI artifact (Kubernetes
     1.33 and up). `emptyDir`: filled by `fetch` at each start."""
-    claim: str = ""
+    claim: ObjectName = ""
     """Name of the PersistentVolumeClaim."""
-    host_path: str = ""
+    host_path: str = Field("", pattern="^(/.*)?$")
     """Folder on the nodes."""
     image: str = ""
     """OCI reference."""

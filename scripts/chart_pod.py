@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from scripts.chart_types import Annotations, Env, Labels, Object, Objects, Values, a, each
+from scripts.chart_types import Annotations, Env, Labels, Object, ObjectName, Objects, Values, a, each
 
 
 class ProbeTimes(Values):
@@ -47,9 +47,9 @@ class Pod(Values):
     topology_spread_constraints: Annotated[Objects, each("core.v1.TopologySpreadConstraint")] = []
     """Spread constraints; without `labelSelector` they count the pods of the same kind. One with the key of
     `topology.spreadKey` takes its place."""
-    priority_class_name: str = ""
+    priority_class_name: ObjectName = ""
     """PriorityClass. `priorityClasses` and a group's `priorityClass` go before the one of the top level."""
-    runtime_class_name: str = ""
+    runtime_class_name: ObjectName = ""
     """RuntimeClass, such as `nvidia`."""
     scheduler_name: str = ""
     """Scheduler, where it is another than Kubernetes' own."""

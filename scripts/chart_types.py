@@ -94,5 +94,11 @@ SecretNames = Annotated[
     ),
 ]
 """`[name]` or `[{name: name}]`."""
+ObjectName = Annotated[str, Field(pattern=rf"^$|{DNS_NAME}")]
+"""Name of an object of Kubernetes; empty: none."""
+ResourceName = Annotated[
+    str, Field(pattern=r"^$|^[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$")
+]
+"""Extended resource of a node; empty: none."""
 Cidrs = list[Annotated[str, Field(pattern=CIDR)]]
 """Blocks of addresses, `10.0.0.0/8`."""

@@ -11,10 +11,10 @@ from scripts.chart_gateway import Gateway, GrpcRoute, HttpRoute, Ingress
 from scripts.chart_model import ModelVolume
 from scripts.chart_pod import Pod
 from scripts.chart_types import (
-    DNS_NAME,
     Annotations,
     Cidrs,
     Labels,
+    ObjectName,
     Objects,
     SecretNames,
     Values,
@@ -22,6 +22,8 @@ from scripts.chart_types import (
     given,
 )
 from scripts.chart_workers import ExtraGroup, Group
+
+NAME = r"^([a-z0-9]([a-z0-9-]*[a-z0-9])?)?$"
 
 
 class Global(Values):
@@ -95,28 +97,28 @@ class Secrets(Values):
     """Secrets that exist already; the chart creates none and holds no secret value. The paths belong into
     `config.security` (docs/security.md)."""
 
-    api_keys: str = ""
+    api_keys: ObjectName = ""
     """Secret whose keys are files under /etc/baton/keys in the gateways: `security.api_keys_file`."""
-    tls: str = ""
+    tls: ObjectName = ""
     """Secret of type kubernetes.io/tls, at /etc/baton/tls in the gateways: `security.tls`. cert-manager makes such."""
-    cluster: str = ""
+    cluster: ObjectName = ""
     """Secret whose keys are files under /etc/baton/cluster in all pods: `security.cluster_secret_file`."""
-    internal_tls: str = ""
+    internal_tls: ObjectName = ""
     """Secret with ca.crt, tls.crt and tls.key, at /etc/baton/internal-tls in all pods: `security.internal_tls`."""
 
 
 class HelmTest(Pod):
     """The pod of `helm test`, and its credentials from Secrets that exist already."""
 
-    key_secret: str = ""
+    key_secret: ObjectName = ""
     """Secret with an API key (`baton keys`) or token; needed where `config.security` asks for one."""
     key_field: str = "key"
     """Its field with the key."""
-    ca_secret: str = ""
+    ca_secret: ObjectName = ""
     """Secret with the authority of the gateways' certificate; empty takes `secrets.tls`."""
     ca_field: str = "ca.crt"
     """Its field with the authority; cert-manager writes `ca.crt`."""
-    client_secret: str = ""
+    client_secret: ObjectName = ""
     """Secret of type kubernetes.io/tls that the pod shows; needed where `config.security.tls` asks for one (mTLS)."""
 
 
@@ -156,11 +158,11 @@ class Topology(Values):
 class PriorityClasses(Values):
     """PriorityClasses, which exist already."""
 
-    head: str = ""
+    head: ObjectName = ""
     """Head: losing it ends the cluster."""
-    gateway: str = ""
+    gateway: ObjectName = ""
     """Gateways."""
-    workers: str = ""
+    workers: ObjectName = ""
     """Workers."""
 
 
@@ -215,12 +217,12 @@ class ServiceAccount(Values):
 
     create: bool = True
     """Create them."""
-    name: str = Field("", pattern=rf"{DNS_NAME}|^$")
+    name: ObjectName = ""
     """Name of the head's, which the Role is bound to; empty takes `<fullname>-head`, and without `create` it is
     needed."""
-    worker_name: str = Field("", pattern=rf"{DNS_NAME}|^$")
+    worker_name: ObjectName = ""
     """Name of the workers'; empty takes `<fullname>-worker`, and without `create` `default`."""
-    gateway_name: str = Field("", pattern=rf"{DNS_NAME}|^$")
+    gateway_name: ObjectName = ""
     """Name of the gateways'; empty takes `<fullname>-gateway`, and without `create` `default`."""
     annotations: Annotations = {}
     """Annotations, for cloud identity."""
@@ -278,10 +280,10 @@ class Probes(Values):
 class ChartValues(Pod):
     """Values of Baton's chart."""
 
-    name_override: str = ""
+    name_override: str = Field("", pattern=NAME)
     """Name in place of the chart's."""
-    fullname_override: str = ""
-    """Name of all objects in place of `<release>-<chart>`."""
+    fullname_override: str = Field("", pattern=NAME)
+    """Name of all objects in place of `<release>-<chart>`; cut at 35 letters, since KubeRay takes no longer ones."""
     revision: str = Field("r1", pattern="^[a-z0-9]([a-z0-9-]{0,10}[a-z0-9])?$")
     """Revision of engine and image. It names the RayCluster: a new one is a new RayCluster with a registry of its own,
     so no worker of one engine version is ever paired with one of another."""

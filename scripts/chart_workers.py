@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, WithJsonSchema
 
 from scripts.chart_pod import Pod
-from scripts.chart_types import Labels, Objects, Values, closed
+from scripts.chart_types import Labels, ObjectName, Objects, ResourceName, Values, closed
 
 Name = Field(pattern=r"^[a-z]([a-z0-9-]{0,28}[a-z0-9])?$")
 CLAIM = closed(
@@ -23,7 +23,7 @@ CLAIM = closed(
 class Rdma(Values):
     """RDMA devices of a worker pod."""
 
-    resource: str = ""
+    resource: ResourceName = ""
     """Extended resource of the device plugin, such as `rdma/hca_shared_devices_a`; empty: no RDMA."""
     devices: int = Field(1, ge=1)
     """Devices per pod."""
@@ -56,7 +56,7 @@ class Group(Pod):
     """As in `config`; checked to be equal."""
     gpu: str = ""
     """GPU kind by Ray's name (`H100`); as `accelerator_type` in `config`."""
-    gpu_resource: str = "nvidia.com/gpu"
+    gpu_resource: ResourceName = "nvidia.com/gpu"
     """Extended resource of the GPU device plugin; empty where `resourceClaims` bring the GPUs."""
     resource_claims: Annotated[Objects, WithJsonSchema({"type": "array", "items": CLAIM})] = []
     """Devices by dynamic resource allocation: `[{name: gpus, spec: {devices: ...}}]` makes a ResourceClaimTemplate, its
@@ -74,9 +74,9 @@ class Group(Pod):
     """RDMA devices."""
     ray_labels: Labels = {}
     """Further Ray node labels; `baton.io/nvlink-domain` names the NVLink domain where the group has just one."""
-    runtime_class: str = ""
+    runtime_class: ObjectName = ""
     """RuntimeClass, such as `nvidia`; the same as `runtimeClassName`."""
-    priority_class: str = ""
+    priority_class: ObjectName = ""
     """PriorityClass; empty takes `priorityClassName` or `priorityClasses.workers`."""
     termination_grace_period_seconds: int | None = Field(None, ge=1)
     """Seconds that a pod has to drain; empty takes `drain.graceS`."""

@@ -75,9 +75,10 @@ after an installation that looked well. Arguments as of `baton.podSpec`.
 {{- define "baton.checkVolumes" -}}
 {{- $volumes := dict -}}
 {{- range include (printf "baton.%s.volumes" .kind) . | fromYamlArray -}}{{- $_ := set $volumes .name true -}}{{- end -}}
+{{- if and (eq .kind "head") .root.Values.autoscaling.enabled -}}{{- $_ := set $volumes "ray-logs" true -}}{{- end -}}
 {{- range .knobs.extraVolumes -}}
 {{- if hasKey $volumes .name -}}
-{{- fail (printf "extraVolumes of %s: %s is a volume of the chart; take another name" $.where .name) -}}
+{{- fail (printf "extraVolumes of %s: %s is a volume of the chart or of KubeRay; take another name" $.where .name) -}}
 {{- end -}}
 {{- if not (and (regexMatch "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$" .name) (le (len .name) 63)) -}}
 {{- fail (printf "extraVolumes of %s: %q is no name of a volume; take small letters, digits and hyphens" $.where .name) -}}
@@ -87,9 +88,13 @@ after an installation that looked well. Arguments as of `baton.podSpec`.
 {{- end -}}
 {{- end -}}
 {{- range .knobs.extraVolumes -}}{{- $_ := set $volumes .name true -}}{{- end -}}
-{{- if and (eq .kind "head") .root.Values.autoscaling.enabled -}}{{- $_ := set $volumes "ray-logs" true -}}{{- end -}}
 {{- $paths := dict -}}
-{{- range include (printf "baton.%s.mounts" .kind) . | fromYamlArray -}}{{- $_ := set $paths (trimSuffix "/" .mountPath) true -}}{{- end -}}
+{{- range include (printf "baton.%s.mounts" .kind) . | fromYamlArray -}}
+{{- if hasKey $paths (trimSuffix "/" .mountPath) -}}
+{{- fail (printf "model.mountPath is %s, which the chart mounts itself; take another folder" .mountPath) -}}
+{{- end -}}
+{{- $_ := set $paths (trimSuffix "/" .mountPath) true -}}
+{{- end -}}
 {{- range .knobs.extraVolumeMounts -}}
 {{- if hasKey $paths (trimSuffix "/" .mountPath) -}}
 {{- fail (printf "extraVolumeMounts of %s: the chart mounts %s itself; take another path" $.where .mountPath) -}}

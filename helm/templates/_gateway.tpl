@@ -218,6 +218,14 @@ spec:
 {{- fail (printf "gateway.nodePorts: %d is given to gRPC and HTTP; each needs a port of its own" (int .grpc)) -}}
 {{- end -}}
 {{- end -}}
+{{- $ports := dict "8081" "probes" -}}
+{{- range list "grpc_port" "http_port" "metrics_port" -}}
+{{- $port := include "baton.port" (dict "root" $ "key" .) -}}
+{{- if hasKey $ports $port -}}
+{{- fail (printf "config.gateway.%s is %s, which is the port of %s; give it another" . $port (get $ports $port)) -}}
+{{- end -}}
+{{- $_ := set $ports $port . -}}
+{{- end -}}
 {{- if ne (len (uniq $gateway.ipFamilies)) (len $gateway.ipFamilies) -}}
 {{- fail "gateway.ipFamilies names a family twice" -}}
 {{- end -}}

@@ -106,8 +106,8 @@ default
 
 {{/* Name of the RayCluster of this release's revision. KubeRay takes it for a DNS label. */}}
 {{- define "baton.cluster" -}}
-{{- if not (regexMatch "^[a-z]" (include "baton.fullname" .)) -}}
-{{- fail (printf "release %s: KubeRay wants names that begin with a letter; choose another, or set fullnameOverride" .Release.Name) -}}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" (include "baton.fullname" .)) -}}
+{{- fail (printf "release %s: KubeRay wants names that begin with a letter and have no dots; choose another, or set fullnameOverride" .Release.Name) -}}
 {{- end -}}
 {{ include "baton.fullname" . }}-{{ .Values.revision }}
 {{- end -}}

@@ -23,6 +23,7 @@ from orchestrator.api.http_idle import IdleSweeper
 from orchestrator.api.http_reply import Reply
 from orchestrator.api.http_request import HttpCall, read_chat_call, read_completion_call
 from orchestrator.api.http_status import model_object, to_json
+from orchestrator.api.listening import listen
 from orchestrator.api.merge import Event, run_all
 from orchestrator.api.slow_reader import reading_within
 from orchestrator.api.status import REQUEST_ID_KEY, http_headers, openai_error, status_of
@@ -156,8 +157,7 @@ async def serve_http(
     )
     await runner.setup()
     try:
-        site = web.TCPSite(runner, settings.host, settings.http_port, backlog=1024, ssl_context=door.ssl_context())
-        await site.start()
+        await listen(runner, settings.host, settings.http_port, backlog=1024, ssl_context=door.ssl_context())
     except OSError as error:
         await runner.cleanup()
         name = f"gateway.http_port={settings.http_port}"

@@ -22,6 +22,7 @@ from cluster.internal_rpc import InternalRpc
 from orchestrator.api.door import Door
 from orchestrator.api.grpc_server import serve_grpc
 from orchestrator.api.http_server import serve_http
+from orchestrator.api.listening import listen
 from orchestrator.live.gateway import Gateway
 from orchestrator.live.node_health import gateway_ready
 from orchestrator.live.registry import watch
@@ -41,7 +42,7 @@ async def _serve_metrics(gateway: Gateway, host: str, port: int, door: Door) -> 
         door = Door()
     runner = web.AppRunner(gateway.metrics.serve(gateway.refresh_gauges, door.check), access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, host, port, ssl_context=door.ssl_context()).start()
+    await listen(runner, host, port, ssl_context=door.ssl_context())
     return runner, runner.addresses[0][1]
 
 
@@ -62,7 +63,7 @@ async def _serve_probes(gateway: Gateway, host: str, port: int) -> Any:
     app.add_routes([web.get("/startupz", lives), web.get("/livez", lives), web.get("/readyz", ready)])
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, host, port).start()
+    await listen(runner, host, port)
     return runner
 
 
