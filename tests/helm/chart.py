@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 import subprocess
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
+import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,7 +20,23 @@ CHART = ROOT / "helm"
 CI_VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
 GPU = "nvidia.com/gpu"
 
+VERSIONS = ("1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37")
+OWN_DEFINITIONS = ("ray.io", "monitoring.coreos.com", "gateway.networking.k8s.io")
+"""Groups that Kubernetes' own schemas do not have."""
+
 Manifest = dict[str, Any]
+
+
+def merged(values: Manifest, changes: dict[str, Any]) -> Manifest:
+    """Values with dotted keys replaced."""
+    result = copy.deepcopy(values)
+    for path, value in changes.items():
+        *parents, last = path.split(".")
+        place = result
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    return result
 
 
 class RenderFailed(Exception):
@@ -71,6 +91,12 @@ class Rendered:
             found += [as_pod(f"group-{group['groupName']}", group["template"]) for group in spec["workerGroupSpecs"]]
         return found
 
+    def fits(self, version: str) -> None:
+        """All objects and pods are what a version of Kubernetes knows, with no field that it would drop."""
+        objects = [item for item in self.objects if item["apiVersion"].split("/")[0] not in OWN_DEFINITIONS]
+        for item in [*objects, *self.pods]:
+            kubernetes_validate.validate(item, version, strict=True)
+
     @property
     def gpus(self) -> int:
         """GPUs that all worker pods of the first RayCluster ask for."""
@@ -107,6 +133,18 @@ class Chart:
         """
         text = self._run("template", "trial", str(CHART), "-n", "serving", "-f", self._file(values), *arguments)
         return Rendered([item for item in yaml.safe_load_all(text) if item])
+
+    def refusal(self, values: Manifest, *arguments: str) -> str:
+        """The sentence with which values are refused; a trace or a list of guesses is none."""
+        with pytest.raises(RenderFailed) as caught:
+            self.render(values, *arguments)
+        text = str(caught.value)
+        if said := re.search(r"execution error at \(baton/[^)]+\): (.+)\n", text):
+            assert "error calling" not in said[1], text
+            return said[1]
+        found = re.findall(r"^ *- at '.*$", text, flags=re.MULTILINE)
+        assert len(found) == 1, text
+        return str(found[0])
 
     def notes(self, values: Manifest | Path) -> str:
         """NOTES.txt of an installation."""

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.helm.chart import Chart, Manifest, Rendered, RenderFailed
-from tests.helm.test_chart import merged
+from tests.helm.chart import Chart, Manifest, Rendered, RenderFailed, merged
 
 TLS = {"certificate_file": "/etc/baton/tls/tls.crt", "private_key_file": "/etc/baton/tls/tls.key"}
 TEST_POD = "trial-baton-test-generate"

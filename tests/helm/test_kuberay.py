@@ -9,8 +9,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.helm.chart import CI_VALUES, Chart, Manifest
-from tests.helm.test_chart import merged
+from tests.helm.chart import CI_VALUES, Chart, Manifest, merged
 
 TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
 COUNT = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.helm.chart import Chart, Manifest, Rendered
-from tests.helm.test_chart import merged
+from tests.helm.chart import Chart, Manifest, Rendered, merged
 
 
 def head_command(rendered: Rendered) -> str:
