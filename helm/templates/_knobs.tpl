@@ -9,6 +9,14 @@ them. Arguments: root, own (its section), where (the section's name), alone (no 
 {{- end -}}
 {{- $own := .own -}}
 {{- $where := .where -}}
+{{- range $place, $part := dict "the top level" $all $where $own -}}
+{{- include "baton.checkLabels" (dict "labels" $part.podLabels "where" (printf "podLabels of %s" $place)) -}}
+{{- range $key, $_ := default dict $part.podAnnotations -}}
+{{- if regexMatch "^(checksum/spec$|baton\\.io/|helm\\.sh/)" $key -}}
+{{- fail (printf "podAnnotations of %s: %s is set by the chart; leave it out" $place $key) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- $knobs := dict -}}
 {{- range $key := list "podAnnotations" "podLabels" "nodeSelector" "podSecurityContext" "securityContext" "lifecycle" "startupProbe" "readinessProbe" "livenessProbe" -}}
 {{- $sum := dict -}}
@@ -126,22 +134,17 @@ say what the container is. Arguments: own (text), env (list), where.
 {{- join "\n" $lines -}}
 {{- end -}}
 
-{{/* Labels of values for a pod: of all objects and of its kind; those by which the chart or KubeRay selects are refused. */}}
+{{/* Labels and annotations of values for a pod: of its kind and of all objects. */}}
 {{- define "baton.podLabels" -}}
-{{- merge (dict) .knobs.podLabels (default dict .root.Values.commonLabels) | toYaml -}}
-{{- include "baton.checkLabels" (dict "labels" .knobs.podLabels "where" (printf "podLabels of %s" .where)) -}}
 {{- include "baton.checkLabels" (dict "labels" .root.Values.commonLabels "where" "commonLabels") -}}
+{{- merge (dict) .knobs.podLabels (default dict .root.Values.commonLabels) | toYaml -}}
 {{- end -}}
 
 {{- define "baton.podAnnotations" -}}
-{{- range $key, $_ := .knobs.podAnnotations -}}
-{{- if regexMatch "^(checksum/spec|baton\\.io/|helm\\.sh/)" $key -}}
-{{- fail (printf "podAnnotations of %s: %s is set by the chart; leave it out" $.where $key) -}}
-{{- end -}}
-{{- end -}}
 {{- merge (dict) .knobs.podAnnotations (default dict .root.Values.commonAnnotations) | toYaml -}}
 {{- end -}}
 
+{{/* Labels by which the chart or KubeRay selects. */}}
 {{- define "baton.checkLabels" -}}
 {{- range $key, $_ := default dict .labels -}}
 {{- if regexMatch "^(app\\.kubernetes\\.io/(name|instance|component|managed-by|version)|helm\\.sh/chart|baton\\.io/.*|ray\\.io/.*|grafana_dashboard)$" $key -}}
@@ -157,8 +160,10 @@ say what the container is. Arguments: own (text), env (list), where.
 
 {{- define "baton.checkNullIn" -}}
 {{- range $key, $default := .needed -}}
-{{- $value := get (default dict $.values) $key -}}
-{{- if kindIs "map" $default -}}
+{{- $value := index (default dict $.values) $key -}}
+{{- if and (kindIs "map" $default) (kindIs "invalid" $value) -}}
+{{- fail (printf "%s%s is null; leave the key out to have its defaults" $.path $key) -}}
+{{- else if kindIs "map" $default -}}
 {{- include "baton.checkNullIn" (dict "needed" $default "values" $value "path" (printf "%s%s." $.path $key)) -}}
 {{- else if kindIs "invalid" $value -}}
 {{- fail (printf "%s%s is null; leave the key out to have its default, %s" $.path $key (toJson $default)) -}}

@@ -24,6 +24,9 @@ VERSIONS = ("1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37")
 OWN_DEFINITIONS = ("ray.io", "monitoring.coreos.com", "gateway.networking.k8s.io")
 """Groups that Kubernetes' own schemas do not have."""
 
+FITTING: set[tuple[str, str]] = set()
+"""Versions and objects that were found to fit: most objects of a rendering are those of the one before."""
+
 Manifest = dict[str, Any]
 
 
@@ -95,7 +98,9 @@ class Rendered:
         """All objects and pods are what a version of Kubernetes knows, with no field that it would drop."""
         objects = [item for item in self.objects if item["apiVersion"].split("/")[0] not in OWN_DEFINITIONS]
         for item in [*objects, *self.pods]:
-            kubernetes_validate.validate(item, version, strict=True)
+            if (known := (version, json.dumps(item, sort_keys=True))) not in FITTING:
+                kubernetes_validate.validate(item, version, strict=True)
+                FITTING.add(known)
 
     @property
     def gpus(self) -> int:
@@ -125,19 +130,27 @@ class Chart:
     helm: Path
     folder: Path
 
-    def render(self, values: Manifest | Path, *arguments: str) -> Rendered:
+    def render(self, values: Manifest | Path, *arguments: str, release: str = "trial") -> Rendered:
         """Render.
 
         Raises:
             RenderFailed: helm said no.
         """
-        text = self._run("template", "trial", str(CHART), "-n", "serving", "-f", self._file(values), *arguments)
+        text = self.text(values, *arguments, release=release)
         return Rendered([item for item in yaml.safe_load_all(text) if item])
 
-    def refusal(self, values: Manifest, *arguments: str) -> str:
+    def text(self, values: Manifest | Path, *arguments: str, release: str = "trial") -> str:
+        """The rendering as it is sent.
+
+        Raises:
+            RenderFailed: helm said no.
+        """
+        return self._run("template", release, str(CHART), "-n", "serving", "-f", self._file(values), *arguments)
+
+    def refusal(self, values: Manifest, *arguments: str, release: str = "trial") -> str:
         """The sentence with which values are refused; a trace or a list of guesses is none."""
         with pytest.raises(RenderFailed) as caught:
-            self.render(values, *arguments)
+            self.render(values, *arguments, release=release)
         text = str(caught.value)
         if said := re.search(r"execution error at \(baton/[^)]+\): (.+)\n", text):
             assert "error calling" not in said[1], text
