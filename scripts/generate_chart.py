@@ -33,7 +33,6 @@ HEAD = """\
 ALL_PODS = """\
 # Keys of all pods. They stand here for all of them, and in head, gateway, each worker group and helmTest for the pods
 # of that section: maps and lists are put together, and what is there once is the section's."""
-GROUPS = ("prefill_workers", "decode_workers", "colocated_workers", "extra_worker_groups")
 # `config` has none, and is left out of all that is made from these.
 DEFAULTS = ChartValues.model_construct(**dict[str, Any](config=None))
 
@@ -86,15 +85,21 @@ def group_defaults() -> str:
 
 
 def needed() -> str:
-    """Values that a chart cannot do without, with their defaults: null removes one, and the templates then say so."""
-    own = DEFAULTS.model_dump(by_alias=True, exclude={"config", *GROUPS})
-    return "# Written by `make chart`.\n" + json.dumps(_without_null(own), indent=1) + "\n"
+    """Values that the templates cannot do without, with their defaults: by these null is refused."""
+    return "# Written by `make chart`.\n" + json.dumps(_needed(ChartValues, DEFAULTS, 0), indent=1) + "\n"
 
 
-def _without_null(tree: dict[str, Any]) -> dict[str, Any]:
-    """Without what is the same when it is absent: an empty text, list or map."""
-    plain = {key: _without_null(value) if isinstance(value, dict) else value for key, value in tree.items()}
-    return {key: value for key, value in plain.items() if value not in (None, "", {}, [])}
+def _needed(model: type[BaseModel], defaults: BaseModel, depth: int) -> dict[str, Any]:
+    """Sections, and in them what is not the same when it is absent. values.yaml has a pod's keys at the top alone."""
+    found: dict[str, Any] = {}
+    inner = issubclass(model, Pod) and depth > 0
+    for name, info in own_fields(model) if inner else model.model_fields.items():
+        value = getattr(defaults, name)
+        if isinstance(value, Values) and not isinstance(value, Group):
+            found[info.alias or name] = _needed(type(value), value, depth + 1)
+        elif not isinstance(value, Values) and value not in (None, "", {}, []):
+            found[info.alias or name] = value
+    return found
 
 
 def main() -> None:
