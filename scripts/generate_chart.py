@@ -95,9 +95,9 @@ def _needed(model: type[BaseModel], defaults: BaseModel, depth: int) -> dict[str
     inner = issubclass(model, Pod) and depth > 0
     for name, info in own_fields(model) if inner else model.model_fields.items():
         value = getattr(defaults, name)
-        if isinstance(value, Values) and not isinstance(value, Group):
-            found[info.alias or name] = _needed(type(value), value, depth + 1)
-        elif not isinstance(value, Values) and value not in (None, "", {}, []):
+        if isinstance(value, Values):  # a group's keys have their defaults in files/group-defaults.yaml
+            found[info.alias or name] = {} if isinstance(value, Group) else _needed(type(value), value, depth + 1)
+        elif value not in (None, "", {}, []):
             found[info.alias or name] = value
     return found
 

@@ -38,7 +38,7 @@ args:
 
 {{/* Both families listen where a Service may ask for IPv6. */}}
 {{- define "baton.gatewayHost" -}}
-{{- ternary "::" "0.0.0.0" (or (has "IPv6" .Values.gateway.ipFamilies) (has .Values.gateway.ipFamilyPolicy (list "PreferDualStack" "RequireDualStack"))) -}}
+{{- ternary "::" "0.0.0.0" (or (has "IPv6" (default list .Values.gateway.ipFamilies)) (has .Values.gateway.ipFamilyPolicy (list "PreferDualStack" "RequireDualStack"))) -}}
 {{- end -}}
 
 {{- define "baton.gateway.env" -}}
@@ -226,10 +226,11 @@ spec:
 {{- end -}}
 {{- $_ := set $ports $port . -}}
 {{- end -}}
-{{- if ne (len (uniq $gateway.ipFamilies)) (len $gateway.ipFamilies) -}}
+{{- $families := default list $gateway.ipFamilies -}}
+{{- if ne (len (uniq $families)) (len $families) -}}
 {{- fail "gateway.ipFamilies names a family twice" -}}
 {{- end -}}
-{{- if and (gt (len $gateway.ipFamilies) 1) (not (has $gateway.ipFamilyPolicy (list "PreferDualStack" "RequireDualStack"))) -}}
+{{- if and (gt (len $families) 1) (not (has $gateway.ipFamilyPolicy (list "PreferDualStack" "RequireDualStack"))) -}}
 {{- fail "gateway.ipFamilies names two families; set gateway.ipFamilyPolicy to PreferDualStack or RequireDualStack" -}}
 {{- end -}}
 {{- end -}}

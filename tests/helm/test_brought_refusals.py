@@ -16,6 +16,7 @@ BY_TEMPLATES: list[tuple[dict[str, Any], str]] = [
     ({"gateway.replicas": None}, "gateway.replicas is null; leave the key out to have its default, 2"),
     ({"head.memoryGib": None}, "head.memoryGib is null"),
     ({"network": None}, "network is null; leave the key out to have its defaults"),
+    ({"decodeWorkers": None}, "decodeWorkers is null; leave the key out to have its defaults"),
     ({"image.repository": None}, "image.repository is null"),
     ({"helmTest.keyField": None}, "helmTest.keyField is null"),
     # Names of the chart's own.

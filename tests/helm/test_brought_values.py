@@ -353,6 +353,11 @@ def test_accounts_that_exist(brought: Any) -> None:
     assert not {"Role", "RoleBinding"} & brought({"rbac": {"create": False}}).kinds
 
 
+def test_null_is_an_empty_list(brought: Any) -> None:
+    lists = ("tolerations", "extraVolumes", "envFrom", "imagePullSecrets", "extraObjects", "gateway.ipFamilies")
+    assert brought(dict.fromkeys(lists)).gateway == brought({}).gateway
+
+
 def test_gateways_deployment(brought: Any) -> None:
     changes = {"gateway.strategy": {"type": "Recreate"}, "gateway.revisionHistoryLimit": 0}
     (spec,) = (item["spec"] for item in brought(changes).of("Deployment").values())
