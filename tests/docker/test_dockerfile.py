@@ -96,7 +96,7 @@ def test_a_target_stands_on_a_pinned_image_and_runs_as_the_charts_user(target: s
     assert name == "python"
     assert re.fullmatch(r"3\.1[12]\.\d+-slim-\w+", tag), "a tag that names the patch version and Debian's release"
     assert "latest" not in DOCKERFILE.read_text()
-    user = re.search(r"runAsUser: (\d+)", (ROOT / "helm" / "templates" / "_pod.tpl").read_text())
+    user = re.search(r"runAsUser: (\d+)", (ROOT / "helm" / "templates" / "_security.tpl").read_text())
     assert user is not None
     assert stage.of("USER") == [f"{user[1]}:{user[1]}"]
     after = [step for step, _ in stage.steps[stage.steps.index(("USER", stage.of("USER")[0])) :]]
