@@ -20,7 +20,7 @@ class ModelFetch(Values):
     """Arguments of the command."""
     env_from_secret: ObjectName = ""
     """Secret with its credentials, as environment."""
-    env: Env = {}
+    env: Env | None = None
     """Further environment, in the forms of the top level's `env`, which it has, too."""
     env_from: Annotated[Objects, each("core.v1.EnvFromSource")] = []
     """Further Secrets and ConfigMaps as environment."""

@@ -72,7 +72,7 @@ class Pod(Values):
     """Let the containers of a pod see each other's processes."""
     automount_service_account_token: bool | None = None
     """Mount the account's token, for sidecars that need one; empty: the head's alone, which cannot do without."""
-    env: Env = {}
+    env: Env | None = None
     """Environment of the chart's containers: `{NAME: text}`, `{NAME: {valueFrom: ...}}`, or a list as in a pod."""
     env_from: Annotated[Objects, each("core.v1.EnvFromSource")] = []
     """Secrets and ConfigMaps whose keys become environment; what `env` and the chart set goes first."""

@@ -179,4 +179,6 @@ class Chart:
         result = subprocess.run([str(self.helm), *arguments], capture_output=True, text=True, check=False)
         if result.returncode != 0:
             raise RenderFailed(result.stdout + result.stderr)
+        # Helm warns where a value has another form than its default, a list for a map.
+        assert "warning" not in result.stderr, result.stderr
         return result.stdout
