@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from cluster.errors import ConfigError
+from cluster.precision import Precision
 
 _CATALOGUE = Path(__file__).parent / "gpus.csv"
 GIB = 1024**3
@@ -38,6 +39,8 @@ class GpuSpec:
         spec_source: Where the limits come from.
         price_source: Where the price comes from.
         price_date: Month of the price.
+        fp4_flops: Dense fp4 peak; 0 where the tensor cores have no fp4.
+        scaleup_gpus: GPUs joined by the scale-up link: those of a node, or of a rack (NVL72).
 
     Example:
         >>> gpu("H100-SXM").hbm_bytes_per_s
@@ -59,6 +62,8 @@ class GpuSpec:
     spec_source: str = ""
     price_source: str = ""
     price_date: str = ""
+    fp4_flops: float = 0.0
+    scaleup_gpus: int = 8
 
     def __post_init__(self) -> None:
         for field in ("memory_bytes", "hbm_bytes_per_s", "bf16_flops", "pcie_bytes_per_s", "nic_bytes_per_s"):
@@ -73,9 +78,29 @@ class GpuSpec:
         """Fastest link between two GPUs of one node, one direction: scale-up link, else PCIe."""
         return self.scaleup_bytes_per_s or self.pcie_bytes_per_s
 
+    @property
+    def priced(self) -> bool:
+        """An hour's price was surveyed."""
+        return self.price_usd_h > 0
+
     def flops(self, fp8: bool) -> float:
         """Dense peak for a matrix multiplication; fp8 falls back to bf16 where the GPU has none."""
         return self.fp8_flops if fp8 and self.fp8_flops > 0 else self.bf16_flops
+
+    def rate(self, precision: Precision) -> float:
+        """Dense peak with weights so stored: in the narrowest type that these tensor cores multiply.
+
+        NVFP4 runs in fp4 where there is any; MXFP4 weights are multiplied with activations in fp8 there. Where there is
+        no fp4, 4-bit weights are widened to bf16.
+        """
+        if precision.computes_in_fp4 and self.fp4_flops > 0:
+            return self.fp4_flops
+        fp8 = precision.computes_in_fp8 or (precision is Precision.MXFP4 and self.fp4_flops > 0)
+        return self.flops(fp8)
+
+    def link_bytes_per_s(self, gpus: int) -> float:
+        """Link by which each of ``gpus`` GPUs reaches the others, one direction: the network past one node."""
+        return self.peer_bytes_per_s if gpus <= self.scaleup_gpus else self.nic_bytes_per_s
 
     def with_overrides(self, **values: float) -> GpuSpec:
         """The same GPU with some figures replaced, for instance ``price_usd_h``.
@@ -121,6 +146,8 @@ def _from_row(row: Mapping[str, str]) -> GpuSpec:
         scaleup_bytes_per_s=number["scaleup_gb_s_per_dir"] * 1e9,
         pcie_bytes_per_s=number["pcie_gb_s_per_dir"] * 1e9,
         nic_bytes_per_s=number["nic_gb_s"] * 1e9,
+        fp4_flops=number["fp4_dense_tflops"] * 1e12,
+        scaleup_gpus=int(number["scaleup_gpus"]),
         power_w=number["tdp_w"],
         price_usd_h=float(row["price_mid_usd_h"]),
         price_low_usd_h=float(row["price_low_usd_h"]),

@@ -1,15 +1,14 @@
-"""Geometry of a language model, read from its ``config.json``: what memory and time follow from.
+"""Geometry of a language model: what memory and time follow from.
 
-Only facts of the checkout live here: layer counts, widths, experts, attention kind, stored precision.
+Only facts of the checkout live here: layer counts, widths, experts, kinds of attention, stored precision.
 Parameter counts are exact for the dense GQA families (checked against published totals in the tests).
+``cluster/model_config.py`` reads them from a ``config.json``.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -17,28 +16,11 @@ from typing import Any
 import yaml
 
 from cluster.errors import ConfigError
+from cluster.precision import Precision
+from cluster.state_layers import StateLayers
 
 _PRESETS = Path(__file__).parent / "models.yaml"
-
-
-class Precision(StrEnum):
-    """How the linear layers' weights are stored. Embeddings, norms and the output head stay in bf16."""
-
-    BF16 = "bf16"
-    FP8 = "fp8"
-    FP8_BLOCK = "fp8_block"
-    INT4 = "int4"
-    MXFP4 = "mxfp4"
-
-    @property
-    def weight_bytes(self) -> float:
-        """Bytes per weight, scales included (block scales: one per 128x128, 32 or 128 values)."""
-        return {"bf16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "int4": 0.5625, "mxfp4": 0.53125}[self.value]
-
-    @property
-    def computes_in_fp8(self) -> bool:
-        """True where the tensor cores multiply in fp8; 4-bit weights are widened to bf16 on Hopper."""
-        return self in (Precision.FP8, Precision.FP8_BLOCK)
+_REST = -1
 
 
 @dataclass(frozen=True)
@@ -47,18 +29,18 @@ class ModelSpec:
 
     Args:
         name: What the operator calls it.
-        layers: Transformer blocks.
+        layers: Blocks of the model.
         hidden: Width of the residual stream.
         heads: Query heads.
         kv_heads: Key/value heads; fewer than ``heads`` under GQA. Ignored for MLA.
         head_dim: Width of one head.
         vocab: Rows of the embedding.
-        intermediate: Width of a dense MLP (gate, up and down).
+        intermediate: Width of a dense MLP.
         experts: Routed experts of a mixture-of-experts layer, 0 for a dense model.
         experts_per_token: Routed experts each token goes through.
         shared_experts: Experts every token goes through.
         expert_intermediate: Width of one routed expert.
-        dense_layers: Leading layers with a dense MLP in a mixture-of-experts model.
+        dense_layers: Layers with a dense MLP in a mixture-of-experts model.
         kv_lora_rank: MLA latent width; 0 means GQA.
         qk_rope_head_dim: MLA rotary width, kept beside the latent.
         qk_nope_head_dim: MLA query/key width without rotary part.
@@ -70,6 +52,22 @@ class ModelSpec:
         precision: Stored precision of the linear layers.
         quantised_experts_only: Attention stays in bf16 (gpt-oss).
         max_context_tokens: The longest sequence the checkpoint was made for.
+        attention_layers: Layers that keep keys and values; all unless said.
+        mlp_layers: Layers with an MLP or experts; all unless said.
+        mlp_matrices: Matrices of an MLP: 3 with a gate, 2 without.
+        chunk_tokens: Chunk of the chunked layers, 0 for none.
+        chunked_layers: How many layers attend only within their chunk of the context (Llama 4).
+        attention_gate: Attention's output is gated by a projection as wide as the queries.
+        shared_expert_intermediate: Width of a shared expert, 0 where it is that of a routed one.
+        state: Layers that keep a state of fixed size per request.
+        index_layers: Layers with an indexer of their own (sparse attention), 0 for none.
+        index_heads: Heads of the indexer.
+        index_head_dim: Width of its heads and of the key that each token leaves in its cache.
+        index_topk: Tokens that attention reads at most, whatever the context.
+        expert_hidden: Width in which the experts work where it is not the residual's, else 0.
+        mtp_layers: Layers that predict tokens ahead; loaded only when an engine speculates with them.
+        extra_params: Weights beside the language model, in bf16: a vision tower.
+        kv_dtype_bytes: Bytes of a KV value as the checkpoint asks for them.
 
     Example:
         >>> ModelSpec.named("Llama-3.1-8B").params
@@ -100,12 +98,39 @@ class ModelSpec:
     precision: Precision = Precision.BF16
     quantised_experts_only: bool = False
     max_context_tokens: int = 131072
+    attention_layers: int = _REST
+    mlp_layers: int = _REST
+    mlp_matrices: int = 3
+    chunk_tokens: int = 0
+    chunked_layers: int = 0
+    attention_gate: bool = False
+    shared_expert_intermediate: int = 0
+    state: StateLayers | None = None
+    index_layers: int = 0
+    index_heads: int = 0
+    index_head_dim: int = 0
+    index_topk: int = 0
+    expert_hidden: int = 0
+    mtp_layers: int = 0
+    extra_params: int = 0
+    kv_dtype_bytes: float = 2.0
 
     def __post_init__(self) -> None:
-        for field in ("layers", "hidden", "heads", "kv_heads", "head_dim", "vocab"):
+        for field in ("attention_layers", "mlp_layers"):
+            if getattr(self, field) == _REST:
+                object.__setattr__(self, field, self.layers)
+        for field in ("layers", "hidden", "heads", "kv_heads", "head_dim", "vocab", "attention_layers"):
             value = getattr(self, field)
             if value < 1:
                 raise ConfigError(f"model.{field}={value}: expected >= 1", model=self.name)
+        if self.sliding_layers + self.chunked_layers > self.attention_layers or self.attention_layers > self.layers:
+            raise ConfigError(
+                f"model: {self.sliding_layers} sliding and {self.chunked_layers} chunked of {self.attention_layers} "
+                f"attention layers among {self.layers}: expected a part of the whole",
+                model=self.name,
+            )
+        if bool(self.sliding_layers) != bool(self.sliding_window_tokens):
+            raise ConfigError("model.sliding_window_tokens: expected with sliding_layers, and only then")
         if self.experts and not (1 <= self.experts_per_token <= self.experts and self.expert_intermediate > 0):
             raise ConfigError(
                 f"model.experts_per_token={self.experts_per_token}: expected 1 to {self.experts}", model=self.name
@@ -114,30 +139,46 @@ class ModelSpec:
             raise ConfigError(f"model.intermediate={self.intermediate}: expected >= 1", model=self.name)
 
     @classmethod
-    def from_config(cls, config: Path | str | Mapping[str, Any], name: str = "") -> ModelSpec:
+    def from_config(
+        cls, config: Path | str | Mapping[str, Any], name: str = "", ignore_keys: tuple[str, ...] = ()
+    ) -> ModelSpec:
         """Read a Hugging Face ``config.json`` (a path to it, to its folder, or its mapping).
 
+        Args:
+            config: The file, its folder, or what is in it.
+            name: What to call the model; the folder's name if left out.
+            ignore_keys: Keys that are known to change neither KV cache nor weights nor work.
         Raises:
-            ConfigError: the file is missing, not JSON, lacks a dimension, or names layers that keep no KV
-                cache (linear attention, state-space), for which these cost models hold no terms.
+            ConfigError: the file is missing, not JSON, lacks a dimension, or names a model type, a kind of layer or
+                a key for which there is no model here.
         Example:
             >>> ModelSpec.from_config({"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4,
             ...     "vocab_size": 100, "intermediate_size": 128}).head_dim
             16
         """
-        if not isinstance(config, Mapping):
-            path = Path(config)
-            path = path / "config.json" if path.is_dir() else path
-            try:
-                loaded = json.loads(path.read_text())
-            except FileNotFoundError as error:
-                raise ConfigError(f"model.config={str(config)!r}: no such file") from error
-            except (OSError, json.JSONDecodeError) as error:
-                raise ConfigError(f"model.config={str(config)!r}: not a readable config.json ({error})") from error
-            if not isinstance(loaded, dict):
-                raise ConfigError(f"model.config={str(config)!r}: expected a JSON object")
-            return cls.from_config(loaded, name or path.parent.name)
-        return _from_mapping(config, name or str(config.get("_name_or_path") or config.get("model_type") or "model"))
+        from cluster.model_config import read_config
+
+        return read_config(config, name, ignore_keys)
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> ModelSpec:
+        """A geometry given by hand, or written by ``dataclasses.asdict``.
+
+        Raises:
+            ConfigError: an unknown field, or one that is missing.
+        """
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(record) - known):
+            raise ConfigError(f"model.by_hand.{unknown[0]}: unknown; expected some of {', '.join(sorted(known))}")
+        values = dict(record)
+        try:
+            if values.get("state") is not None and not isinstance(values["state"], StateLayers):
+                values["state"] = StateLayers(**values["state"])
+            if "precision" in values:
+                values["precision"] = Precision(values["precision"])
+            return cls(**values)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"model.by_hand: {error}") from error
 
     @classmethod
     def named(cls, name: str) -> ModelSpec:
@@ -172,12 +213,23 @@ class ModelSpec:
     @property
     def moe_layers(self) -> int:
         """Layers with routed experts."""
-        return self.layers - self.dense_layers if self.experts else 0
+        return self.mlp_layers - self.dense_layers if self.experts else 0
 
     @property
     def full_attention_layers(self) -> int:
         """Layers that attend to the whole context."""
-        return self.layers - self.sliding_layers
+        return self.attention_layers - self.sliding_layers - self.chunked_layers
+
+    @property
+    def hybrid(self) -> bool:
+        """Holds layers whose cache does not grow with the context as others' does."""
+        return self.state is not None or self.full_attention_layers < self.attention_layers or self.index_layers > 0
+
+    @property
+    def layer_equivalents(self) -> float:
+        """Blocks of one mixer and one MLP each that the model amounts to, for overheads per layer."""
+        mixers = self.attention_layers + (self.state.layers if self.state else 0)
+        return max(0.5 * (mixers + self.mlp_layers), 1.0)
 
     @cached_property
     def attention_params(self) -> int:
@@ -192,43 +244,63 @@ class ModelSpec:
             down = self.hidden * (self.kv_lora_rank + self.qk_rope_head_dim)
             up = self.kv_lora_rank * self.heads * (self.qk_nope_head_dim + self.v_head_dim)
             return query + down + up + self.heads * self.v_head_dim * self.hidden
-        return 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
+        gate = self.heads if self.attention_gate else 0
+        return self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads + gate)
+
+    @cached_property
+    def index_params(self) -> int:
+        """Weights of one layer's indexer: queries from the compressed query, a key, and a weight per head."""
+        if not self.index_layers:
+            return 0
+        query = (self.q_lora_rank or self.hidden) * self.index_heads * self.index_head_dim
+        return query + self.hidden * (self.index_head_dim + self.index_heads)
+
+    @cached_property
+    def mixer_params(self) -> int:
+        """Weights of all layers' attention, indexers and state mixers."""
+        state = self.state.layers * self.state.params if self.state else 0
+        return self.attention_layers * self.attention_params + self.index_layers * self.index_params + state
 
     @cached_property
     def expert_params(self) -> int:
-        """Weights of one routed expert (gate, up, down)."""
-        return 3 * self.hidden * self.expert_intermediate
+        """Weights of one routed expert."""
+        return self.mlp_matrices * (self.expert_hidden or self.hidden) * self.expert_intermediate
+
+    @cached_property
+    def shared_params(self) -> int:
+        """Weights that every token goes through in a layer with experts: shared experts, router, change of width."""
+        width = self.shared_expert_intermediate or self.expert_intermediate
+        latent = 2 * self.hidden * self.expert_hidden if self.expert_hidden else 0
+        return self.shared_experts * self.mlp_matrices * self.hidden * width + latent
 
     @cached_property
     def dense_mlp_params(self) -> int:
-        """Weights of one dense MLP (gate, up, down)."""
-        return 3 * self.hidden * self.intermediate
+        """Weights of one dense MLP."""
+        return self.mlp_matrices * self.hidden * self.intermediate
 
     @property
     def embedding_params(self) -> int:
         """Weights of the token embedding; the output head is as large again unless tied."""
         return self.vocab * self.hidden
 
+    def _mlp_params(self, experts: int) -> int:
+        routed = self.moe_layers * (experts * self.expert_params + self.shared_params + self.hidden * self.experts)
+        return routed + (self.mlp_layers - self.moe_layers) * self.dense_mlp_params
+
     @cached_property
     def linear_params(self) -> int:
         """Weights of all layers' matrices: what ``precision`` applies to."""
-        moe = self.moe_layers * ((self.experts + self.shared_experts) * self.expert_params + self.hidden * self.experts)
-        dense = (self.layers - self.moe_layers) * self.dense_mlp_params
-        return self.layers * self.attention_params + moe + dense
+        return self.mixer_params + self._mlp_params(self.experts)
 
     @cached_property
     def params(self) -> int:
-        """All weights, embedding and output head included."""
+        """All weights of the language model, embedding and output head included."""
         return self.linear_params + self.embedding_params * (1 if self.tied_embeddings else 2)
 
     @cached_property
     def active_params(self) -> int:
         """Weights one token is multiplied with, output head included, embedding look-up not."""
-        moe = self.moe_layers * (
-            (self.experts_per_token + self.shared_experts) * self.expert_params + self.hidden * self.experts
-        )
-        dense = (self.layers - self.moe_layers) * self.dense_mlp_params
-        return self.layers * self.attention_params + moe + dense + self.embedding_params
+        return self.mixer_params + self._mlp_params(self.experts_per_token) + self.embedding_params
 
     @property
     def attention_weight_bytes(self) -> float:
@@ -237,11 +309,17 @@ class ModelSpec:
 
     @cached_property
     def weight_bytes(self) -> float:
-        """Bytes of the whole checkpoint in memory, before sharding."""
-        attention = self.layers * self.attention_params
-        other = self.linear_params - attention
-        head = self.embedding_params * (1 if self.tied_embeddings else 2) * 2.0
-        return attention * self.attention_weight_bytes + other * self.precision.weight_bytes + head
+        """Bytes of the whole checkpoint in memory, before sharding; MTP layers left out."""
+        other = self.linear_params - self.mixer_params
+        wide = self.embedding_params * (1 if self.tied_embeddings else 2) + self.extra_params
+        return self.mixer_params * self.attention_weight_bytes + other * self.precision.weight_bytes + wide * 2.0
+
+    @cached_property
+    def mtp_params(self) -> int:
+        """Weights of one MTP layer: a block of the model and the projection that joins two hidden states."""
+        moe = self.experts * self.expert_params + self.shared_params + self.hidden * self.experts
+        mlp = moe if self.experts else self.dense_mlp_params
+        return self.attention_params + mlp + 2 * self.hidden * self.hidden
 
     @property
     def kv_values_per_token_layer(self) -> int:
@@ -250,87 +328,14 @@ class ModelSpec:
             return self.kv_lora_rank + self.qk_rope_head_dim
         return 2 * self.kv_heads * self.head_dim
 
+    @property
+    def index_bytes_per_token_layer(self) -> int:
+        """Bytes that one token leaves in one indexer's cache: an fp8 key and a scale per 128 values."""
+        return self.index_head_dim + self.index_head_dim // 128 * 4 if self.index_layers else 0
+
 
 @cache
 def known_models() -> Mapping[str, Mapping[str, Any]]:
     """Configs of the models that this package knows by name: the fields that matter, as published."""
     loaded: Mapping[str, Mapping[str, Any]] = yaml.safe_load(_PRESETS.read_text())
     return loaded
-
-
-def _precision(config: Mapping[str, Any]) -> Precision:
-    quant = config.get("quantization_config") or {}
-    method = str(quant.get("quant_method", "")).lower()
-    if not method:
-        return Precision.BF16
-    if method == "mxfp4":
-        return Precision.MXFP4
-    if method in ("fp8", "fbgemm_fp8", "modelopt"):
-        return Precision.FP8_BLOCK if quant.get("weight_block_size") else Precision.FP8
-    if method in ("awq", "gptq"):
-        return Precision.INT4
-    if method == "compressed-tensors":
-        groups = quant.get("config_groups") or {}
-        bits = {int((group.get("weights") or {}).get("num_bits", 16)) for group in groups.values()}
-        return Precision.INT4 if bits == {4} else Precision.FP8 if bits == {8} else Precision.BF16
-    raise ConfigError(
-        f"quantization_config.quant_method={method!r}: expected fp8, mxfp4, awq, gptq or compressed-tensors"
-    )
-
-
-def _from_mapping(config: Mapping[str, Any], name: str) -> ModelSpec:
-    text = config.get("text_config")
-    if isinstance(text, Mapping):
-        quant = config.get("quantization_config")
-        config = dict(text) if quant is None else {**text, "quantization_config": quant}
-
-    def need(*keys: str) -> int:
-        for key in keys:
-            if isinstance(config.get(key), int):
-                return int(config[key])
-        raise ConfigError(f"model.config.{keys[0]}: missing or not a whole number", model=name)
-
-    def get(*keys: str) -> int:
-        for key in keys:
-            if isinstance(config.get(key), int):
-                return int(config[key])
-        return 0
-
-    layers = need("num_hidden_layers", "n_layer")
-    kinds = [str(kind) for kind in config.get("layer_types") or []]
-    if any("linear" in kind or "mamba" in kind for kind in kinds) or get("mamba_d_state", "linear_num_key_heads"):
-        raise ConfigError(
-            "model.config.layer_types: linear attention and state-space layers are not modelled", model=name
-        )
-    heads, hidden = need("num_attention_heads", "n_head"), need("hidden_size", "n_embd")
-    experts = get("n_routed_experts", "num_local_experts", "num_experts")
-    moe_width = get("moe_intermediate_size") or get("intermediate_size")
-    window = get("sliding_window") if config.get("use_sliding_window", True) else 0
-    sliding = sum("sliding" in kind for kind in kinds) if kinds else (layers if window else 0)
-    precision = _precision(config)
-    return ModelSpec(
-        name=name,
-        layers=layers,
-        hidden=hidden,
-        heads=heads,
-        kv_heads=get("num_key_value_heads") or heads,
-        head_dim=get("head_dim") or hidden // heads,
-        vocab=need("vocab_size"),
-        intermediate=get("intermediate_size", "n_inner"),
-        experts=experts,
-        experts_per_token=get("num_experts_per_tok", "experts_per_token") if experts else 0,
-        shared_experts=get("n_shared_experts") if experts else 0,
-        expert_intermediate=moe_width if experts else 0,
-        dense_layers=get("first_k_dense_replace") if experts else 0,
-        kv_lora_rank=get("kv_lora_rank"),
-        qk_rope_head_dim=get("qk_rope_head_dim"),
-        qk_nope_head_dim=get("qk_nope_head_dim"),
-        v_head_dim=get("v_head_dim"),
-        q_lora_rank=get("q_lora_rank"),
-        sliding_window_tokens=window if sliding else 0,
-        sliding_layers=sliding if window else 0,
-        tied_embeddings=bool(config.get("tie_word_embeddings", False)),
-        precision=precision,
-        quantised_experts_only=precision in (Precision.MXFP4,) or (experts > 0 and precision is Precision.INT4),
-        max_context_tokens=get("max_position_embeddings") or 131072,
-    )

@@ -15,24 +15,31 @@ from cluster.engine_constants import EngineConstants
 from cluster.errors import ConfigError
 from cluster.hardware import GpuSpec
 from cluster.model import ModelSpec
+from cluster.precision import Precision
 
 _CACHE_LIMIT = 65536
+STAGE_LATENCY_S = 10e-6
+"""To hand activations to the next pipeline stage: a point-to-point message between GPUs."""
 
 
 class StepCost:
-    """Seconds of engine steps for one worker: one model on ``tp`` GPUs of one kind under one engine.
+    """Seconds of engine steps for one worker: one model on some GPUs of one kind under one engine.
 
     Methods are plain float arithmetic over coefficients computed once, for they run tens of millions of times.
+    Batches and contexts are those of the whole worker: ``dp`` ranks take equal parts of them, and of ``pp`` stages
+    each works on a part of its own at any time, so that a step is what one such part takes through all stages.
 
     Args:
         model: Geometry.
         gpu: Kind of GPU.
         engine: Fitted constants.
-        tp: GPUs of the worker, over which matrices and KV heads are split.
+        tp: GPUs over which matrices and KV heads are split.
         kv_dtype_bytes: 2 for bf16, 1 for fp8.
-        expert_parallel: Experts are placed whole, ``experts / tp`` on each GPU, instead of being sliced.
+        expert_parallel: Experts are placed whole, ``experts / (tp * dp)`` on each GPU, instead of being sliced.
+        pp: Pipeline stages over which layers are split.
+        dp: Ranks with attention of their own, which share the experts.
     Raises:
-        ConfigError: ``tp`` is not positive or does not divide the heads.
+        ConfigError: a size is not positive or does not divide what it splits.
     """
 
     __slots__ = (
@@ -42,21 +49,27 @@ class StepCost:
         "_attention_window_pair_s",
         "_dense",
         "_eager_s",
+        "_exchange_latency_s",
+        "_exchange_token_s",
         "_fixed_s",
         "_gemm_cache",
         "_head",
         "_head_cache",
         "_kv_token_s",
         "_kv_window_token_s",
+        "_parts",
         "_sequence_s",
         "_softness",
+        "_state_s",
         "_token_s",
         "_window_tokens",
+        "dp",
         "engine",
         "expert_parallel",
         "gpu",
         "kv_dtype_bytes",
         "model",
+        "pp",
         "tp",
     )
 
@@ -69,22 +82,31 @@ class StepCost:
         *,
         kv_dtype_bytes: float = 2.0,
         expert_parallel: bool = False,
+        pp: int = 1,
+        dp: int = 1,
     ) -> None:
         if tp < 1 or model.heads % tp:
             raise ConfigError(f"tp={tp}: expected a divisor of {model.heads} attention heads", model=model.name)
-        self.model, self.gpu, self.engine, self.tp = model, gpu, engine, tp
+        if pp < 1 or pp > model.layers or dp < 1:
+            raise ConfigError(f"pp={pp}, dp={dp}: expected 1 to {model.layers} stages and 1 or more ranks")
+        if dp > 1 and not model.experts:
+            raise ConfigError(
+                f"dp={dp}: ranks that share nothing are workers of their own; {model.name} has no experts"
+            )
+        self.model, self.gpu, self.engine, self.tp, self.pp, self.dp = model, gpu, engine, tp, pp, dp
         self.kv_dtype_bytes, self.expert_parallel = kv_dtype_bytes, expert_parallel
+        self._parts = pp * dp
         self._softness = engine.softness
-        self._gemm_cache: dict[int, float] = {}
+        self._gemm_cache: dict[tuple[int, int], float] = {}
         self._head_cache: dict[int, float] = {}
         read = 1.0 / (gpu.hbm_bytes_per_s * engine.memory_share)
-        fp8 = model.precision.computes_in_fp8
-        rate = gpu.flops(fp8) * (engine.gemm_fp8_share if fp8 else engine.gemm_share)
-        attention_fp8 = fp8 and not model.quantised_experts_only
-        attention_rate = gpu.flops(attention_fp8) * (engine.gemm_fp8_share if attention_fp8 else engine.gemm_share)
+        rate = self._rate(model.precision, engine.gemm_share)
+        attention_rate = self._rate(
+            Precision.BF16 if model.quantised_experts_only else model.precision, engine.gemm_share
+        )
         moe = model.moe_layers
-        dense_mlp = (model.layers - moe) * model.dense_mlp_params + moe * model.shared_experts * model.expert_params
-        attention = model.layers * model.attention_params
+        dense_mlp = (model.mlp_layers - moe) * model.dense_mlp_params + moe * model.shared_params
+        attention = model.mixer_params
         # Seconds per token of compute, and seconds to read the weights once, of everything but routed experts.
         self._dense = (
             (2.0 * attention / attention_rate + 2.0 * dense_mlp / rate) / tp,
@@ -93,21 +115,52 @@ class StepCost:
         head = float(model.embedding_params)
         self._head = (2.0 * head / (gpu.bf16_flops * engine.gemm_share) / tp, head * 2.0 * read / tp)
         self._set_attention()
-        link = gpu.peer_bytes_per_s * engine.all_reduce_share
-        reduces = 2 * model.layers if tp > 1 else 0
+        layers = model.layer_equivalents
+        mixers = model.attention_layers + (model.state.layers if model.state else 0)
+        link = gpu.link_bytes_per_s(tp) * engine.all_reduce_share
+        reduces = mixers + model.mlp_layers if tp > 1 else 0
         self._all_reduce_latency_s = reduces * engine.all_reduce_s * math.log2(tp) if tp > 1 else 0.0
         self._all_reduce_token_s = reduces * model.hidden * 2.0 * 2.0 * (tp - 1) / tp / link
-        layers_s = model.layers * engine.layer_s + moe * engine.moe_layer_s
-        self._eager_s = model.layers * engine.prefill_layer_s + moe * engine.prefill_moe_layer_s
-        self._fixed_s = layers_s + engine.step_s + self._all_reduce_latency_s
-        self._token_s = model.layers * engine.token_layer_s + self._all_reduce_token_s
+        self._set_exchange()
+        layers_s = layers * engine.layer_s + moe * engine.moe_layer_s
+        self._eager_s = layers * engine.prefill_layer_s + moe * engine.prefill_moe_layer_s
+        hand_over_s = (pp - 1) * STAGE_LATENCY_S
+        self._fixed_s = layers_s + engine.step_s + self._all_reduce_latency_s + self._exchange_latency_s + hand_over_s
+        stage_token_s = (pp - 1) * model.hidden * 2.0 / gpu.link_bytes_per_s(tp * pp)
+        self._token_s = (
+            layers * engine.token_layer_s + self._all_reduce_token_s + self._exchange_token_s + stage_token_s
+        )
         self._sequence_s = engine.sequence_s
+
+    def _rate(self, precision: Precision, share: float) -> float:
+        """Operations a second of a matrix multiplication with weights so stored."""
+        narrow = precision.computes_in_fp8 or (precision.computes_in_fp4 and self.gpu.fp4_flops > 0)
+        return self.gpu.rate(precision) * (self.engine.gemm_fp8_share if narrow else share)
+
+    def _set_exchange(self) -> None:
+        """Tokens to their experts and back (all-to-all), where ranks with attention of their own share experts.
+
+        Each token goes to ``experts_per_token`` GPUs in fp8 and comes back from them in bf16.
+        """
+        model, gpu = self.model, self.gpu
+        self._exchange_latency_s = self._exchange_token_s = 0.0
+        if self.dp == 1:
+            return
+        total = self.tp * self.dp
+        copies = min(model.experts_per_token, total) * (total - 1) / total / self.tp
+        away = copies * model.hidden * (1.0 + 2.0)
+        near, far = gpu.link_bytes_per_s(1), gpu.link_bytes_per_s(total)
+        inside = min(gpu.scaleup_gpus, total) / total if far < near else 1.0
+        share = self.engine.all_reduce_share
+        self._exchange_token_s = model.moe_layers * away * (inside / near + (1.0 - inside) / far) / share
+        self._exchange_latency_s = 2.0 * model.moe_layers * self.engine.all_reduce_s * math.log2(min(total, 16))
 
     def _set_attention(self) -> None:
         model, gpu, engine = self.model, self.gpu, self.engine
         shards = 1 if model.is_mla else min(self.tp, model.kv_heads)
         kv_layer_bytes = model.kv_values_per_token_layer * self.kv_dtype_bytes / shards
-        read = kv_layer_bytes / (gpu.hbm_bytes_per_s * engine.kv_share)
+        bandwidth = gpu.hbm_bytes_per_s * engine.kv_share
+        read = kv_layer_bytes / bandwidth
         heads = model.heads / self.tp
         rate = gpu.bf16_flops * engine.attention_share
         if model.is_mla:
@@ -117,20 +170,39 @@ class StepCost:
             pair = 2.0 * heads * (model.qk_nope_head_dim + model.qk_rope_head_dim + model.v_head_dim) / rate
         else:
             pair = 4.0 * heads * model.head_dim / rate
-        self._kv_token_s = model.full_attention_layers * read
-        self._kv_window_token_s = model.sliding_layers * read
-        self._attention_pair_s = model.full_attention_layers * pair
-        self._attention_window_pair_s = model.sliding_layers * pair
-        self._window_tokens = model.sliding_window_tokens
+        near, self._window_tokens = model.sliding_layers, model.sliding_window_tokens
+        if model.chunked_layers:
+            # A token sees its chunk so far, half of it on average.
+            near, self._window_tokens = model.chunked_layers, max(1, model.chunk_tokens // 2)
+        full_read, full_pair = model.full_attention_layers * read, model.full_attention_layers * pair
+        if model.index_layers:
+            # The indexer looks at every token, whole on each GPU; attention only at those that it chose.
+            near, self._window_tokens = model.attention_layers, model.index_topk
+            look = 2.0 * model.index_heads * model.index_head_dim / (gpu.flops(True) * engine.attention_share)
+            fetch = model.index_bytes_per_token_layer / bandwidth
+            full_read = model.index_layers * (fetch**self._softness + look**self._softness) ** (1 / self._softness)
+            full_pair = model.index_layers * look
+        self._kv_token_s, self._kv_window_token_s = full_read, near * read
+        self._attention_pair_s, self._attention_window_pair_s = full_pair, near * pair
+        # A state is read and written at each token of decode; in prefill its recurrence is computed.
+        state = model.state
+        self._state_s = (
+            state.layers * 2.0 * state.bytes_per_gpu(self.tp) / bandwidth if state else 0.0,
+            state.layers * state.scan_flops(self.tp) / rate if state else 0.0,
+        )
 
     def gemm_s(self, tokens: int) -> float:
         """All layers' matrix multiplications for ``tokens`` tokens, output head left out."""
-        found = self._gemm_cache.get(tokens)
+        return self._gemm_s(-(-tokens // self._parts), -(-tokens // self.pp))
+
+    def _gemm_s(self, rank_tokens: int, expert_tokens: int) -> float:
+        key = (rank_tokens, expert_tokens)
+        found = self._gemm_cache.get(key)
         if found is None:
             compute, read = self._dense
-            found = self._blend(compute * tokens, read) + self._experts_s(tokens)
+            found = self._blend(compute * rank_tokens, read) + self._experts_s(expert_tokens)
             if len(self._gemm_cache) < _CACHE_LIMIT:
-                self._gemm_cache[tokens] = found
+                self._gemm_cache[key] = found
         return found
 
     def head_s(self, sampled: int) -> float:
@@ -149,11 +221,12 @@ class StepCost:
         # Experts that at least one of the tokens is routed to, were routing uniform.
         touched = model.experts * (1.0 - (1.0 - model.experts_per_token / model.experts) ** tokens)
         weights = model.moe_layers * model.expert_params
+        gpus = self.tp * self.dp
         router = model.moe_layers * model.hidden * model.experts * 2.0
         bandwidth = self.gpu.hbm_bytes_per_s * engine.moe_memory_share
-        read = (weights * touched * model.precision.weight_bytes / self.tp + router) / bandwidth
-        rate = self.gpu.flops(model.precision.computes_in_fp8) * engine.moe_share
-        compute = 2.0 * weights * model.experts_per_token * tokens / self.tp / rate
+        read = (weights * touched * model.precision.weight_bytes / gpus + router) / bandwidth
+        rate = self.gpu.rate(model.precision) * engine.moe_share
+        compute = 2.0 * weights * model.experts_per_token * tokens / gpus / rate
         return self._blend(compute, read)
 
     def _blend(self, compute_s: float, read_s: float) -> float:
@@ -163,30 +236,37 @@ class StepCost:
         softness = self._softness
         return high * float((1.0 + (low / high) ** softness) ** (1.0 / softness))
 
-    def decode_attention_s(self, batch_size: int, context_tokens: int) -> float:
-        """Decode attention of a batch whose contexts sum to ``context_tokens``."""
+    def decode_attention_s(self, batch_size: float, context_tokens: float) -> float:
+        """Decode attention, and what keeps a state instead, of a batch whose contexts sum to ``context_tokens``.
+
+        Both are those that one rank handles at a time.
+        """
+        state_s = self._state_s[0] * batch_size
         if not self._window_tokens:
-            return self._kv_token_s * context_tokens
+            return state_s + self._kv_token_s * context_tokens
         window = min(context_tokens, batch_size * self._window_tokens)
-        return self._kv_token_s * context_tokens + self._kv_window_token_s * window
+        return state_s + self._kv_token_s * context_tokens + self._kv_window_token_s * window
 
     def prefill_attention_s(self, new_tokens: int, context_before: int) -> float:
         """Causal attention of ``new_tokens`` tokens over themselves and ``context_before`` tokens before them."""
         pairs = new_tokens * (context_before + 0.5 * new_tokens)
+        state_s = self._state_s[1] * new_tokens
         if not self._window_tokens:
-            return self._attention_pair_s * pairs
+            return state_s + self._attention_pair_s * pairs
         window = min(pairs, float(new_tokens * self._window_tokens))
-        return self._attention_pair_s * pairs + self._attention_window_pair_s * window
+        return state_s + self._attention_pair_s * pairs + self._attention_window_pair_s * window
 
     def decode_s(self, batch_size: int, context_tokens: int) -> float:
         """One step that decodes one token for each of ``batch_size`` sequences."""
-        return (
-            self.gemm_s(batch_size)
-            + self.head_s(batch_size)
-            + self.decode_attention_s(batch_size, context_tokens)
-            + self._fixed_s
-            + batch_size * (self._token_s + self._sequence_s)
-        )
+        if self._parts == 1:
+            return (
+                self._gemm_s(batch_size, batch_size)
+                + self.head_s(batch_size)
+                + self.decode_attention_s(batch_size, context_tokens)
+                + self._fixed_s
+                + batch_size * (self._token_s + self._sequence_s)
+            )
+        return sum(self.terms_s(batch_size, context_tokens).values())
 
     def mixed_s(self, batch_size: int, context_tokens: int, chunks: Sequence[tuple[int, int]] = ()) -> float:
         """One step with ``batch_size`` decoding sequences and prefill pieces beside them.
@@ -196,13 +276,15 @@ class StepCost:
             context_tokens: Sum of their contexts.
             chunks: ``(new_tokens, context_before)`` of each prefill piece.
         """
+        if self._parts > 1:
+            return sum(self.terms_s(batch_size, context_tokens, chunks).values())
         tokens, attention = batch_size, self.decode_attention_s(batch_size, context_tokens)
         for new_tokens, context_before in chunks:
             tokens += new_tokens
             attention += self.prefill_attention_s(new_tokens, context_before)
         sequences = batch_size + len(chunks)
         return (
-            self.gemm_s(tokens)
+            self._gemm_s(tokens, tokens)
             + self.head_s(sequences)
             + attention
             + (self._fixed_s + self._eager_s if chunks else self._fixed_s)
@@ -210,19 +292,41 @@ class StepCost:
             + sequences * self._sequence_s
         )
 
-    def terms_s(self, batch_size: int, context_tokens: int, chunks: Sequence[tuple[int, int]] = ()) -> dict[str, float]:
-        """The same step, term by term: matrices, output head, attention, all-reduce, overhead. Sums to the step."""
-        tokens = batch_size + sum(new for new, _ in chunks)
-        sequences = batch_size + len(chunks)
+    def terms_s(
+        self,
+        batch_size: int,
+        context_tokens: int,
+        chunks: Sequence[tuple[int, int]] = (),
+        tokens_each: int = 1,
+    ) -> dict[str, float]:
+        """The same step, term by term; sums to the step.
+
+        Pieces of prompts are dealt to the ranks; a piece is never cut, so the longest is the least that one rank has.
+
+        Args:
+            batch_size: Decoding sequences.
+            context_tokens: Sum of their contexts.
+            chunks: Prefill pieces.
+            tokens_each: Tokens of each decoding sequence, more than one where proposed tokens are verified.
+        """
+        decoding = batch_size / self._parts
+        new = [tokens for tokens, _ in chunks]
+        piece_tokens = max(sum(new) / self.dp, max(new, default=0))
+        sequences = math.ceil(decoding + len(chunks) / self.dp)
+        tokens = decoding * tokens_each + piece_tokens
+        pieces_s = [self.prefill_attention_s(tokens, before) for tokens, before in chunks]
+        traffic_s = self._all_reduce_token_s + self._exchange_token_s
         return {
-            "matrices": self.gemm_s(tokens),
-            "output head": self.head_s(sequences),
-            "decode attention": self.decode_attention_s(batch_size, context_tokens),
-            "prefill attention": sum(self.prefill_attention_s(new, before) for new, before in chunks),
+            "matrices": self._gemm_s(math.ceil(tokens), math.ceil(batch_size * tokens_each / self.pp + sum(new))),
+            "output head": self.head_s(sequences + math.ceil(decoding * (tokens_each - 1))),
+            "decode attention": self.decode_attention_s(decoding, context_tokens / self._parts),
+            "prefill attention": max(sum(pieces_s) / self.dp, max(pieces_s, default=0.0)),
             "all-reduce": self._all_reduce_latency_s + tokens * self._all_reduce_token_s,
+            "all-to-all": self._exchange_latency_s + tokens * self._exchange_token_s,
             "overhead": self._fixed_s
             + (self._eager_s if chunks else 0.0)
             - self._all_reduce_latency_s
-            + tokens * (self._token_s - self._all_reduce_token_s)
+            - self._exchange_latency_s
+            + tokens * (self._token_s - traffic_s)
             + sequences * self._sequence_s,
         }

@@ -12,7 +12,8 @@ def kv_bytes_per_token(model: ModelSpec, kv_dtype_bytes: float = 2.0) -> float:
     Grouped-query attention keeps a key and a value per layer and KV head:
     ``2 * layers * kv_heads * head_dim * kv_dtype_bytes``. Multi-head latent attention keeps one latent and
     one rotary key: ``layers * (kv_lora_rank + qk_rope_head_dim) * kv_dtype_bytes``.
-    Sliding layers are counted in full: vLLM's allocator gives them blocks like any other for the tokens held.
+    Layers with a window are counted in full, as for a token inside it; `kv_layout` says what whole requests hold.
+    An indexer of sparse attention keeps an fp8 key besides; layers with a state keep nothing per token.
 
     Args:
         model: Attention geometry.
@@ -28,7 +29,8 @@ def kv_bytes_per_token(model: ModelSpec, kv_dtype_bytes: float = 2.0) -> float:
     """
     if kv_dtype_bytes <= 0:
         raise ConfigError(f"kv_dtype_bytes={kv_dtype_bytes}: expected > 0")
-    return float(model.layers * model.kv_values_per_token_layer * kv_dtype_bytes)
+    index = model.index_layers * model.index_bytes_per_token_layer
+    return float(model.attention_layers * model.kv_values_per_token_layer * kv_dtype_bytes + index)
 
 
 def kv_shards(model: ModelSpec, tp: int) -> int:

@@ -17,9 +17,11 @@ class PrefillCost:
         model: Geometry.
         gpu: Kind of GPU.
         engine: Fitted constants.
-        tp: GPUs of the worker.
+        tp: GPUs over which matrices are split.
         kv_dtype_bytes: 2 for bf16, 1 for fp8.
         expert_parallel: Experts placed whole.
+        pp: Pipeline stages.
+        dp: Ranks with attention of their own that share the experts.
         chunk_tokens: Most tokens of one step; longer prompts take several.
 
     Example:
@@ -41,9 +43,13 @@ class PrefillCost:
         *,
         kv_dtype_bytes: float = 2.0,
         expert_parallel: bool = False,
+        pp: int = 1,
+        dp: int = 1,
         chunk_tokens: int = 8192,
     ) -> None:
-        self.roofline = StepCost(model, gpu, engine, tp, kv_dtype_bytes=kv_dtype_bytes, expert_parallel=expert_parallel)
+        self.roofline = StepCost(
+            model, gpu, engine, tp, kv_dtype_bytes=kv_dtype_bytes, expert_parallel=expert_parallel, pp=pp, dp=dp
+        )
         self.chunk_tokens = chunk_tokens
 
     def prefill_s(self, new_tokens: int, cached_tokens: int = 0) -> float:

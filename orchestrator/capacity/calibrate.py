@@ -64,6 +64,7 @@ def _cost(problem: Problem, gpu: GpuSpec, tp: int, scales: ScalesPlan) -> Decode
         kv_dtype_bytes=problem.kv_dtype_bytes,
         expert_parallel=problem.spec.hardware.expert_parallel,
         memory_utilisation=problem.spec.engine.memory_utilisation,
+        speculation=problem.speculation,
     )
 
 

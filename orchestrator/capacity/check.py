@@ -57,27 +57,32 @@ class Checked:
 def profile(problem: Problem, sized: Sized) -> EngineProfile:
     """One worker as the simulator wants it."""
     worker, engine = sized.worker, problem.spec.engine
+    # A step of a worker with several ranks or stages is one of all of them.
+    ranks, mean_tokens = worker.shape.dp * worker.shape.pp, max(1.0, problem.lengths.isl.mean)
     prefill = PrefillCost(
         problem.model,
         worker.gpu,
         problem.engine,
-        worker.tp,
+        worker.shape.tp,
         kv_dtype_bytes=problem.kv_dtype_bytes,
-        expert_parallel=problem.spec.hardware.expert_parallel,
+        expert_parallel=problem.spec.hardware.expert_parallel or worker.shape.dp > 1,
+        pp=worker.shape.pp,
+        dp=worker.shape.dp,
         chunk_tokens=problem.chunk_tokens,
     )
     return EngineProfile(
         decode=worker.cost,
         prefill=prefill,
         mixed=worker.cost,
-        total_blocks=max(1, int(worker.kv_tokens) // engine.block_size_tokens),
+        # A model whose layers hold less than the context has as many blocks more: room for as many requests as it has.
+        total_blocks=max(1, int(worker.context_room_tokens) // engine.block_size_tokens),
         block_size_tokens=engine.block_size_tokens,
-        max_num_seqs=engine.max_num_seqs,
-        max_num_batched_tokens=max(engine.max_num_batched_tokens, engine.max_num_seqs),
-        kv_bytes_per_token=problem.kv_token_bytes,
+        max_num_seqs=engine.max_num_seqs * ranks,
+        max_num_batched_tokens=max(engine.max_num_batched_tokens, engine.max_num_seqs) * ranks,
+        kv_bytes_per_token=problem.handoff_bytes(mean_tokens) / mean_tokens,
         overhead_s=problem.engine.first_token_s,
-        gpus=worker.tp,
-        name=f"{worker.tp}x {worker.gpu.name}",
+        gpus=worker.shape.gpus,
+        name=f"{worker.shape}x {worker.gpu.name}",
         prefill_first=problem.engine.prefill_first,
     )
 
@@ -87,7 +92,7 @@ def fleet(problem: Problem, candidate: Candidate, lost: int = 0) -> FleetSpec:
     decode = candidate.pools[-1].worker
     return FleetSpec(
         pools=[PoolSpec(pool.role, profile(problem, pool), pool.workers - lost) for pool in candidate.pools],
-        transfer=problem.transfer(decode.gpu, decode.tp),
+        transfer=problem.transfer(decode.gpu, decode.shape),
         local_prefill_after_s=TransferSettings().local_prefill_after_s,
     )
 

@@ -87,7 +87,7 @@ def closed_loop(
     generator = generator or LoadGenerator.spread()
     mean_context = isl_tokens + 0.5 * osl_tokens
     try:
-        room = cost.kv_capacity_tokens() / mean_context
+        room = cost.kv_capacity_tokens(mean_context) / mean_context
     except PlacementInfeasible:
         # A measured deployment did fit, whatever this memory model says of it.
         room = float(clients)

@@ -9,6 +9,7 @@ import yaml
 
 from cluster.config import ClusterSpec, Role
 from cluster.config import parse as parse_cluster
+from cluster.errors import ConfigError
 from orchestrator.capacity.plan import Candidate
 from orchestrator.capacity.pools import Sized
 from orchestrator.capacity.resolve import Problem
@@ -35,11 +36,16 @@ def accelerator_type(gpu_name: str) -> str:
 
 
 def _pool(problem: Problem, sized: Sized) -> dict[str, Any]:
-    engine = problem.spec.engine
+    engine, shape = problem.spec.engine, sized.worker.shape
+    if shape.pp > 1 or shape.dp > 1:
+        raise ConfigError(
+            f"the plan's {sized.role.value} workers are of {shape} GPUs: a cluster spec knows tensor parallel alone; "
+            "take pipeline_parallel and data_parallel of 1 to emit one"
+        )
     return {
         "replicas": sized.workers,
-        "accelerators_per_worker": sized.worker.tp,
-        "tensor_parallel_size": sized.worker.tp,
+        "accelerators_per_worker": shape.gpus,
+        "tensor_parallel_size": shape.tp,
         "accelerator_type": accelerator_type(sized.worker.gpu.name),
         "expert_parallel": problem.spec.hardware.expert_parallel,
         "engine": {
@@ -66,7 +72,7 @@ def cluster_spec(problem: Problem, candidate: Candidate) -> dict[str, Any]:
         "path": spec.model.config or f"/models/{problem.model.name}",
         "served_name": problem.model.name.lower(),
         "max_model_len_tokens": min(problem.model.max_context_tokens, 256 * math.ceil(longest / 256)),
-        "kv_cache_dtype": "fp8" if spec.model.kv_cache_dtype == "fp8" else "auto",
+        "kv_cache_dtype": "fp8" if problem.kv_dtype_bytes == 1.0 else "auto",
     }
     if quantization:
         model["quantization"] = quantization
@@ -100,8 +106,8 @@ def helm_values(problem: Problem, candidate: Candidate) -> dict[str, Any]:
     for pool in candidate.pools:
         values[HELM_KEYS[pool.role]] = {
             "replicas": pool.workers,
-            "gpusPerWorker": pool.worker.tp,
-            "tensorParallelSize": pool.worker.tp,
+            "gpusPerWorker": pool.worker.shape.gpus,
+            "tensorParallelSize": pool.worker.shape.tp,
             "gpu": accelerator_type(pool.worker.gpu.name),
         }
     if candidate.pools[0].role is Role.COLOCATED:

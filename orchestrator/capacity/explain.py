@@ -60,7 +60,7 @@ def dollars(candidate: Candidate, problem: Problem) -> tuple[Term, ...]:
     mean_share = 1.0 / (workload.peak_to_mean * (1.0 + spec.headroom))
     terms: dict[str, float] = {}
     for pool in candidate.pools:
-        part = pool.fractional * pool.worker.tp * pool.worker.gpu.price_usd_h * HOURS_PER_MONTH
+        part = pool.fractional * pool.worker.shape.gpus * pool.worker.gpu.price_usd_h * HOURS_PER_MONTH
         if pool.role.value == "colocated":
             prefill_share = candidate.load.prefill_share / max(1e-12, _busy_share(candidate))
             terms["prefill work"] = part * mean_share * prefill_share
@@ -71,7 +71,7 @@ def dollars(candidate: Candidate, problem: Problem) -> tuple[Term, ...]:
     terms["peak over mean"] = at_peak - fractional * mean_share
     terms["headroom"] = fractional - at_peak
     spares = sum(
-        spec.survive_failures * pool.worker.tp * pool.worker.gpu.price_usd_h * HOURS_PER_MONTH
+        spec.survive_failures * pool.worker.shape.gpus * pool.worker.gpu.price_usd_h * HOURS_PER_MONTH
         for pool in candidate.pools
     )
     terms["spares for failures"] = spares

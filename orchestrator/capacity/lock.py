@@ -12,7 +12,7 @@ from typing import Any
 from cluster.engine_constants import EngineConstants
 from cluster.errors import ConfigError
 from cluster.hardware import GpuSpec
-from cluster.model import ModelSpec, Precision
+from cluster.model import ModelSpec
 from orchestrator.capacity.plan import Plan
 from orchestrator.capacity.planner import plan_for
 from orchestrator.capacity.resolve import Problem
@@ -71,7 +71,7 @@ def reproduce(path: Path) -> tuple[Plan, list[str]]:
         spec = parse(inputs["spec"], source=str(path))
         problem = Problem(
             spec=spec,
-            model=ModelSpec(**{**inputs["model"], "precision": Precision(inputs["model"]["precision"])}),
+            model=ModelSpec.from_record(inputs["model"]),
             gpus=tuple(GpuSpec(**each) for each in inputs["gpus"]),
             engine=EngineConstants(**inputs["engine"]),
             lengths=spec.workload.lengths(),

@@ -88,7 +88,7 @@ class Candidate:
     @property
     def fractional_gpus(self) -> float:
         """GPUs, were parts of a worker possible and no worker spare."""
-        return sum(pool.fractional * pool.worker.tp for pool in self.pools)
+        return sum(pool.fractional * pool.worker.shape.gpus for pool in self.pools)
 
     @property
     def rounding_loss(self) -> float:
@@ -98,7 +98,7 @@ class Candidate:
     @property
     def fractional_usd_h(self) -> float:
         """Dollars an hour of the fractional fleet."""
-        return sum(pool.fractional * pool.worker.tp * pool.worker.gpu.price_usd_h for pool in self.pools)
+        return sum(pool.fractional * pool.worker.shape.gpus * pool.worker.gpu.price_usd_h for pool in self.pools)
 
     @property
     def label(self) -> str:
@@ -107,7 +107,7 @@ class Candidate:
         For instance ``2x(1x H100-SXM) prefill + 5x(2x H100-SXM) decode``.
         """
         return " + ".join(
-            f"{pool.workers}x({pool.worker.tp}x {pool.worker.gpu.name}) {pool.role.value}" for pool in self.pools
+            f"{pool.workers}x({pool.worker.shape}x {pool.worker.gpu.name}) {pool.role.value}" for pool in self.pools
         )
 
 

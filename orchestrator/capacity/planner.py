@@ -17,7 +17,8 @@ from orchestrator.capacity.lengths import LengthDistribution
 from orchestrator.capacity.plan import Candidate, Cost, Latency, Plan
 from orchestrator.capacity.pools import Sized, size_colocated, size_decode, size_prefill
 from orchestrator.capacity.resolve import Problem, resolve
-from orchestrator.capacity.spec import HOURS_PER_MONTH, SECONDS_PER_MONTH, Mode, PlanSpec
+from orchestrator.capacity.shape import Shape
+from orchestrator.capacity.spec import HOURS_PER_MONTH, SECONDS_PER_MONTH, HardwarePlan, Mode, PlanSpec, PoolShapes
 from orchestrator.capacity.trust import trust_of
 from orchestrator.capacity.worker_model import WorkerModel, infeasible
 
@@ -50,18 +51,19 @@ def plan_for(problem: Problem) -> Plan:
     workers = _workers(problem, rejected)
     modes = problem.spec.modes
     if Mode.COLOCATED in modes:
-        for worker in workers:
-            name = f"{Mode.COLOCATED.value} {worker.tp}x {worker.gpu.name}"
+        for worker in _allowed(workers, problem.spec.hardware, PoolShapes()):
+            name = f"{Mode.COLOCATED.value} {worker.shape}x {worker.gpu.name}"
             attempt(name, lambda worker=worker: _colocated(problem, worker))  # type: ignore[misc]
     if Mode.DISAGGREGATED in modes or Mode.MIXED_GPUS in modes:
-        prefills = _best_prefills(problem, workers, rejected)
+        hardware = problem.spec.hardware
+        prefills = _best_prefills(problem, _allowed(workers, hardware, hardware.prefill), rejected)
         for prefill in prefills:
-            for worker in workers:
+            for worker in _allowed(workers, hardware, hardware.decode):
                 same = worker.gpu.name == prefill.worker.gpu.name
                 mode = Mode.DISAGGREGATED if same else Mode.MIXED_GPUS
                 if mode not in modes:
                     continue
-                name = f"{mode.value} {prefill.worker.tp}x {prefill.worker.gpu.name} to {worker.tp}x {worker.gpu.name}"
+                name = f"{mode.value} {_named(prefill.worker)} to {_named(worker)}"
                 attempt(
                     name,
                     lambda prefill=prefill, worker=worker, mode=mode: _split(  # type: ignore[misc]
@@ -81,13 +83,36 @@ def objective_of(spec: PlanSpec) -> Callable[[Candidate], tuple[float, ...]]:
     return lambda each: (each.cost.usd_month, each.gpus, each.e2e.p95_s)
 
 
+def _named(worker: WorkerModel) -> str:
+    return f"{worker.shape}x {worker.gpu.name}"
+
+
+def _shapes(hardware: HardwarePlan, pool: PoolShapes) -> set[Shape]:
+    """Shapes that a pool may have."""
+    return {
+        Shape(tp, pp, dp)
+        for tp in pool.tensor_parallel or hardware.tensor_parallel
+        for pp in pool.pipeline_parallel or hardware.pipeline_parallel
+        for dp in pool.data_parallel or hardware.data_parallel
+    }
+
+
+def _allowed(workers: list[WorkerModel], hardware: HardwarePlan, pool: PoolShapes) -> list[WorkerModel]:
+    """Workers that a pool may be made of."""
+    if unknown := sorted(set(pool.gpus or ()) - set(hardware.gpus)):
+        raise ConfigError(f"hardware.prefill or decode.gpus: {unknown[0]!r} is not among hardware.gpus")
+    shapes, kinds = _shapes(hardware, pool), pool.gpus or [worker.gpu.name for worker in workers]
+    return [worker for worker in workers if worker.shape in shapes and worker.gpu.name in kinds]
+
+
 def _workers(problem: Problem, rejected: dict[str, PlacementInfeasible]) -> list[WorkerModel]:
-    found = []
+    found, hardware = [], problem.spec.hardware
+    shapes = set().union(*(_shapes(hardware, pool) for pool in (PoolShapes(), hardware.prefill, hardware.decode)))
     for gpu in problem.gpus:
-        for tp in sorted(set(problem.spec.hardware.tensor_parallel)):
-            name = f"{tp}x {gpu.name}"
+        for shape in sorted(shapes):
+            name = f"{shape}x {gpu.name}"
             try:
-                found.append(WorkerModel(problem, gpu, tp))
+                found.append(WorkerModel(problem, gpu, shape))
             except ConfigError as error:
                 rejected[name] = infeasible("tensor_parallel", error.message)
             except PlacementInfeasible as error:
@@ -104,7 +129,7 @@ def _best_prefills(
         try:
             sized = size_prefill(worker, problem.rate_per_s)
         except PlacementInfeasible as error:
-            rejected[f"prefill {worker.tp}x {worker.gpu.name}"] = error
+            rejected[f"prefill {_named(worker)}"] = error
             continue
         held = best.get(worker.gpu.name)
         if held is None or (sized.usd_h, sized.gpus) < (held.usd_h, held.gpus):
@@ -149,15 +174,17 @@ def _split(problem: Problem, prefill: Sized, worker: WorkerModel, mode: Mode) ->
 
 def transfer_s(problem: Problem, source: WorkerModel, target: WorkerModel) -> float:
     """Mean seconds of a handoff: the slower of the two ends."""
-    kv_bytes = int(problem.lengths.isl.mean * problem.kv_token_bytes)
-    ends = ((source.gpu, source.tp), (target.gpu, target.tp))
-    return max(problem.transfer(gpu, tp).transfer_s(kv_bytes) for gpu, tp in ends)
+    kv_bytes = int(problem.handoff_bytes(problem.lengths.isl.mean))
+    ends = ((source.gpu, source.shape), (target.gpu, target.shape))
+    return max(problem.transfer(gpu, shape).transfer_s(kv_bytes) for gpu, shape in ends)
 
 
 def _check_link(problem: Problem, prefill: Sized, decode: Sized) -> None:
     seconds = transfer_s(problem, prefill.worker, decode.worker)
     for pool in (prefill, decode):
-        busy = problem.rate_per_s / max(1, pool.workers - problem.spec.survive_failures) * seconds
+        # Each rank of a worker has links of its own.
+        ranks = max(1, pool.workers - problem.spec.survive_failures) * pool.worker.shape.dp
+        busy = problem.rate_per_s / ranks * seconds
         if busy > LINK_SHARE:
             raise infeasible(
                 "link",

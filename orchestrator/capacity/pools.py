@@ -52,7 +52,7 @@ class Sized:
     @property
     def gpus(self) -> int:
         """GPUs of the pool."""
-        return self.workers * self.worker.tp
+        return self.workers * self.worker.shape.gpus
 
     @property
     def usd_h(self) -> float:
@@ -75,7 +75,7 @@ def size_prefill(worker: WorkerModel, rate_per_s: float) -> Sized:
         raise infeasible(
             "ttft",
             f"a prompt alone takes {alone_s:.2f} s to its first token at p{problem.spec.slo.percentile:g} on "
-            f"{worker.tp}x {worker.gpu.name}, {limit_s:g} s asked",
+            f"{worker.shape}x {worker.gpu.name}, {limit_s:g} s asked",
             alone_s / limit_s,
         )
     start = max(1, math.ceil(busy + 1e-9))
@@ -117,7 +117,7 @@ def size_colocated(worker: WorkerModel, rate_per_s: float, tpot_limit_s: float) 
         ttft_s = slo.ttft_s
         alone_s = worker.first_token(1, 0.0, worker.load_at(1e-6, True))(probability)
         if alone_s > ttft_s:
-            text = f"a prompt alone takes {alone_s:.2f} s on {worker.tp}x {worker.gpu.name}, {ttft_s:g} s asked"
+            text = f"a prompt alone takes {alone_s:.2f} s on {worker.shape}x {worker.gpu.name}, {ttft_s:g} s asked"
             raise infeasible("ttft", text, alone_s / ttft_s)
 
         def fits(workers: int) -> bool:

@@ -9,10 +9,13 @@ from cluster.engine_constants import EngineConstants, engine_constants
 from cluster.errors import ConfigError
 from cluster.hardware import GpuSpec, catalogue
 from cluster.model import ModelSpec
+from cluster.speculation import Speculation
 from decode_workers.cost import DecodeCost
 from kv_transfer.blocks import kv_bytes_per_token
 from kv_transfer.cost import TransferCost
+from kv_transfer.kv_layout import kv_layout
 from orchestrator.capacity.lengths import RequestLengths
+from orchestrator.capacity.shape import Shape
 from orchestrator.capacity.spec import PlanSpec, ScalesPlan
 
 COMPUTE = ("gemm_share", "gemm_fp8_share", "moe_share", "attention_share")
@@ -52,7 +55,8 @@ class Problem:
     @property
     def kv_dtype_bytes(self) -> float:
         """Bytes of one value in the KV cache."""
-        return self.spec.model.kv_dtype_bytes
+        stated = self.spec.model.kv_dtype_bytes
+        return self.model.kv_dtype_bytes if stated is None else stated
 
     @property
     def chunk_tokens(self) -> int:
@@ -74,8 +78,23 @@ class Problem:
         """KV bytes per token over all GPUs of a worker."""
         return kv_bytes_per_token(self.model, self.kv_dtype_bytes)
 
-    def cost(self, gpu: GpuSpec, tp: int) -> DecodeCost:
-        """Cost model of a worker of ``tp`` GPUs.
+    def handoff_bytes(self, tokens: float) -> float:
+        """KV bytes that the handoff of a prompt of so many tokens moves, over all GPUs of a worker."""
+        if not self.model.hybrid:
+            return tokens * self.kv_token_bytes
+        layout = kv_layout(
+            self.model, block_size_tokens=self.spec.engine.block_size_tokens, kv_dtype_bytes=self.kv_dtype_bytes
+        )
+        return layout.request_bytes(tokens)
+
+    @cached_property
+    def speculation(self) -> Speculation | None:
+        """Speculative decoding as the plan states it."""
+        stated = self.spec.engine.speculative
+        return None if stated is None else Speculation(stated.tokens, stated.acceptance, stated.method == "mtp")
+
+    def cost(self, gpu: GpuSpec, shape: Shape) -> DecodeCost:
+        """Cost model of a worker of this shape.
 
         Raises:
             ConfigError: the model's heads cannot be split so.
@@ -85,15 +104,18 @@ class Problem:
             self.model,
             gpu,
             self.engine,
-            tp,
+            shape.tp,
             kv_dtype_bytes=self.kv_dtype_bytes,
-            expert_parallel=self.spec.hardware.expert_parallel,
+            expert_parallel=self.spec.hardware.expert_parallel or shape.dp > 1,
             memory_utilisation=self.spec.engine.memory_utilisation,
+            pp=shape.pp,
+            dp=shape.dp,
+            speculation=self.speculation,
         )
 
-    def transfer(self, gpu: GpuSpec, tp: int) -> TransferCost:
-        """Cost of a handoff into a worker of ``tp`` such GPUs."""
-        return TransferCost.over(self.spec.hardware.link, gpu, tp)
+    def transfer(self, gpu: GpuSpec, shape: Shape) -> TransferCost:
+        """Cost of a handoff into a worker of this shape: one rank's GPUs take it."""
+        return TransferCost.over(self.spec.hardware.link, gpu, shape.tp * shape.pp)
 
 
 def resolve(spec: PlanSpec) -> Problem:
@@ -138,6 +160,10 @@ def _gpus(spec: PlanSpec) -> tuple[GpuSpec, ...]:
             )
         else:
             raise ConfigError(f"hardware.gpus: {name!r} is unknown; expected one of {', '.join(known)}")
+        if not gpu.priced and "price_usd_h" not in figures and name in known:
+            raise ConfigError(
+                f"hardware.gpus: no price of {name} was surveyed; give hardware.overrides.{name}.price_usd_h"
+            )
         found.append(gpu)
     if unused := sorted(set(spec.hardware.overrides) - set(spec.hardware.gpus)):
         raise ConfigError(f"hardware.overrides.{unused[0]}: not among hardware.gpus")

@@ -45,6 +45,17 @@ class ScalesPlan(Settings):
     """Measured points they come from; any text makes results ``measured``."""
 
 
+class SpeculativePlan(Settings):
+    """Speculative decoding: an assumption of yours, stated, not a figure of ours."""
+
+    method: Literal["mtp", "ngram"] = "mtp"
+    """Who proposes: the model's MTP layer, or n-grams of the text so far."""
+    tokens: int = Field(1, ge=1, le=16)
+    """Tokens proposed in each step."""
+    acceptance: float = Field(gt=0, le=1)
+    """Share of proposed tokens accepted, given that those before were; measure it on your own traffic."""
+
+
 class EnginePlan(Settings):
     """The serving engine."""
 
@@ -58,6 +69,8 @@ class EnginePlan(Settings):
     """Most tokens in one step."""
     block_size_tokens: int = Field(32, ge=1)
     """Tokens per KV block."""
+    speculative: SpeculativePlan | None = None
+    """Tokens proposed ahead of the model; left out, none."""
     constants: dict[str, float] = Field(default_factory=dict)
     """Constants that replace those of the table."""
     scales: ScalesPlan = ScalesPlan()
@@ -87,6 +100,19 @@ class CustomGpu(Settings):
     """Your price an hour."""
 
 
+class PoolShapes(Settings):
+    """What one pool may be made of, where that differs from the rest."""
+
+    gpus: list[str] | None = Field(None, min_length=1)
+    """Kinds, among ``hardware.gpus``."""
+    tensor_parallel: list[int] | None = Field(None, min_length=1)
+    """GPUs over which matrices are split."""
+    pipeline_parallel: list[int] | None = Field(None, min_length=1)
+    """Stages over which layers are split."""
+    data_parallel: list[int] | None = Field(None, min_length=1)
+    """Ranks with attention of their own that share the experts."""
+
+
 class HardwarePlan(Settings):
     """GPUs to consider."""
 
@@ -96,8 +122,16 @@ class HardwarePlan(Settings):
     """Figures that replace the catalogue's (prices above all), or a whole new kind."""
     tensor_parallel: list[int] = Field(default_factory=lambda: [1, 2, 4, 8], min_length=1)
     """Sizes to consider."""
+    pipeline_parallel: list[int] = Field(default_factory=lambda: [1], min_length=1)
+    """Pipeline stages to consider."""
+    data_parallel: list[int] = Field(default_factory=lambda: [1], min_length=1)
+    """Ranks to consider that have attention of their own and share experts placed whole (wide EP)."""
+    prefill: PoolShapes = PoolShapes()
+    """What prefill workers may be, where other than the above."""
+    decode: PoolShapes = PoolShapes()
+    """What decode workers may be, where other than the above."""
     expert_parallel: bool = False
-    """Place experts whole."""
+    """Place experts whole; with ``data_parallel`` above 1 they always are."""
     link: Literal["nvlink", "rdma", "tcp", "shared_memory", "infinite"] = "rdma"
     """What lies between prefill and decode workers."""
     max_gpus: int | None = Field(None, ge=1)

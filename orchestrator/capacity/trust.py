@@ -50,7 +50,7 @@ class Trust:
 
 def trust_of(problem: Problem, pools: Sequence[Sized], load: Load) -> Trust:
     """The tag of a fleet at a load."""
-    inside = all(pool.worker.tp <= FITTED_TP for pool in pools) and load.batch_size <= FITTED_BATCH
+    inside = all(pool.worker.shape.gpus <= FITTED_TP for pool in pools) and load.batch_size <= FITTED_BATCH
     inside = inside and pools[-1].worker.context <= FITTED_CONTEXT_TOKENS
     if problem.spec.engine.scales.source:
         tag = Tag.MEASURED if inside else Tag.EXTRAPOLATED

@@ -30,7 +30,9 @@ def candidate_record(candidate: Candidate) -> dict[str, Any]:
             {
                 "role": pool.role.value,
                 "gpu": pool.worker.gpu.name,
-                "tensor_parallel_size": pool.worker.tp,
+                "tensor_parallel_size": pool.worker.shape.tp,
+                "pipeline_parallel_size": pool.worker.shape.pp,
+                "data_parallel_size": pool.worker.shape.dp,
                 "workers": pool.workers,
                 "workers_fractional": round(pool.fractional, 4),
                 "limit": pool.limit,

@@ -126,16 +126,19 @@ def with_gpu(problem: Problem, name: str) -> Problem:
     Raises:
         ConfigError: an unknown kind.
     """
-    known = next((each for each in problem.gpus if each.name == name), None)
-    return replace(problem, gpus=(known or gpu_named(name),))
+    known = next((each for each in problem.gpus if each.name == name), None) or gpu_named(name)
+    if not known.priced:
+        raise ConfigError(f"no price of {name} was surveyed; give hardware.overrides.{name}.price_usd_h")
+    return replace(problem, gpus=(known,))
 
 
 def resize_gpus(problem: Problem, names: list[str]) -> list[Resized]:
     """(a) for kinds of GPU: the plan on each alone."""
-    found, problems = [], [with_gpu(problem, name) for name in names]
-    for name, changed_problem in zip(names, problems, strict=True):
+    found = []
+    for name in names:
+        gpu_named(name) if all(each.name != name for each in problem.gpus) else None
         try:
-            found.append(Resized(name, plan_for(changed_problem)))
+            found.append(Resized(name, plan_for(with_gpu(problem, name))))
         except (ConfigError, PlacementInfeasible) as error:
             found.append(Resized(name, None, error.message))
     return found
@@ -148,7 +151,7 @@ def held(candidate: Candidate, problem: Problem) -> Candidate:
         PlacementInfeasible: one long request no longer fits the KV room.
     """
     pools = tuple(
-        Sized(pool.role, WorkerModel(problem, pool.worker.gpu, pool.worker.tp), pool.fractional, pool.workers, "")
+        Sized(pool.role, WorkerModel(problem, pool.worker.gpu, pool.worker.shape), pool.fractional, pool.workers, "")
         for pool in candidate.pools
     )
     return evaluate(problem, candidate.mode, pools)

@@ -20,6 +20,7 @@ from cluster.hardware import GpuSpec
 from orchestrator.capacity.lengths import Floats
 from orchestrator.capacity.queueing import Wait
 from orchestrator.capacity.resolve import Problem
+from orchestrator.capacity.shape import Shape
 
 KV_PROBABILITY = 0.95
 """How sure the KV cache holds what runs; beyond it the engine preempts."""
@@ -52,34 +53,56 @@ class Load:
 
 
 class WorkerModel:
-    """What one worker of ``tp`` GPUs of a kind can do for this workload.
+    """What one worker of some GPUs of a kind can do for this workload.
 
+    Args:
+        problem: The plan, looked up.
+        gpu: Kind of GPU.
+        shape: How the worker is spread over GPUs; a number stands for tensor parallel alone.
     Raises:
-        ConfigError: the model cannot be split over ``tp`` GPUs.
+        ConfigError: the model cannot be split so.
         PlacementInfeasible: it does not fit, or one long request does not.
     """
 
-    def __init__(self, problem: Problem, gpu: GpuSpec, tp: int) -> None:
-        self.problem, self.gpu, self.tp = problem, gpu, tp
-        self.cost = problem.cost(gpu, tp)
+    def __init__(self, problem: Problem, gpu: GpuSpec, shape: Shape | int) -> None:
+        self.problem, self.gpu = problem, gpu
+        self.shape = Shape(shape) if isinstance(shape, int) else shape
+        self.cost = problem.cost(gpu, self.shape)
         self._first_tokens: dict[tuple[int, float, Load | None], Callable[[float], float]] = {}
-        try:
-            self.kv_tokens = float(self.cost.kv_capacity_tokens())
-        except PlacementInfeasible as error:
-            raise infeasible("memory", error.message) from error
+        self._hit = problem.spec.workload.prefix_hit_share
         lengths = problem.lengths
         self.osl = lengths.osl.mean
-        longest = lengths.isl.quantile(0.99) + lengths.osl.quantile(0.99)
-        if longest > self.kv_tokens:
-            raise infeasible(
-                "kv",
-                f"a long request holds {longest:.0f} tokens, {tp}x {gpu.name} has KV room for {self.kv_tokens:.0f}",
-            )
         # Half a block is lost at the end of every request.
         half_block = 0.5 * problem.spec.engine.block_size_tokens
         self.context = lengths.in_flight_context_tokens + half_block
-        self._context_square = lengths.in_flight_context_square + 2 * half_block * self.context
-        self._hit = problem.spec.workload.prefix_hit_share
+        longest = lengths.isl.quantile(0.99) + lengths.osl.quantile(0.99)
+        layout = self.cost.kv_layout(problem.spec.engine.block_size_tokens, prefix_cache=self._hit > 0)
+        try:
+            if layout.plain:
+                self.kv_tokens = float(self.cost.kv_capacity_tokens())
+                self._held, held_longest = self.context, longest
+                self._held_square = lengths.in_flight_context_square + 2 * half_block * self.context
+            else:
+                # Layers with windows or states hold less than the context: tokens of all block tables are counted.
+                unit = layout.block_tokens
+                self.kv_tokens = float(self.shape.dp * unit * layout.pool_blocks(self.cost.kv_budget_bytes()))
+                contexts, weights = lengths.in_flight_contexts
+                held = np.array([unit * layout.blocks(each) for each in contexts])
+                self._held, self._held_square = float(held @ weights), float((held**2) @ weights)
+                held_longest = unit * layout.blocks(longest)
+        except PlacementInfeasible as error:
+            raise infeasible("memory", error.message) from error
+        if held_longest > self.kv_tokens / self.shape.dp:
+            raise infeasible(
+                "kv",
+                f"a long request holds {longest:.0f} tokens, {self.shape}x {gpu.name} has KV room for "
+                f"{self.context_room_tokens / self.shape.dp:.0f}",
+            )
+
+    @property
+    def context_room_tokens(self) -> float:
+        """Tokens of context whose KV fits, for the contexts of this workload."""
+        return self.kv_tokens * self.context / self._held
 
     @cached_property
     def prefill_points_s(self) -> Floats:
@@ -101,10 +124,13 @@ class WorkerModel:
         mean = self.problem.lengths.isl.mean
         cached = int(mean * self._hit)
         new = max(1, round(mean) - cached)
-        together = max(1, self.problem.chunk_tokens // new)
-        shared_s = self.cost.mixed_step_s(0, 0, ((new, cached),) * together) / together
-        factor = min(1.0, shared_s / self._alone_s(mean)) if together > 1 else 1.0
-        return factor * float(self.prefill_points_s @ self.problem.lengths.isl.weights)
+        # Every rank reads prompts of its own, and every stage works on another step.
+        together = self.shape.dp * max(1, self.problem.chunk_tokens // new)
+        piece = min(new, self.problem.chunk_tokens)
+        shared_s = self.cost.mixed_step_s(0, 0, ((piece, cached),) * together) / together
+        alone_s = self.cost.mixed_step_s(0, 0, ((piece, cached),))
+        factor = min(1.0, shared_s / alone_s) if together > 1 else 1.0
+        return factor / self.shape.pp * float(self.prefill_points_s @ self.problem.lengths.isl.weights)
 
     @cached_property
     def prefill_cv(self) -> float:
@@ -133,7 +159,7 @@ class WorkerModel:
             batch_size=batch_size,
             step_s=step_s,
             tpot_s=step_s / (1.0 - prefill_share),
-            kv_share=batch_size * self.context / self.kv_tokens,
+            kv_share=batch_size * self._held / self.kv_tokens,
             prefill_share=prefill_share,
         )
 
@@ -167,9 +193,12 @@ class WorkerModel:
         return step_s + self.cost.mixed_step_s(0, 0, ((piece, 0),))
 
     def kv_needed_tokens(self, batch_size: float) -> float:
-        """Tokens that a batch holds at the probability ``KV_PROBABILITY``: mean and spread of a sum of contexts."""
-        spread = NormalDist().inv_cdf(KV_PROBABILITY) * math.sqrt(batch_size * self._context_square)
-        return batch_size * self.context + spread
+        """Tokens that a batch holds at the probability ``KV_PROBABILITY``: mean and spread of a sum of contexts.
+
+        Each rank has a pool of its own, so the spread is that of its part of the batch.
+        """
+        spread = NormalDist().inv_cdf(KV_PROBABILITY) * math.sqrt(batch_size * self.shape.dp * self._held_square)
+        return batch_size * self._held + spread
 
     def most_batch(self, tpot_limit_s: float, colocated: bool) -> tuple[float, str]:
         """Largest mean batch within every limit, and the name of the limit that binds.
@@ -185,14 +214,14 @@ class WorkerModel:
                 return "itl"
             if load.tpot_s > tpot_limit_s:
                 return "e2e"
-            if batch_size > self.problem.spec.engine.max_num_seqs:
+            if batch_size > self.problem.spec.engine.max_num_seqs * self.shape.dp * self.shape.pp:
                 return "max_num_seqs"
             # The spread of one request alone is checked by its own 99th percentile.
             return "kv" if batch_size > 1 and self.kv_needed_tokens(batch_size) > self.kv_tokens else ""
 
         if limit := broken(1e-6):
             itl_ms = 1e3 * self.itl_s(self.load_at(1e-6, colocated), probability, colocated)
-            where = f"{self.tp}x {self.gpu.name}"
+            where = f"{self.shape}x {self.gpu.name}"
             if limit == "itl":
                 asked_ms = 1e3 * (slo.itl_s or 0.0)
                 text = f"a request alone has gaps of {itl_ms:.1f} ms between tokens on {where}, {asked_ms:g} ms asked"

@@ -158,7 +158,7 @@ class FleetBlock(Settings):
     def _modelled(self, pool: PoolBlock, at: int) -> EngineProfile:
         assert pool.gpu is not None and self.model is not None
         model, engine, gpu = self.model.geometry(), engine_constants(self.engine), gpu_named(pool.gpu)
-        width = self.model.kv_dtype_bytes
+        width = self.model.kv_dtype_bytes or model.kv_dtype_bytes
         decode = DecodeCost(
             model,
             gpu,

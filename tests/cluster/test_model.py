@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import ConfigError
-from cluster.model import ModelSpec, Precision, known_models
+from cluster.model import ModelSpec, known_models
+from cluster.precision import Precision
 
 # Totals in billions as the publishers state them.
 PUBLISHED = {

@@ -34,7 +34,7 @@ def test_what_is_emitted_is_what_was_costed(mode: Mode) -> None:
     assert usd_month == pytest.approx(chosen.cost.gpu_usd_month, rel=1e-4)
     for role, pool in spec.pools.items():
         sized = next(each for each in chosen.pools if each.role is role)
-        assert (pool.replicas, pool.tensor_parallel_size) == (sized.workers, sized.worker.tp)
+        assert (pool.replicas, pool.tensor_parallel_size) == (sized.workers, sized.worker.shape.tp)
     values = helm_values(PLAN.problem, chosen)
     for name, pool in values["config"]["pools"].items():
         assert pool.pop("node_resource") == name

@@ -137,8 +137,8 @@ def test_whole_workers_cover_the_fractional_need_and_spares_are_added() -> None:
     plain, spared = _plan(modes=["colocated"]), _plan(modes=["colocated"], survive_failures=2)
     for each in plain.candidates:
         assert each.gpus >= each.fractional_gpus - 1e-9
-    assert {c.pools[0].worker.tp: c.pools[0].workers + 2 for c in plain.candidates} == {
-        c.pools[0].worker.tp: c.pools[0].workers for c in spared.candidates
+    assert {c.pools[0].worker.shape.tp: c.pools[0].workers + 2 for c in plain.candidates} == {
+        c.pools[0].worker.shape.tp: c.pools[0].workers for c in spared.candidates
     }
 
 
