@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.silicon import DENSE, Measured, full_table, generators, held_out, parse_all, read
+from benchmarks.silicon import DENSE, Measured, full_table, generator, held_out, parse_all, read
 from cluster.engine_constants import engine_constants
 from decode_workers.cost import DecodeCost
 from orchestrator.capacity.closed_loop import closed_loop
@@ -31,12 +31,12 @@ Prediction = tuple[float, float]
 
 def predict(rows: Sequence[Measured]) -> dict[str, Prediction]:
     """Our (TPOT, TTFT) seconds by row id."""
-    kinds, costs, found = generators(), {}, {}
+    costs, found = {}, {}
     for row in rows:
         cost: DecodeCost | None = costs.get(row.cost_key)
         if cost is None:
             cost = costs[row.cost_key] = row.cost(engine_constants(row.engine))
-        estimate = closed_loop(cost, row.clients, row.isl_tokens, row.osl_tokens, kinds[row.lockstep])
+        estimate = closed_loop(cost, row.clients, row.isl_tokens, row.osl_tokens, generator(row))
         found[row.row["id"]] = (estimate.tpot_s, estimate.ttft_s)
     return found
 

@@ -22,8 +22,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.silicon import DENSE, Measured, generators, parse_all, read
+from benchmarks.silicon import DENSE, Measured, generator, parse_all, read
 from cluster.engine_constants import EngineConstants, engine_constants
+from decode_workers.cost import DecodeCost
 from orchestrator.capacity.closed_loop import closed_loop
 from orchestrator.capacity.least_squares import Vector, fit
 
@@ -74,13 +75,13 @@ def _unpack(point: Vector) -> tuple[dict[str, EngineConstants], tuple[float, flo
 def predict(rows: Sequence[Measured], point: Vector) -> list[tuple[float, float]]:
     """Predicted (TPOT, TTFT) seconds of each row."""
     engines, lockstep, spread = _unpack(point)
-    kinds, costs = generators(lockstep, spread), {}
+    costs: dict[tuple[object, ...], DecodeCost] = {}
     found = []
     for row in rows:
         cost = costs.get(row.cost_key)
         if cost is None:
             cost = costs[row.cost_key] = row.cost(engines[row.engine])
-        estimate = closed_loop(cost, row.clients, row.isl_tokens, row.osl_tokens, kinds[row.lockstep])
+        estimate = closed_loop(cost, row.clients, row.isl_tokens, row.osl_tokens, generator(row, lockstep, spread))
         found.append((estimate.tpot_s, estimate.ttft_s))
     return found
 
@@ -124,7 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("calibration", type=Path)
     parser.add_argument("--folds", type=int, default=0)
-    parser.add_argument("--date", default="2026-11-22")
+    parser.add_argument("--date", default="2026-11-29")
     options = parser.parse_args()
     rows = parse_all(read(options.calibration))
     point = fit_rows(rows)

@@ -11,6 +11,7 @@ from pathlib import Path
 from cluster.engine_constants import EngineConstants
 from cluster.hardware import GpuSpec, gpu
 from cluster.model import ModelSpec
+from cluster.precision import Precision
 from decode_workers.cost import DecodeCost
 from orchestrator.capacity.closed_loop import LoadGenerator
 
@@ -60,13 +61,34 @@ class Measured:
         return self.row["backend_version"] in LOCKSTEP_VERSIONS
 
     @property
+    def conditions(self) -> tuple[int, bool]:
+        """Most requests that ran at a time, and whether prompts were in the prefix cache, by sheet.
+
+        Read off the calibration rows. By Little's law the requests that decode are
+        ``clients * osl * TPOT / (TTFT + osl * TPOT)``: 99 to 106 in all six rows of gpt-oss-120b with 512 clients under
+        vLLM 0.11.2 or of no stated version. Under vLLM 0.12.0 on H200 prompts were read at up to 94,000 tokens a second
+        and GPU, and in a tenth of the time that their prefill takes on the data sheet's peak.
+        """
+        version, vllm = self.row["backend_version"], self.row["backend"] == "vllm"
+        limited = vllm and self.model_name == "gpt-oss-120b" and version in ("", "0.11.2")
+        return (100 if limited else 0), vllm and version == "0.12.0" and self.gpu.name == "H200-SXM"
+
+    @property
     def cost_key(self) -> tuple[object, ...]:
         return (
             *(self.model_name, self.model.precision, self.gpu.name, self.engine),
-            *(self.tp, self.expert_parallel, self.kv_dtype_bytes),
+            *(self.tp, self.expert_parallel, self.kv_dtype_bytes, self.reads_all_experts),
         )
 
+    @property
+    def reads_all_experts(self) -> bool:
+        """The grouped kernel takes as long at 4 requests as at 20: vLLM 0.12.0 with weights in blocks of fp8."""
+        old = self.row["backend"] == "vllm" and self.row["backend_version"] == "0.12.0"
+        return old and self.model.experts > 0 and self.model.precision is Precision.FP8_BLOCK
+
     def cost(self, constants: EngineConstants) -> DecodeCost:
+        if self.reads_all_experts:
+            constants = constants.with_overrides(idle_expert_share=1.0)
         return DecodeCost(
             self.model,
             self.gpu,
@@ -155,8 +177,9 @@ LOCKSTEP = (0.669, 0.436)
 SPREAD = (0.961, 0.092)
 
 
-def generators(
-    lockstep: tuple[float, float] = LOCKSTEP, spread: tuple[float, float] = SPREAD
-) -> dict[bool, LoadGenerator]:
-    """The two kinds of load generator, by ``Measured.lockstep``."""
-    return {True: LoadGenerator("lockstep", *lockstep), False: LoadGenerator("spread lengths", *spread)}
+def generator(
+    row: Measured, lockstep: tuple[float, float] = LOCKSTEP, spread: tuple[float, float] = SPREAD
+) -> LoadGenerator:
+    """The load generator of a row."""
+    name, shares = ("lockstep", lockstep) if row.lockstep else ("spread lengths", spread)
+    return LoadGenerator(name, *shares, *row.conditions)

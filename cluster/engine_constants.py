@@ -39,6 +39,8 @@ class EngineConstants:
         sequence_s: Same, per running sequence.
         all_reduce_s: Latency of one all-reduce between two GPUs; each doubling of GPUs adds as much again.
         all_reduce_share: Share of the scale-up link's bandwidth that an all-reduce reaches.
+        idle_expert_share: Share of the time of an expert's weights that its grouped kernel takes though no token is
+            routed to the expert: 0 where only touched experts are read.
         first_token_s: From the request's arrival to the engine's queue, and from the sampled token to the client.
         memory_utilisation: Default share of GPU memory that the engine may use.
         reserved_bytes: Kept back beside weights and KV on each GPU: context, graphs, activations' fixed part.
@@ -73,6 +75,7 @@ class EngineConstants:
     profile_tokens: float
     source: str = ""
     date: str = ""
+    idle_expert_share: float = 0.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -80,6 +83,7 @@ class EngineConstants:
             if isinstance(value, str):
                 continue
             low = 1e-6 if field.name.endswith(("_share", "softness", "utilisation")) else 0.0
+            low = 0.0 if field.name.startswith("idle") else low
             # A share above 1 says that the hardware row understates the hardware, as rows of CPUs often do.
             high = 1.0 if field.name.endswith("utilisation") else float("inf")
             if not low <= value <= high:

@@ -18,6 +18,8 @@ from cluster.model import ModelSpec
 from cluster.precision import Precision
 
 _CACHE_LIMIT = 65536
+NETWORK_SHARE = 0.8
+"""Share of a network card that an exchange of tokens reaches: 39 to 40 of 50 GB/s (DeepEP's low-latency kernels)."""
 STAGE_LATENCY_S = 10e-6
 """To hand activations to the next pipeline stage: a point-to-point message between GPUs."""
 
@@ -127,9 +129,7 @@ class StepCost:
         hand_over_s = (pp - 1) * STAGE_LATENCY_S
         self._fixed_s = layers_s + engine.step_s + self._all_reduce_latency_s + self._exchange_latency_s + hand_over_s
         stage_token_s = (pp - 1) * model.hidden * 2.0 / gpu.link_bytes_per_s(tp * pp)
-        self._token_s = (
-            layers * engine.token_layer_s + self._all_reduce_token_s + self._exchange_token_s + stage_token_s
-        )
+        self._token_s = layers * engine.token_layer_s + self._all_reduce_token_s + stage_token_s
         self._sequence_s = engine.sequence_s
 
     def _rate(self, precision: Precision, share: float) -> float:
@@ -140,19 +140,22 @@ class StepCost:
     def _set_exchange(self) -> None:
         """Tokens to their experts and back (all-to-all), where ranks with attention of their own share experts.
 
-        Each token goes to ``experts_per_token`` GPUs in fp8 and comes back from them in bf16.
+        Each token goes out in fp8 and comes back in bf16. In decode a copy goes to each of its experts; in prefill one
+        to each node that holds any of them, which hands it on inside.
         """
         model, gpu = self.model, self.gpu
-        self._exchange_latency_s = self._exchange_token_s = 0.0
+        self._exchange_latency_s, self._exchange_token_s = 0.0, (0.0, 0.0)
         if self.dp == 1:
             return
         total = self.tp * self.dp
-        copies = min(model.experts_per_token, total) * (total - 1) / total / self.tp
-        away = copies * model.hidden * (1.0 + 2.0)
-        near, far = gpu.link_bytes_per_s(1), gpu.link_bytes_per_s(total)
-        inside = min(gpu.scaleup_gpus, total) / total if far < near else 1.0
-        share = self.engine.all_reduce_share
-        self._exchange_token_s = model.moe_layers * away * (inside / near + (1.0 - inside) / far) / share
+        nodes = -(-total // gpu.scaleup_gpus)
+        copy_bytes = model.moe_layers * model.hidden * (1.0 + 2.0) / self.tp
+        copies = min(model.experts_per_token, total)
+        near_s = copies * (total - 1) / total * copy_bytes / (gpu.peer_bytes_per_s * self.engine.all_reduce_share)
+        far_s = copy_bytes / (gpu.nic_bytes_per_s * NETWORK_SHARE) * (1.0 - 1.0 / nodes)
+        reached = nodes * (1.0 - (1.0 - 1.0 / nodes) ** copies)
+        # The scale-up link and the network work side by side.
+        self._exchange_token_s = (max(near_s / nodes, copies * far_s), max(near_s, reached * far_s))
         self._exchange_latency_s = 2.0 * model.moe_layers * self.engine.all_reduce_s * math.log2(min(total, 16))
 
     def _set_attention(self) -> None:
@@ -220,6 +223,7 @@ class StepCost:
             return 0.0
         # Experts that at least one of the tokens is routed to, were routing uniform.
         touched = model.experts * (1.0 - (1.0 - model.experts_per_token / model.experts) ** tokens)
+        touched += engine.idle_expert_share * (model.experts - touched)
         weights = model.moe_layers * model.expert_params
         gpus = self.tp * self.dp
         router = model.moe_layers * model.hidden * model.experts * 2.0
@@ -315,18 +319,23 @@ class StepCost:
         sequences = math.ceil(decoding + len(chunks) / self.dp)
         tokens = decoding * tokens_each + piece_tokens
         pieces_s = [self.prefill_attention_s(tokens, before) for tokens, before in chunks]
-        traffic_s = self._all_reduce_token_s + self._exchange_token_s
-        return {
+        terms = {
             "matrices": self._gemm_s(math.ceil(tokens), math.ceil(batch_size * tokens_each / self.pp + sum(new))),
             "output head": self.head_s(sequences + math.ceil(decoding * (tokens_each - 1))),
             "decode attention": self.decode_attention_s(decoding, context_tokens / self._parts),
             "prefill attention": max(sum(pieces_s) / self.dp, max(pieces_s, default=0.0)),
             "all-reduce": self._all_reduce_latency_s + tokens * self._all_reduce_token_s,
-            "all-to-all": self._exchange_latency_s + tokens * self._exchange_token_s,
             "overhead": self._fixed_s
             + (self._eager_s if chunks else 0.0)
             - self._all_reduce_latency_s
-            - self._exchange_latency_s
-            + tokens * (self._token_s - traffic_s)
+            + tokens * (self._token_s - self._all_reduce_token_s)
             + sequences * self._sequence_s,
         }
+        if self.dp > 1:
+            decode_s, prefill_s = self._exchange_token_s
+            exchange_s = self._exchange_latency_s + decoding * tokens_each * decode_s + piece_tokens * prefill_s
+            work_s = sum(terms.values())
+            # Two halves of the batch in turn: one is exchanged while the other computes. The larger of both counts, and
+            # half of the smaller, which has nothing to hide behind when the halves start and end.
+            terms["all-to-all"] = max(exchange_s, work_s) + 0.5 * min(exchange_s, work_s) - work_s
+        return terms

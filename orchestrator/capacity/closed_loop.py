@@ -12,6 +12,8 @@ from cluster.errors import PlacementInfeasible
 from decode_workers.cost import DecodeCost
 
 CHUNK_TOKENS = 8192
+CACHED_REST_TOKENS = 16
+"""Tokens of a prompt in the prefix cache that are computed all the same: its last block."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,15 @@ class LoadGenerator:
             spread over time; near 0.5 when all start at once with one length, as the first to decode waits for
             all others and the last for none.
         collision_share: Share of the other clients whose prefill a first token waits for.
+        most_running: Requests that the engine runs at a time at most, 0 for no limit.
+        repeats_prompts: Prompts come again and are found in the prefix cache.
     """
 
     name: str
     stall_share: float
     collision_share: float
+    most_running: int = 0
+    repeats_prompts: bool = False
 
     @classmethod
     def spread(cls) -> LoadGenerator:
@@ -54,14 +60,24 @@ class ClosedLoopEstimate:
 
 
 def prefill_added_s(
-    cost: DecodeCost, isl_tokens: int, batch_size: int, context_tokens: int, chunk_tokens: int = CHUNK_TOKENS
+    cost: DecodeCost,
+    isl_tokens: int,
+    batch_size: int,
+    context_tokens: int,
+    chunk_tokens: int = CHUNK_TOKENS,
+    done: int = 0,
 ) -> float:
-    """Seconds that prefilling ``isl_tokens`` adds to steps that decode ``batch_size`` sequences anyway."""
+    """Seconds that prefilling ``isl_tokens`` adds to steps that decode ``batch_size`` sequences anyway.
+
+    ``done`` of them are found in the prefix cache.
+    """
     step_s = cost.step_s(batch_size, context_tokens) if batch_size else 0.0
-    total, done, left = 0.0, 0, isl_tokens
+    total, left = 0.0, isl_tokens - done
     while left > 0:
         piece = min(left, chunk_tokens)
-        total += cost.mixed_step_s(batch_size, context_tokens, ((piece, done),)) - step_s
+        # Every rank reads a prompt of its own in the same step.
+        ranks = cost.roofline.dp
+        total += (cost.mixed_step_s(batch_size, context_tokens, ((piece, done),) * ranks) - step_s) / ranks
         done, left = done + piece, left - piece
     return total
 
@@ -91,13 +107,14 @@ def closed_loop(
     except PlacementInfeasible:
         # A measured deployment did fit, whatever this memory model says of it.
         room = float(clients)
-    batch = max(1, round(min(float(clients), room)))
+    batch = max(1, round(min(float(clients), room, float(generator.most_running or clients))))
     context = int(batch * mean_context)
     step_s = cost.step_s(batch, context)
-    added_s = prefill_added_s(cost, isl_tokens, batch, context, chunk_tokens)
+    done = max(0, isl_tokens - CACHED_REST_TOKENS) if generator.repeats_prompts else 0
+    added_s = prefill_added_s(cost, isl_tokens, batch, context, chunk_tokens, done)
     others = batch - 1
     tpot_s = step_s + generator.stall_share * others / osl_tokens * added_s
-    alone_s = prefill_added_s(cost, isl_tokens, others, int(others * mean_context), chunk_tokens)
+    alone_s = prefill_added_s(cost, isl_tokens, others, int(others * mean_context), chunk_tokens, done)
     wait_s = 0.5 * step_s if others else 0.0
     step_now_s = cost.step_s(others, int(others * mean_context)) if others else 0.0
     ttft_s = (
