@@ -115,12 +115,14 @@ def main() -> None:
     print(_line("never fitted, all", [error for _, error in never]))
     hopper_new = [error for row, error in found if row["system"] in HOPPER]
     print(_line("Hopper, data parallel, GLM-5, Qwen3.5", hopper_new))
-    chosen = np.abs([error for row, error in never if _even(row)])
-    band = next(each / 100 for each in range(5, 500, 5) if np.mean(chosen <= each / 100) >= 0.875)
-    checked = np.abs([error for row, error in never if not _even(row)])
-    print(
-        f"\nband of {band:.0%} by {chosen.size} rows holds {np.mean(checked <= band):.1%} of the {checked.size} others"
-    )
+    print()
+    for label, of_kind in (("dense", True), ("mixture of experts", False)):
+        part = [(row, e) for row, e in never if (ALL_MODELS[row["model_path"].split("/")[-1]] in DENSE) is of_kind]
+        chosen = np.abs([error for row, error in part if _even(row)])
+        checked = np.abs([error for row, error in part if not _even(row)])
+        band = next(each / 100 for each in range(5, 500, 5) if np.mean(chosen <= each / 100) >= 0.875)
+        held = np.mean(checked <= band)
+        print(f"{label}: a band of {band:.0%} by {chosen.size} rows holds {held:.1%} of the {checked.size} others")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def simulate(row: Measured, rounds: int, low: float, stagger: float) -> tuple[fl
         expert_parallel=row.expert_parallel,
     )
     try:
-        blocks = cost.kv_capacity_tokens() // 32
+        blocks = cost.kv_capacity_tokens(row.isl_tokens + 0.5 * row.osl_tokens) // 32
     except PlacementInfeasible:
         blocks = 0
     longest = row.isl_tokens + row.osl_tokens

@@ -33,6 +33,7 @@ def candidate_record(candidate: Candidate) -> dict[str, Any]:
                 "tensor_parallel_size": pool.worker.shape.tp,
                 "pipeline_parallel_size": pool.worker.shape.pp,
                 "data_parallel_size": pool.worker.shape.dp,
+                "nodes_per_worker": pool.worker.shape.nodes(pool.worker.gpu),
                 "workers": pool.workers,
                 "workers_fractional": round(pool.fractional, 4),
                 "limit": pool.limit,

@@ -20,6 +20,8 @@ from orchestrator.capacity.planner import plan
 from orchestrator.capacity.resolve import resolve
 from orchestrator.capacity.shape import Shape
 from orchestrator.capacity.spec import PlanSpec, parse
+from orchestrator.capacity.trust import ANALYTIC_EXPERTS_BAND, Tag
+from orchestrator.capacity.view import candidate_record
 from orchestrator.capacity.worker_model import WorkerModel
 
 ENGINE = engine_constants("vllm")
@@ -112,6 +114,8 @@ def test_a_plan_considers_shapes_by_pool_and_emits_what_a_cluster_spec_can_say()
     )
     best = plan(asked).best
     assert [pool.worker.shape for pool in best.pools] == [Shape(dp=16), Shape(dp=32)]
+    assert best.trust.tag is Tag.ANALYTIC and best.trust.band == ANALYTIC_EXPERTS_BAND
+    assert [pool["nodes_per_worker"] for pool in candidate_record(best)["pools"]] == [2, 4]
     assert best.gpus == sum(pool.workers * pool.worker.shape.gpus for pool in best.pools)
     assert "32 (TP1 DP32 EP32)x H200-SXM" in best.label
     with pytest.raises(ConfigError, match="tensor parallel alone"):
