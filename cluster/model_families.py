@@ -56,6 +56,8 @@ def windows(reader: ConfigReader, values: Values) -> None:
     else:
         chunked = 0
         sliding = layers - layers // pattern if pattern else layers - min(first_full, layers)
+    if sliding and window and not kinds and reader.kind in WITHOUT_WINDOWS:
+        raise reader.refuse("sliding_window", f"engines give {reader.kind} no window without layer_types")
     if sliding and window:
         values |= {"sliding_layers": sliding, "sliding_window_tokens": window}
     elif kinds and sliding and reader.get("use_sliding_window") is not False:
@@ -182,6 +184,23 @@ def minimax_m2(reader: ConfigReader, values: Values) -> None:
         raise reader.refuse("attn_type_list", "layers that are not full attention in a minimax_m2")
     plain(reader, values)
 
+
+WITHOUT_WINDOWS = frozenset(
+    (
+        "llama",
+        "olmo2",
+        "granite",
+        "granitemoe",
+        "smollm3",
+        "glm4",
+        "glm4_moe",
+        "seed_oss",
+        "cohere",
+        "gemma",
+        "minimax_m2",
+    )
+)
+"""Model types whose own code has no windows; ``sliding_window`` in such a config is a leftover, or another model."""
 
 _GEMMA3 = {
     "num_attention_heads": 8,

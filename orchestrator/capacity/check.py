@@ -79,6 +79,7 @@ def profile(problem: Problem, sized: Sized) -> EngineProfile:
         block_size_tokens=engine.block_size_tokens,
         max_num_seqs=engine.max_num_seqs * ranks,
         max_num_batched_tokens=max(engine.max_num_batched_tokens, engine.max_num_seqs) * ranks,
+        ranks=ranks,
         kv_bytes_per_token=problem.handoff_bytes(mean_tokens) / mean_tokens,
         overhead_s=problem.engine.first_token_s,
         gpus=worker.shape.gpus,

@@ -214,7 +214,7 @@ class Engine:
         for leg in self.prefilling:
             if budget <= 0:
                 break
-            tokens = min(budget, leg.known_tokens - leg.computed_tokens)
+            tokens = min(budget, self.profile.piece_tokens, leg.known_tokens - leg.computed_tokens)
             self._chunks.append((leg, tokens))
             costs.append((tokens, leg.computed_tokens))
             budget -= tokens

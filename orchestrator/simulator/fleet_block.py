@@ -53,7 +53,8 @@ class PoolBlock(Settings):
     gpus: int | None = Field(None, ge=0)
     """GPUs of one worker, for GPU-hours; left out, ``tensor_parallel``."""
     kv_capacity_tokens: int | None = Field(None, ge=1)
-    """Tokens whose KV one worker holds; with ``gpu`` it follows from the model unless stated."""
+    """Tokens whose KV one worker holds; with ``gpu`` it follows from the model unless stated, for a model of windows or
+    states at requests of 8,192 tokens."""
     kv_bytes_per_token: float | None = Field(None, gt=0)
     """For transfers; with ``gpu`` it follows from the model unless stated."""
     block_size_tokens: int = Field(16, ge=1)

@@ -53,7 +53,7 @@ def _capacity(scenario: Scenario) -> tuple[WorkerCapacity, float]:
     def prompt_s(tokens: int) -> float:
         seconds, done = 0.0, 0
         while done < tokens:
-            piece = min(prefill.profile.max_num_batched_tokens, tokens - done)
+            piece = min(prefill.profile.piece_tokens, tokens - done)
             seconds += reader.chunk_s([(piece, done)])
             done += piece
         return seconds

@@ -20,6 +20,7 @@ class EngineProfile:
         mixed: Cost of steps that do both; left out, the sum of both.
         max_num_seqs: Most requests in a step.
         max_num_batched_tokens: Most tokens in a step.
+        ranks: Ranks and stages that a step has places for; a prompt is read on one, which has its part of the step.
         kv_bytes_per_token: For transfers.
         overhead_s: Seconds outside any step that each prefill adds before its first token is out.
         gpus: For GPU-hours.
@@ -40,6 +41,7 @@ class EngineProfile:
     gpus: int = 1
     name: str = "worker"
     prefill_first: bool = False
+    ranks: int = 1
 
     def __post_init__(self) -> None:
         for key in ("total_blocks", "block_size_tokens", "max_num_seqs", "max_num_batched_tokens"):
@@ -50,7 +52,12 @@ class EngineProfile:
             raise ConfigError(f"{self.name}.max_num_batched_tokens: expected at least max_num_seqs")
 
     @property
+    def piece_tokens(self) -> int:
+        """Most tokens of one prompt in a step."""
+        return max(1, self.max_num_batched_tokens // self.ranks)
+
+    @property
     def prefill_tokens_per_s(self) -> float:
         """Prompt tokens a second in full steps, for the router's estimate of a queue."""
-        seconds = self.prefill.chunk_s([(self.max_num_batched_tokens, 0)])
+        seconds = self.prefill.chunk_s([(self.piece_tokens, 0)] * self.ranks)
         return self.max_num_batched_tokens / seconds if seconds > 0 else 1e12

@@ -179,6 +179,7 @@ def test_hybrid_models_known_by_name_have_what_is_published(name: str, billions:
         ({"audio_config": {}, "text_config": {**DENSE}}, "audio_config"),
         ({"layer_types": ["sliding_attention"] * 16}, "sliding_window"),
         ({"layer_types": ["full_attention"]}, "16 layers"),
+        ({"sliding_window": 4096}, "sliding_window.*llama"),
         ({"model_type": "minimax_text_01", "attn_type_list": [0, 2] * 8}, "attn_type_list"),
         ({"model_type": "minimax_text_01"}, "attn_type_list"),
         ({"model_type": "jamba", "mamba_ssm_cache_dtype": "int8"}, "mamba_ssm_cache_dtype"),

@@ -203,6 +203,8 @@ def vllm_room() -> dict[str, Any]:
     return found
 
 
+@pytest.mark.engine
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("kind", CASES)
 def test_kv_room_is_what_vllm_computes(kind: str, vllm_room: dict[str, Any]) -> None:
     theirs, model = vllm_room[kind], ModelSpec.from_config(_config(kind), kind)

@@ -40,3 +40,23 @@ def test_least_squares_keeps_bounds_and_shrugs_off_outliers() -> None:
     found = fit(lambda p: p[0] * x + p[1] - y, [0, 0], [-9, -9], [9, 9])
     assert found == pytest.approx([2, 1], abs=0.1)
     assert fit(lambda p: p[0] * x + p[1] - y, [0, 0], [-9, -9], [1.5, 9])[0] == 1.5
+
+
+def test_an_engine_that_runs_few_at_a_time_is_as_fast_as_with_few_clients() -> None:
+    limited = closed_loop(COST, 400, 1000, 500, LoadGenerator("limited", 1.0, 0.0, most_running=50))
+    assert limited.batch_size == 50
+    assert limited.tpot_s == closed_loop(COST, 50, 1000, 500).tpot_s
+
+
+def test_prompts_that_come_again_leave_decode_alone() -> None:
+    fresh = closed_loop(COST, 64, 4000, 200)
+    again = closed_loop(COST, 64, 4000, 200, LoadGenerator("again", 1.0, 0.0, repeats_prompts=True))
+    assert again.tpot_s < 0.6 * fresh.tpot_s
+    assert again.tpot_s == pytest.approx(again.decode_step_s, rel=0.25)
+
+
+def test_prompts_of_ranks_are_read_at_once() -> None:
+    model, kind, engine = ModelSpec.named("DeepSeek-R1"), gpu("H200-SXM"), engine_constants("sglang")
+    wide = DecodeCost(model, kind, engine, 1, dp=8, expert_parallel=True)
+    alone_s = wide.mixed_step_s(8, 8000, ((1024, 0),)) - wide.step_s(8, 8000)
+    assert prefill_added_s(wide, 1024, 8, 8000) < 0.5 * alone_s

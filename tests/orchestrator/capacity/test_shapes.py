@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cluster.config import Role
 from cluster.engine_constants import engine_constants
 from cluster.errors import ConfigError, PlacementInfeasible
 from cluster.hardware import gpu
@@ -17,6 +18,7 @@ from orchestrator.capacity.check import profile
 from orchestrator.capacity.emit import cluster_spec
 from orchestrator.capacity.lengths import LengthDistribution, RequestLengths
 from orchestrator.capacity.planner import plan
+from orchestrator.capacity.pools import Sized
 from orchestrator.capacity.resolve import resolve
 from orchestrator.capacity.shape import Shape
 from orchestrator.capacity.spec import PlanSpec, parse
@@ -120,6 +122,17 @@ def test_a_plan_considers_shapes_by_pool_and_emits_what_a_cluster_spec_can_say()
     assert "32 (TP1 DP32 EP32)x H200-SXM" in best.label
     with pytest.raises(ConfigError, match="tensor parallel alone"):
         cluster_spec(resolve(asked), best)
+
+
+def test_a_simulated_worker_of_ranks_has_places_for_all_and_reads_a_prompt_on_one() -> None:
+    problem = resolve(_spec(model={"name": "DeepSeek-R1"}, hardware={"gpus": ["H200-SXM"]}))
+    sized = Sized(Role.DECODE, WorkerModel(problem, problem.gpus[0], Shape(dp=16)), 1.0, 1, "")
+    kind = profile(problem, sized)
+    assert (kind.ranks, kind.gpus, kind.max_num_seqs) == (16, 16, 16 * 256)
+    assert kind.piece_tokens == problem.chunk_tokens
+    # Full steps read at the pace of all ranks together.
+    alone_s = kind.prefill.chunk_s([(kind.piece_tokens, 0)])
+    assert kind.prefill_tokens_per_s > 8 * kind.piece_tokens / alone_s
 
 
 def test_a_pool_of_a_kind_that_is_not_listed_is_refused() -> None:
