@@ -43,7 +43,7 @@ from orchestrator.simulator.policies import help_share
 from orchestrator.simulator.result import Result
 from orchestrator.simulator.servegen import ServeGen
 from orchestrator.simulator.simulation import GatewaySpec, Simulation
-from orchestrator.simulator.traces import READERS, read_sample
+from orchestrator.simulator.traces import READERS
 from orchestrator.simulator.workload import Change, Workload
 from prefill_workers.cost import PrefillCost
 
@@ -72,7 +72,7 @@ RESULTS = Path("docs/autoscaling.json")
 
 
 def hour(data: Path) -> Workload:
-    return read_sample(data / "servegen_r1_shift_1h.csv")
+    return READERS["sample"](data / "servegen_r1_shift_1h.csv")
 
 
 def swapped(data: Path) -> Workload:

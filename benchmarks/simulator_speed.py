@@ -23,7 +23,7 @@ from orchestrator.simulator.fleet import FleetSpec, PoolSpec
 from orchestrator.simulator.forecast import FixedForecast
 from orchestrator.simulator.simulation import GatewaySpec, Simulation
 from orchestrator.simulator.theory import mm1_wait_s
-from orchestrator.simulator.traces import read_sample
+from orchestrator.simulator.traces import READERS
 from orchestrator.simulator.workload import Workload
 
 # Qwen3-32B on two H100, rounded from the analytic model.
@@ -37,7 +37,7 @@ def fleet(prefill: int, decode: int) -> FleetSpec:
 
 
 def hour(data: Path) -> Simulation:
-    workload = read_sample(data / "servegen_r1_shift_1h.csv")
+    workload = READERS["sample"](data / "servegen_r1_shift_1h.csv")
     return Simulation(fleet(6, 24), workload, GatewaySpec(max_queued_requests=10_000), forecast=FixedForecast(2000))
 
 
