@@ -1,4 +1,4 @@
-"""Ray as Baton uses it: nodes, one placement group per worker, actors. The only file that imports Ray.
+"""Ray as Baton uses it: nodes, one placement group per worker, actors. Only this file and its `ray_token` import Ray.
 
 Ray is the control plane. No token and no KV passes through it: calls start, check and stop workers, nothing else.
 """
@@ -27,6 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from cluster.errors import PlacementInfeasible, ServingError, WorkerDied
 from cluster.nixl_progress import CPU_PROGRESS_DELAY_US, PROGRESS_DELAY_ENV
 from cluster.placement import WorkerPlan
+from cluster.ray_token import own_token, token_of
 from cluster.topology import NodeView, node_view
 
 log = logging.getLogger("baton.ray")
@@ -77,9 +78,15 @@ class RayRuntime:
         self._host_labels = host_labels or (lambda _: {})
         self._folder: Path | None = None
         self._workers: dict[str, WorkerHandle] = {}
+        self._token = contextlib.ExitStack()
+        """What the environment says of Ray's token, while this runs."""
 
     def start(self) -> None:
-        """Start or join Ray."""
+        """Start or join Ray.
+
+        Raises:
+            ConfigError: there is no cluster at the address, or the token it asks for is not here.
+        """
         # Ray starts workers at niceness 15; engines are the point of the machine (FACTS section 2).
         os.environ.setdefault("RAY_worker_niceness", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -91,10 +98,12 @@ class RayRuntime:
             os.environ.setdefault("RAY_metrics_report_interval_ms", "60000")
         common: dict[str, Any] = {"log_to_driver": False, "namespace": "baton", "logging_level": logging.ERROR}
         if self._address:
+            self._token.enter_context(token_of(self._address))
             ray.init(address=self._address, **common)
             return
         # A short path: Unix socket names end at 107 bytes. Removed in `stop`, so that no session stays behind.
         self._folder = Path(tempfile.mkdtemp(prefix="baton-ray-"))
+        self._token.enter_context(own_token(self._folder))
         ray.init(
             num_cpus=max(int(self._min_cpus + 0.999), os.cpu_count() or 1),
             resources=self._local_resources,
@@ -107,6 +116,11 @@ class RayRuntime:
         node = ray._private.worker._global_node
         node.kill_log_monitor(check_alive=False)
         node.kill_dashboard(check_alive=False)  # without its pages it has nothing to serve
+
+    @property
+    def own_address(self) -> str:
+        """This node's address, by which other machines reach it."""
+        return str(ray.util.get_node_ip_address())
 
     @property
     def session_folder(self) -> Path | None:
@@ -279,6 +293,7 @@ class RayRuntime:
             except RayError as error:
                 log.warning("worker %s not removed: %s", handle.worker_id, error)
         ray.shutdown()
+        self._token.close()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 

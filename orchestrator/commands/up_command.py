@@ -203,8 +203,8 @@ def _announce(state: ClusterState, console: Console, as_json: bool) -> None:
             json.dumps(
                 {
                     "cluster": state.name,
-                    "grpc": state.grpc_address,
-                    "http": state.http_url,
+                    "grpc": state.callers_grpc_address,
+                    "http": state.callers_http_url,
                     "metrics_port": state.metrics_port,
                     "pid": state.controller.pid,
                 }
@@ -213,8 +213,8 @@ def _announce(state: ClusterState, console: Console, as_json: bool) -> None:
         )
         return
     console.print(
-        f"[green]✓[/] [bold]{state.name}[/] is ready   gRPC [cyan]{state.grpc_address}[/]   OpenAI HTTP "
-        f"[cyan]{state.http_url}/v1[/]   metrics [cyan]:{state.metrics_port}/metrics[/]"
+        f"[green]✓[/] [bold]{state.name}[/] is ready   gRPC [cyan]{state.callers_grpc_address}[/]   OpenAI HTTP "
+        f"[cyan]{state.callers_http_url}/v1[/]   metrics [cyan]:{state.metrics_port}/metrics[/]"
     )
 
 

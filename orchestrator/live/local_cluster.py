@@ -70,6 +70,7 @@ async def run(
         on_progress("ray", "joining" if address else "starting", address or "on this machine")
         await asyncio.to_thread(runtime.start)
         state.ray_folder = str(runtime.session_folder or "")
+        state.node_address = runtime.own_address
         state.processes = _marks(runtime.pids)
         state.save()
         on_progress("ray", "ready", "")
@@ -88,7 +89,7 @@ async def run(
             state.save()
 
         note_processes()
-        on_progress("gateway", "ready", f"gRPC {state.grpc_address}, HTTP {state.http_url}")
+        on_progress("gateway", "ready", f"gRPC {state.callers_grpc_address}, HTTP {state.callers_http_url}")
         on_ready(state)
         await _until(stop, gateways.watch(note_processes))
     except _Stopped:

@@ -52,6 +52,8 @@ class ClusterState:
     controller: ProcessMark
     spec_path: str
     host: str = "127.0.0.1"
+    node_address: str = ""
+    """Of this machine, where gateways listen on all of its addresses."""
     tls: bool = False
     gateways: list[dict[str, int]] = field(default_factory=list)
     """Ports of each gateway: ``grpc_port``, ``http_port`` and ``metrics_port``."""
@@ -62,14 +64,30 @@ class ClusterState:
 
     @property
     def grpc_address(self) -> str:
-        """Where to call the gateways: one address, or several with commas, as the client takes them."""
-        return ",".join(f"{_reachable(self.host)}:{ports['grpc_port']}" for ports in self.gateways)
+        """Where to call the gateways from here: one address, or several with commas, as the client takes them."""
+        return self._grpc(_reachable(self.host))
 
     @property
     def http_url(self) -> str:
-        """Base of the OpenAI interface, at the first gateway."""
+        """Base of the OpenAI interface, at the first gateway, from here."""
+        return self._http(_reachable(self.host))
+
+    @property
+    def callers_grpc_address(self) -> str:
+        """As `grpc_address`, for callers on other machines where gateways listen on all addresses."""
+        return self._grpc(_reachable(self.host, self.node_address))
+
+    @property
+    def callers_http_url(self) -> str:
+        """As `http_url`, likewise."""
+        return self._http(_reachable(self.host, self.node_address))
+
+    def _grpc(self, host: str) -> str:
+        return ",".join(f"{host}:{ports['grpc_port']}" for ports in self.gateways)
+
+    def _http(self, host: str) -> str:
         port = self.gateways[0]["http_port"] if self.gateways else 0
-        return f"http{'s' if self.tls else ''}://{_reachable(self.host)}:{port}"
+        return f"http{'s' if self.tls else ''}://{host}:{port}"
 
     @property
     def metrics_port(self) -> int:
@@ -94,8 +112,9 @@ class ClusterState:
         (cluster_folder(self.name) / "state.json").unlink(missing_ok=True)
 
 
-def _reachable(host: str) -> str:
-    return "127.0.0.1" if host in ("0.0.0.0", "::") else host
+def _reachable(host: str, node_address: str = "") -> str:
+    host = (node_address or "127.0.0.1") if host in ("0.0.0.0", "::") else host
+    return f"[{host}]" if ":" in host else host
 
 
 def read_state(name: str) -> ClusterState | None:

@@ -80,3 +80,20 @@ def test_the_one_running_cluster_is_found_by_itself_and_two_must_be_named() -> N
     with pytest.raises(ConfigError, match="a, b"):
         running_state()
     assert running_state("b").name == "b"
+
+
+@pytest.mark.parametrize(
+    ("host", "here", "for_callers"),
+    [
+        ("127.0.0.1", "127.0.0.1", "127.0.0.1"),
+        ("10.0.0.7", "10.0.0.7", "10.0.0.7"),
+        ("0.0.0.0", "127.0.0.1", "10.0.0.9"),
+        ("::", "127.0.0.1", "10.0.0.9"),
+        ("::1", "[::1]", "[::1]"),
+    ],
+)
+def test_callers_are_told_an_address_that_they_can_reach(host: str, here: str, for_callers: str) -> None:
+    state = saved()
+    state.host, state.node_address = host, "10.0.0.9"
+    assert (state.grpc_address, state.http_url) == (f"{here}:1", f"http://{here}:2")
+    assert (state.callers_grpc_address, state.callers_http_url) == (f"{for_callers}:1", f"http://{for_callers}:2")
