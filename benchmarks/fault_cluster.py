@@ -199,7 +199,7 @@ class FaultCluster:
             process = await asyncio.to_thread(
                 subprocess.Popen,
                 [
-                    sys.executable, "-m", "orchestrator.live.gateway_main", "--with-parent",
+                    sys.executable, "-m", "orchestrator.live.gateway_main", "--with-parent", str(os.getpid()),
                     "--spec", str(self.spec_path), "--controller", self._address, "--ports-file", str(ports),
                 ],
                 env=self.env, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file,

@@ -28,6 +28,8 @@ from orchestrator.live.state_file import ClusterState, cluster_folder, read_stat
 
 _DONE = {"ready", "standby", "paired", "stopped"}
 _BAD = {"lost", "failed"}
+STARTED_BY = "BATON_PROGRESS_FILE"
+"""Set for a cluster that `up --detach` starts: where to tell what happens. Its standard input ends with its starter."""
 
 
 class ProgressBoard:
@@ -89,7 +91,7 @@ def up(file: Path | None, *, dry_run: bool, detach: bool, address: str | None, a
 
     logging.basicConfig(level=os.environ.get("BATON_LOG_LEVEL", "WARNING"), stream=sys.stderr)
     with ProgressBoard(console) as board:
-        progress_file = os.environ.get("BATON_PROGRESS_FILE")
+        progress_file = os.environ.pop(STARTED_BY, None)
 
         def say(subject: str, stage: str, detail: str) -> None:
             board.say(subject, stage, detail)
@@ -106,6 +108,7 @@ def up(file: Path | None, *, dry_run: bool, detach: bool, address: str | None, a
                     address=address,
                     on_progress=say,
                     on_ready=lambda state: _announce(state, console, as_json),
+                    starter_fd=sys.stdin.fileno() if progress_file else None,
                 )
             )
         except ServingError as error:
@@ -161,7 +164,7 @@ def _detach(spec: ClusterSpec, spec_path: Path, address: str | None, console: Co
     if address:
         command += ["--address", address]
     with (folder / "up.log").open("w") as log_file:
-        process = _start_apart(command, log_file, os.environ | {"BATON_PROGRESS_FILE": str(progress)})
+        process = _start_apart(command, log_file, os.environ | {STARTED_BY: str(progress)})
     failure = ""
     try:
         with ProgressBoard(console) as board, progress.open() as lines:
@@ -187,11 +190,14 @@ def _detach(spec: ClusterSpec, spec_path: Path, address: str | None, console: Co
 
 
 def _start_apart(command: list[str], log_file: IO[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start a process that Ctrl-C and the end of the terminal do not reach, in this session all the same (ADR 15)."""
+    """Start a process that Ctrl-C and the end of the terminal do not reach, in this session all the same (ADR 15).
+
+    Nothing is ever written to its standard input, which ends when this process does.
+    """
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # children inherit what is ignored
     try:
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, process_group=0, env=env
+            command, stdin=subprocess.PIPE, stdout=log_file, stderr=log_file, process_group=0, env=env
         )
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -144,7 +145,7 @@ class GatewayGroup:
             return await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "orchestrator.live.gateway_main",
                 "--spec", str(self._spec_path), "--controller", self._registry, "--ports-file", str(told),
-                "--ports", ports, "--with-parent",
+                "--ports", ports, "--with-parent", str(os.getpid()),
                 stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file,
                 # Ctrl-C goes to `up` alone, which ends the gateway in order. A group, not a session: ADR 15.
                 process_group=0,

@@ -32,9 +32,15 @@ log = logging.getLogger("baton.gateway")
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent() -> None:
-    """Have the kernel end this process when its parent ends, however that ends (Linux)."""
+def die_with_parent(parent: int) -> None:
+    """Have the kernel end this process when its parent ends, however that ends (Linux).
+
+    Raises:
+        SystemExit: it has ended already, while this one was imported.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        raise SystemExit("the process that started this gateway is gone")
 
 
 async def _serve_metrics(gateway: Gateway, host: str, port: int, door: Door) -> tuple[Any, int]:
@@ -115,13 +121,13 @@ def main() -> None:
     parser.add_argument("--controller", required=True, help="host:port of the controller's registry")
     parser.add_argument("--ports-file", type=Path, help="where to write the ports taken, as JSON")
     parser.add_argument("--ports", help="gRPC, HTTP and metrics port, with commas, in place of the spec's")
-    parser.add_argument("--with-parent", action="store_true", help="end when the parent process ends")
+    parser.add_argument("--with-parent", type=int, metavar="PID", help="end when this process, the parent, ends")
     parser.add_argument("--host", help="address to listen on, in place of the spec's gateway.host")
     parser.add_argument("--probe-port", type=int, help="serve /startupz, /readyz and /livez here")
     parser.add_argument("--grace-s", type=float, default=2, help="seconds that running streams have at the end")
     arguments = parser.parse_args()
     if arguments.with_parent:
-        die_with_parent()
+        die_with_parent(arguments.with_parent)
     logging.basicConfig(
         level=os.environ.get("BATON_LOG_LEVEL", "INFO"),
         stream=sys.stderr,

@@ -36,8 +36,12 @@ async def run(
     address: str | None,
     on_progress: Progress,
     on_ready: Callable[[ClusterState], None],
+    starter_fd: int | None = None,
 ) -> None:
     """Start everything, serve until SIGINT or SIGTERM, and stop everything.
+
+    ``starter_fd`` is readable once the process that waits for the start has ended: then nobody wants a cluster that is
+    not ready yet.
 
     Raises:
         ServingError: it could not start; what had started is stopped.
@@ -57,6 +61,15 @@ async def run(
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
+    if starter_fd is not None:
+
+        def starter_ended() -> None:
+            loop.remove_reader(starter_fd)
+            if state.phase == "starting":
+                log.error("`baton up` was ended before the cluster was ready; it is stopped")
+                stop.set()
+
+        loop.add_reader(starter_fd, starter_ended)
     plans = worker_plans(spec)
     resources = {pool.node_resource: 1.0 for _, pool in spec.pools.items() if pool.node_resource}
     min_cpus = sum(plan.total.get("CPU", 0.0) for plan in plans)

@@ -117,7 +117,7 @@ async def gateway_processes(
             log, ports = folder / f"gateway-{index}.log", folder / f"ports-{index}.json"
             with log.open("w") as out:
                 process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", "orchestrator.live.gateway_main", "--with-parent",
+                    sys.executable, "-m", "orchestrator.live.gateway_main", "--with-parent", str(os.getpid()),
                     "--spec", str(spec_path), "--controller", registry, "--ports-file", str(ports),
                     stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=ROOT,
                     env=os.environ | {"PYTHONPATH": str(ROOT)},
