@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 from tests.support.cpu import description, force_variant
+from tests.support.ending import start_watcher
 from tests.support.live_cluster import LiveCluster, kept_cluster, start_cluster
 
 force_variant(os.environ)
@@ -20,6 +22,7 @@ settings.register_profile("explore", deadline=None)
 settings.load_profile("explore" if os.environ.get("BATON_TEST_EXPLORE") else "same")
 
 ROOT = Path(__file__).resolve().parent.parent
+WATCHER = pytest.StashKey[subprocess.Popen[bytes]]()
 
 # float32: in bfloat16 the make-up of a batch changes rounding and, rarely, a greedy token.
 SHARED_SPEC = """
@@ -43,6 +46,18 @@ cost: {{usd_per_cpu_hour: 0.04}}
 def pytest_report_header() -> str:
     """Which processor this is, and as which one it is used."""
     return f"cpu: {description()}"
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """What tests start does not outlive them, even where pytest is killed; but for a cluster that is to be kept."""
+    if not os.environ.get("BATON_TEST_CLUSTER") and not session.config.option.collectonly:
+        session.config.stash[WATCHER] = start_watcher()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Wait for what the watcher may have to end."""
+    if watcher := config.stash.get(WATCHER, None):
+        watcher.communicate(timeout=30)
 
 
 @pytest.fixture(scope="session")

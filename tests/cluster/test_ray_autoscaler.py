@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
-from tests.support.live_cluster import marked_processes
+from tests.support.ending import ended
+from tests.support.short_folder import short_folder
 
 pytestmark = pytest.mark.ray
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A short path, since Unix socket names end at 107 bytes. What was started for it is ended with it."""
-    with tempfile.TemporaryDirectory(prefix="baton-nodes-", ignore_cleanup_errors=True) as name:
-        path = Path(name)
+    """Fake nodes are orphans once their head is gone: those that are for it end with it."""
+    with short_folder() as path, ended(path):
         yield path
-        # Fake nodes are orphans once their head is gone: end those that are ours.
-        for line in marked_processes(path, wait_s=0):
-            with contextlib.suppress(psutil.Error):
-                psutil.Process(int(line.split()[0])).kill()
-        assert not marked_processes(path)
 
 
 def test_nodes_of_the_right_pool_come_and_go(folder: Path) -> None:

@@ -13,12 +13,11 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,10 @@ from orchestrator.api.client import Client
 from orchestrator.live.health_check import is_alive
 from scripts.fetch_helm import fetch
 from tests.helm.chart import CHART, Chart, Manifest, Rendered
+from tests.support.ending import end_marked
 from tests.support.lease_server import LeaseServer, lease_server
 from tests.support.live_cluster import START_TIMEOUT_S, marked_processes
+from tests.support.short_folder import short_folder
 
 pytestmark = [pytest.mark.engine, pytest.mark.ray]
 
@@ -199,8 +200,8 @@ class Pods:
     def kill(self) -> None:
         """What is left, with all its processes."""
         for pod in self.pods:
-            for line in marked_processes(pod.folder / "baton", wait_s=0):
-                os.kill(int(line.split()[0]), signal.SIGKILL)
+            end_marked(pod.folder / "baton")
+        for pod in self.pods:
             pod.process.wait(STOP_TIMEOUT_S)
 
 
@@ -229,13 +230,6 @@ def publish(lease: LeaseServer, rendered: Rendered) -> str:
     lease.objects[PODS] = {"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": pods}
     lease.objects[NODES] = {"kind": "NodeList", "apiVersion": "v1", "metadata": {}, "items": nodes}
     return path
-
-
-@contextmanager
-def short_folder() -> Iterator[Path]:
-    """Ray's sockets lie in it, and their paths end at 107 bytes."""
-    with tempfile.TemporaryDirectory(prefix="bk", dir="/tmp", ignore_cleanup_errors=True) as name:
-        yield Path(name)
 
 
 def test_the_rendered_commands_serve_a_request(test_model: Path) -> None:

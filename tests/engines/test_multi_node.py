@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from orchestrator.api.client import Client
+from tests.support.ending import ended
 from tests.support.live_cluster import marked_processes, start_cluster
 
 pytestmark = [pytest.mark.engine, pytest.mark.ray]
@@ -37,20 +39,28 @@ cluster.shutdown()
 """
 
 
+@pytest.fixture(autouse=True)
+def nothing_stays(tmp_path: Path) -> Iterator[None]:
+    with ended(tmp_path):
+        yield
+
+
 def test_pools_live_on_their_own_nodes(tmp_path: Path, test_model: Path) -> None:
-    nodes = subprocess.Popen(
-        [sys.executable, "-c", NODES],
-        env=os.environ | {"BATON_CACHE": str(tmp_path), "RAY_worker_niceness": "0"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+    log = tmp_path / "nodes.log"
+    with log.open("w") as out:
+        nodes = subprocess.Popen(
+            [sys.executable, "-c", NODES],
+            env=os.environ | {"BATON_CACHE": str(tmp_path), "RAY_worker_niceness": "0"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=out,
+            text=True,
+        )
     assert nodes.stdout is not None
     assert nodes.stdin is not None
     try:
         address = nodes.stdout.readline().strip()
-        assert address
+        assert address, log.read_text()
         live = start_cluster(tmp_path, SPEC.format(model=test_model), "--address", address)
         try:
             with Client(live.grpc) as client:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,7 @@ import yaml
 import cluster
 from cluster.model_path import cache_folder
 from orchestrator.api.client import Client
+from tests.support.ending import ended
 from tests.support.live_cluster import (
     START_TIMEOUT_S,
     marked_processes,
@@ -37,6 +39,12 @@ model: {{path: {model}, served_name: m, max_model_len_tokens: 1024}}
 pools: {{colocated: {{replicas: 1}}}}
 gateway: {{grpc_port: 0, http_port: 0, metrics_port: 0}}
 """
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(tmp_path: Path) -> Iterator[None]:
+    with ended(tmp_path):
+        yield
 
 
 def test_the_demo_answers_as_the_model_does_and_ctrl_c_leaves_nothing(tmp_path: Path) -> None:

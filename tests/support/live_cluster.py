@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from baton.internal.v1 import registry_pb2
 from cluster.config import ClusterSpec, load, parse
 from orchestrator.live.gateway import Gateway
 from orchestrator.live.registry import watch
 from orchestrator.live.state_file import ClusterState
 from orchestrator.request import load_model_front
+from tests.support.ending import end_marked, ended, marked, named
 
 START_TIMEOUT_S = 420
 """Two cores take 80 s for three engines; this much under load before a test is called failed."""
@@ -92,9 +91,10 @@ class LiveCluster:
 
     def stop(self) -> None:
         """`baton down`, and nothing may be left."""
-        result = self.baton("down", "--json")
-        assert result.returncode == 0, result.stderr
-        assert not marked_processes(self.folder), marked_processes(self.folder)
+        with ended(self.folder):
+            result = self.baton("down", "--json")
+            assert result.returncode == 0, result.stderr
+            assert not (left := marked_processes(self.folder)), left
 
 
 def run_baton(folder: Path, *arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
@@ -110,16 +110,20 @@ def run_baton(folder: Path, *arguments: str, timeout_s: float = 120) -> subproce
     )
 
 
-def start_cluster(folder: Path, spec_text: str, *arguments: str) -> LiveCluster:
-    """Start a cluster and wait until it is ready."""
+def start_cluster(folder: Path, spec_text: str, *arguments: str, timeout_s: float = START_TIMEOUT_S) -> LiveCluster:
+    """Start a cluster and wait until it is ready. If it is not, whatever the reason, none of its processes stays."""
     spec_path = folder / "spec.yaml"
     spec_path.write_text(spec_text)
-    result = run_baton(folder, "up", "-f", str(spec_path), "--detach", "--json", *arguments, timeout_s=START_TIMEOUT_S)
-    if result.returncode != 0:
-        logs = "\n".join(path.read_text()[-3000:] for path in folder.glob("clusters/*/*.log"))
-        raise AssertionError(f"the cluster did not start:\n{result.stdout}\n{result.stderr}\n{logs}")
-    ready = json.loads(result.stdout.strip().splitlines()[-1])
-    return LiveCluster(folder, spec_path, read_state(folder, ready["cluster"]))
+    try:
+        result = run_baton(folder, "up", "-f", str(spec_path), "--detach", "--json", *arguments, timeout_s=timeout_s)
+        if result.returncode != 0:
+            logs = "\n".join(path.read_text()[-3000:] for path in folder.glob("clusters/*/*.log"))
+            raise AssertionError(f"the cluster did not start:\n{result.stdout}\n{result.stderr}\n{logs}")
+        ready = json.loads(result.stdout.strip().splitlines()[-1])
+        return LiveCluster(folder, spec_path, read_state(folder, ready["cluster"]))
+    except BaseException:
+        end_marked(folder)
+        raise
 
 
 def kept_cluster(folder: Path, spec_text: str) -> LiveCluster:
@@ -150,17 +154,11 @@ def read_state(folder: Path, name: str) -> ClusterState:
 
 
 def marked_processes(folder: Path, *, wait_s: float = 10) -> list[str]:
-    """Processes that were started for the cache folder: they inherit its environment variable."""
+    """Processes that were started for the cache folder and still run after ``wait_s``."""
     deadline_s = time.monotonic() + wait_s
-    while True:
-        found: list[str] = []
-        for process in psutil.process_iter(["name", "cmdline"]):
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get("BATON_CACHE") == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(f"{process.pid} {process.info['name']}")
-        if not found or time.monotonic() > deadline_s:
-            return found
+    while (found := marked(folder)) and time.monotonic() < deadline_s:
         time.sleep(0.2)
+    return [named(process) for process in found]
 
 
 def shared_memory_segments() -> set[str]:
