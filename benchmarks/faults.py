@@ -5,6 +5,7 @@
     python -m benchmarks.faults cancels --requests 500
     python -m benchmarks.faults each                      # every fault once, by name
     python -m benchmarks.faults soak --minutes 30
+    python -m benchmarks.faults partitions                # hosts apart, see benchmarks/partitions.py
 
 Two prefill and two decode workers serve the small reasoning model in float32. Every answer is greedy and is compared
 token by token with the one the undisturbed cluster gave. Figures are added to docs/faults.json; docs/reliability.md
@@ -26,6 +27,8 @@ from typing import Any
 from benchmarks.fault_cluster import FaultCluster, started
 from benchmarks.fault_kinds import FAULTS, KILLS, REPLACING
 from benchmarks.fault_load import Answers, Question, Tally, Trace, count, draw_questions, follow, open_load, run_load
+from benchmarks.host_cluster import apart
+from benchmarks.partitions import PARTITIONS, partitions
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "faults.json"
@@ -251,7 +254,21 @@ def _median(readings: Sequence[dict[str, int]], name: str) -> float:
     return statistics.median(reading[name] for reading in readings)
 
 
+async def _partitions(arguments: argparse.Namespace) -> dict[str, Any]:
+    async with apart(arguments.model) as cluster:
+        return await partitions(cluster, names=arguments.faults or tuple(PARTITIONS))
+
+
+def _known_faults(arguments: argparse.Namespace) -> dict[str, Any]:
+    return PARTITIONS if arguments.scenario == "partitions" else FAULTS
+
+
 async def _main(arguments: argparse.Namespace) -> None:
+    if unknown := set(arguments.faults or ()) - set(_known_faults(arguments)):
+        raise SystemExit(f"--faults {' '.join(unknown)}: choose from {', '.join(_known_faults(arguments))}")
+    if arguments.scenario == "partitions":
+        _record(arguments, await _partitions(arguments))
+        return
     spec = SPEC.format(model=arguments.model)
     gateways = 2 if arguments.scenario == "each" else 1
     async with started(spec, gateways=gateways) as cluster:
@@ -277,17 +294,21 @@ async def _main(arguments: argparse.Namespace) -> None:
             case _:
                 figures = await soak(cluster, seed=arguments.seed, minutes=arguments.minutes, clients=arguments.clients)
     print(json.dumps(figures, indent=1))
+    _record(arguments, figures)
+
+
+def _record(arguments: argparse.Namespace, figures: dict[str, Any]) -> None:
     known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     name = f"kills, seed {arguments.seed}" if arguments.scenario == "kills" else arguments.scenario
-    old = known.get(name, {}) if name == "each" else {}
+    old = known.get(name, {}) if name in ("each", "partitions") else {}
     known[name] = {**old, **figures}
     RESULTS.write_text(json.dumps(known, indent=1) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scenario", choices=["kills", "drain", "cancels", "each", "soak"])
-    parser.add_argument("--faults", nargs="*", choices=list(FAULTS), help="for each: only these")
+    parser.add_argument("scenario", choices=["kills", "drain", "cancels", "each", "soak", "partitions"])
+    parser.add_argument("--faults", nargs="*", help="for each and partitions: only these")
     parser.add_argument("--model", default=str(ROOT / "models" / "reasoner"))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--requests", type=int, default=1000)
