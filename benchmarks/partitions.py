@@ -34,7 +34,7 @@ PREFILL, DECODE = "prefill-0", "decode-0"
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """A fault of the network, and for how long. ``replaces``: a worker whose successor ends it."""
+    """A fault of the network, and for how long."""
 
     what: str
     lasts_s: float
@@ -75,6 +75,7 @@ PARTITIONS: dict[str, Partition] = {
     "decode-4s": Partition("decode's link cut", 4, _cut(DECODE)),
     "prefill-4s": Partition("prefill's link cut", 4, _cut(PREFILL)),
     "decode-45s": Partition("decode's link cut", 45, _cut(DECODE)),
+    "pair-4s": Partition("one prefill and one decode host do not reach each other", 4, _part),
     "pair-20s": Partition("one prefill and one decode host do not reach each other", 20, _part),
     "pairs-20s": Partition("no prefill host reaches one of the decode hosts", 20, _part_from_all),
     "one-way-kv-20s": Partition("all from one prefill host to one decode host is lost", 20, _lose_kv),

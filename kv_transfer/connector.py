@@ -24,6 +24,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.nixl.stats import NixlKVConnec
 
 from cluster.engine import HANDOFFS
 from cluster.nixl_progress import let_progress_thread_sleep
+from kv_transfer.keepalive import keep_accepted_alive
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -66,6 +67,7 @@ class HandoffWorker(NixlPullConnectorWorker):
         # On CPU the stock worker pins the calling thread, which runs the model too, to the last core of its NUMA
         # node: two engines on one machine then share one core while the others idle.
         os.sched_setaffinity(0, allowed_cpus)
+        keep_accepted_alive()
         self.xfer_stats = HandoffStats()
         self._started_unix_s: dict[str, float] = {}
 
