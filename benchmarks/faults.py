@@ -254,9 +254,13 @@ def _median(readings: Sequence[dict[str, int]], name: str) -> float:
     return statistics.median(reading[name] for reading in readings)
 
 
-async def _partitions(arguments: argparse.Namespace) -> dict[str, Any]:
+async def _partitions(arguments: argparse.Namespace) -> None:
+    def told(name: str, row: dict[str, Any]) -> None:
+        print(name, json.dumps(row), flush=True)
+        _record(arguments, {name: row})
+
     async with apart(arguments.model) as cluster:
-        return await partitions(cluster, names=arguments.faults or tuple(PARTITIONS))
+        await partitions(cluster, names=arguments.faults or tuple(PARTITIONS), on_row=told)
 
 
 def _known_faults(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -267,7 +271,7 @@ async def _main(arguments: argparse.Namespace) -> None:
     if unknown := set(arguments.faults or ()) - set(_known_faults(arguments)):
         raise SystemExit(f"--faults {' '.join(unknown)}: choose from {', '.join(_known_faults(arguments))}")
     if arguments.scenario == "partitions":
-        _record(arguments, await _partitions(arguments))
+        await _partitions(arguments)
         return
     spec = SPEC.format(model=arguments.model)
     gateways = 2 if arguments.scenario == "each" else 1

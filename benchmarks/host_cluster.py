@@ -242,7 +242,7 @@ async def apart(
     for old, new in (replacing or {}).items():
         spec_text = spec_text.replace(old, new)
     # A short path: Unix socket names end at 107 bytes.
-    with hosts(*names) as net, tempfile.TemporaryDirectory(prefix="bh", dir="/tmp", ignore_cleanup_errors=True) as name:
+    with tempfile.TemporaryDirectory(prefix="bh", dir="/tmp", ignore_cleanup_errors=True) as name, hosts(*names) as net:
         cluster = HostCluster(net, Path(name))
         try:
             await cluster.open(spec_text)

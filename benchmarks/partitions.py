@@ -77,6 +77,7 @@ PARTITIONS: dict[str, Partition] = {
     "decode-45s": Partition("decode's link cut", 45, _cut(DECODE)),
     "pair-4s": Partition("one prefill and one decode host do not reach each other", 4, _part),
     "pair-20s": Partition("one prefill and one decode host do not reach each other", 20, _part),
+    "pair-90s": Partition("one prefill and one decode host do not reach each other", 90, _part),
     "pairs-20s": Partition("no prefill host reaches one of the decode hosts", 20, _part_from_all),
     "one-way-kv-20s": Partition("all from one prefill host to one decode host is lost", 20, _lose_kv),
     "one-way-tokens-8s": Partition("all from one decode host to the head is lost", 8, _lose_tokens),
@@ -102,8 +103,9 @@ async def partitions(
     early: int = EARLY,
     late: int = LATE,
     osl: int = OSL_EARLY_TOKENS,
+    on_row: Callable[[str, dict[str, Any]], None] = lambda name, row: print(name, json.dumps(row), flush=True),
 ) -> dict[str, Any]:
-    """Each of these once; a row for each."""
+    """Each of these once; a row for each, told as it falls."""
     first = questions(early, 71, osl)
     then = questions(late, 72, min(osl, OSL_LATE_TOKENS))
     answers = Answers()
@@ -111,7 +113,7 @@ async def partitions(
     rows: dict[str, Any] = {}
     for name in names:
         rows[name] = await _one(cluster, PARTITIONS[name], first, then, answers)
-        print(name, json.dumps(rows[name]), flush=True)
+        on_row(name, rows[name])
     return rows
 
 

@@ -1,7 +1,7 @@
 """Keepalive on the connections that UCX and NIXL accept, so that those of a vanished host do not stay for ever.
 
 UCX sets it at the end that connects and not at the one that accepts. An engine whose peer's host was cut off thus kept
-that peer's connections, five for each engine that ever read from it there: seen with a decode host cut off for 20 s.
+that peer's connections, four for each decode engine there: seen with a decode host cut off for 20 s.
 """
 
 from __future__ import annotations
