@@ -25,9 +25,11 @@ from baton.internal.v1 import registry_pb2
 from benchmarks.fault_cluster import CLOSE_TIMEOUT_S, START_TIMEOUT_S, until
 from benchmarks.host_namespaces import Hosts, connections, hosts
 from orchestrator.api.client import AsyncClient
+from orchestrator.live.node import WORKER_TITLES
 from orchestrator.live.registry import watch
 
 HEAD = "head"
+ENGINE_TITLE = "VLLM::"
 RAY_PORT = 6399
 RAY_RETRY_S = 2.0
 HALF_OPEN_TIMEOUT_S = 60.0
@@ -87,17 +89,13 @@ class HostCluster:
         """
         head = f"{self.net.address(HEAD)}:{RAY_PORT}"
         self._keep_ray(HEAD, ["--head", f"--port={RAY_PORT}", "--include-dashboard=false"])
-        await until(lambda: "Ray runtime started" in self._ray_log(HEAD), START_TIMEOUT_S, "Ray's head starts")
-        others = [name for name in self.net.names if name != HEAD]
-        for name in others:
-            resources = json.dumps({name.split("-")[0]: 1})
-            self._keep_ray(name, [f"--address={head}", "--resources", resources])
-        for name in others:
-            await until(
-                lambda name=name: "Ray runtime started" in self._ray_log(name),  # type: ignore[misc]
-                START_TIMEOUT_S,
-                f"Ray starts on {name}",
-            )
+        await self._ray_started(HEAD)
+        # One after another: Ray gives up a node whose agents take more than 30 s, and they share two cores.
+        for name in self.net.names:
+            if name != HEAD:
+                resources = json.dumps({name.split("-")[0]: 1})
+                self._keep_ray(name, [f"--address={head}", "--resources", resources])
+                await self._ray_started(name)
         spec_path = self.folder / "spec.yaml"
         spec_path.write_text(spec_text)
         up = await self.baton("up", "-f", str(spec_path), "--address", head, "--detach", "--json")
@@ -128,8 +126,9 @@ class HostCluster:
     def _keep_ray(self, name: str, arguments: list[str]) -> None:
         command = [
             str(Path(sys.executable).parent / "ray"), "start", "--block", f"--node-ip-address={self.net.address(name)}",
-            # Else all have the head's, and two that start at once take the same socket there: one ends.
-            f"--temp-dir={self.folder / name}", "--num-cpus=2", f"--object-store-memory={80 << 20}", *arguments,
+            # One CPU: one worker for each host. Without a folder of its own, all have the head's, where two
+            # that start at once take the same socket.
+            f"--temp-dir={self.folder / name}", "--num-cpus=1", f"--object-store-memory={80 << 20}", *arguments,
         ]  # fmt: skip
 
         async def keep() -> None:
@@ -142,9 +141,13 @@ class HostCluster:
 
         self._tasks.append(asyncio.create_task(keep()))
 
-    def _ray_log(self, name: str) -> str:
+    async def _ray_started(self, name: str) -> None:
         path = self.folder / f"ray-{name}.log"
-        return path.read_text(errors="replace") if path.exists() else ""
+
+        def started() -> bool:
+            return path.exists() and "Ray runtime started" in path.read_text(errors="replace")
+
+        await until(started, START_TIMEOUT_S, f"Ray starts on {name}")
 
     async def baton(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a `baton` command on the head."""
@@ -219,6 +222,28 @@ class HostCluster:
         while (more := self.sockets() - before) > 0 and time.monotonic() < deadline_s:  # noqa: ASYNC110
             await asyncio.sleep(0.5)
         return max(0, more)
+
+    async def strays(self) -> list[str]:
+        """Engines and workers that are no member's, some seconds after."""
+        deadline_s = time.monotonic() + CLOSE_TIMEOUT_S
+        while (found := self._strays()) and time.monotonic() < deadline_s:  # noqa: ASYNC110
+            await asyncio.sleep(1)
+        return found
+
+    def _strays(self) -> list[str]:
+        known: set[int] = set()
+        for member in self.members.values():
+            with contextlib.suppress(psutil.Error):
+                worker = psutil.Process(member.pid)
+                known |= {worker.pid, *(child.pid for child in worker.children(recursive=True))}
+        found = []
+        for name in self.net.names:
+            for process in self.net.processes(name):
+                with contextlib.suppress(psutil.Error):
+                    title = (process.cmdline() or [""])[0]
+                    if title.startswith((ENGINE_TITLE, *WORKER_TITLES)) and process.pid not in known:
+                        found.append(f"{name}: {process.pid} {title}")
+        return found
 
     async def half_open(self) -> list[str]:
         """Connections that only one of two hosts knows of, a minute after."""

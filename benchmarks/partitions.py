@@ -147,6 +147,7 @@ async def _one(
         **tally.row(),
         "leaked_blocks": leaked_blocks,
         "leaked_sockets": await cluster.leaked_sockets(sockets),
+        "stray_processes": await cluster.strays(),
         "half_open": await cluster.half_open(),
         "fault": f"{fault.what} for {fault.lasts_s:g} s",
         "tokens_made_before": [min(made), max(made)],
