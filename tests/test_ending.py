@@ -14,13 +14,13 @@ import pytest
 from tests.support.ending import ended, marked
 
 ROOT = Path(__file__).resolve().parent.parent
-ORPHAN = "sleep 1000 & sleep 3"
-"""The first one's parent ends before the test does."""
+ORPHAN = "sleep 1000 & sleep 0.1"
+"""The first one's parent ends before the watcher has looked."""
 KILLED = f"""
 import subprocess, sys
 from tests.support.ending import start_watcher
 start_watcher()
-subprocess.Popen(["sh", "-c", {ORPHAN!r}]).wait()
+subprocess.Popen(["sh", "-c", {ORPHAN!r}], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL).wait()
 print(flush=True)
 sys.stdin.read()
 """
@@ -57,5 +57,5 @@ def test_what_a_killed_pytest_started_is_ended(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.communicate()
-        psutil.wait_procs([orphan], timeout=30)
+        psutil.wait_procs([orphan], timeout=120)
         assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE

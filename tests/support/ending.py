@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import threading
@@ -16,17 +17,21 @@ import psutil
 LOOK_INTERVAL_S = 1.0
 END_TIMEOUT_S = 20.0
 GRACE_S = 5.0
+RUN = "BATON_TEST_RUN"
+"""Says of which run of the tests a process is."""
 
 
 def marked(folder: Path) -> list[psutil.Process]:
-    """Processes that were started for the cache folder, which is in their environment, and all below them.
+    """Processes that were started for the cache folder, which is in their environment, and all below them."""
+    return _with("BATON_CACHE", str(folder))
 
-    Ray's workers overwrite their environment with their title; they are below their raylet.
-    """
+
+def _with(variable: str, value: str) -> list[psutil.Process]:
+    """Ray's workers overwrite their environment with their title; they are below their raylet."""
     found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.environ().get("BATON_CACHE") == str(folder):
+            if process.environ().get(variable) == value:
                 for each in (process, *process.children(recursive=True)):
                     found[each.pid] = each
     return [process for process in found.values() if _lives(process)]
@@ -80,8 +85,10 @@ def ended(folder: Path) -> Iterator[None]:
 def start_watcher() -> subprocess.Popen[bytes]:
     """A process that remembers all that descends from this one, and kills what is left of it when this one has ended.
 
-    It is told by its standard input, which ends with this process, however that ends.
+    It is told by its standard input, which ends with this process, however that ends. Who was an orphan before the
+    first look is known by its environment.
     """
+    os.environ[RUN] = f"{os.getpid()}-{time.time_ns()}"
     return subprocess.Popen(
         [sys.executable, "-m", "tests.support.ending"],
         cwd=Path(__file__).resolve().parents[2],
@@ -108,9 +115,9 @@ class Family:
                     joined = True
         self._known = {pid: process for pid, process in self._known.items() if _lives(process)}
 
-    def besides(self, *pids: int) -> list[psutil.Process]:
-        """All that live but these."""
-        return [process for pid, process in self._known.items() if pid not in pids]
+    def living(self) -> list[psutil.Process]:
+        """All that live."""
+        return list(self._known.values())
 
 
 def main(told: IO[bytes]) -> None:
@@ -129,7 +136,8 @@ def main(told: IO[bytes]) -> None:
         family.look()
     family.look()
     # Ray's agents take some seconds to see that their node is gone.
-    _, left = psutil.wait_procs(family.besides(own.pid, parent), timeout=GRACE_S)
+    seen = {process.pid: process for process in (*family.living(), *_with(RUN, os.environ[RUN]))}
+    _, left = psutil.wait_procs([seen[pid] for pid in seen.keys() - {own.pid, parent}], timeout=GRACE_S)
     if left:
         print("\nleft by the tests and ended:", *(named(each) for each in left), sep="\n  ")
         _kill(left)
