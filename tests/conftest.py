@@ -57,7 +57,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Wait for what the watcher may have to end."""
     if watcher := config.stash.get(WATCHER, None):
-        watcher.communicate(timeout=30)
+        watcher.communicate(timeout=120)
 
 
 @pytest.fixture(scope="session")
