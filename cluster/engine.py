@@ -51,7 +51,10 @@ class EngineLoad:
 
 @dataclass(frozen=True, slots=True)
 class EngineLeg:
-    """One piece of work. ``transfer_params`` None: a plain local request."""
+    """One piece of work. ``transfer_params`` None: a plain local request.
+
+    Legs of two ``cache_salt`` share no cached KV.
+    """
 
     leg_id: str
     token_ids: list[int]
@@ -61,6 +64,22 @@ class EngineLeg:
     thinking_budget_tokens: int | None = None
     transfer_params: dict[str, Any] | None = None
     priority: int = 0
+    cache_salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSums:
+    """Checksums of pieces ``first`` and following of an engine's weights, as its kernels read them.
+
+    ``layout`` is equal where two engines cut the same weights into the same ``pieces``, so that sums may be compared.
+    ``duration_s`` is how long the engine could do nothing else.
+    """
+
+    layout: str
+    pieces: int
+    first: int
+    sums: list[str]
+    duration_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +140,21 @@ class Engine(Protocol):
 
     async def release(self, transfer_params: dict[str, Any]) -> None:
         """Tell the source of the parameters that nobody will read its blocks."""
+        ...
+
+    async def read_weights(self, first: int, budget_s: float) -> WeightSums:
+        """Checksums of some of the weights, from piece ``first`` (modulo their number) on: as many
+        as fit the time, at least one.
+
+        The engine makes no step meanwhile.
+
+        Raises:
+            EngineFailed: it cannot read them.
+        """
+        ...
+
+    async def forget_kv(self) -> None:
+        """Drop all cached KV; running requests compute theirs again from their tokens."""
         ...
 
     def load(self) -> EngineLoad:

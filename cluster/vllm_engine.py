@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -21,9 +22,11 @@ from cluster.engine import (
     EngineOutput,
     TokenAlternatives,
     TransferFigures,
+    WeightSums,
 )
 from cluster.errors import EngineFailed, InvalidRequest, ServingError, TransferBroken, WorkerDied
 from cluster.model_path import uses_latent_attention
+from cluster.weight_sums import combine
 
 if TYPE_CHECKING:
     from baton.v1.inference_pb2 import Sampling
@@ -56,6 +59,10 @@ class VllmSettings:
     speculative_lookup_max_tokens: int = 4
 
 
+log = logging.getLogger("baton.engine")
+
+FORGET_TRIES = 20
+FORGET_RETRY_S = 0.25
 RATE_TOKENS = 64
 """Uncached prompt tokens below which a prefill's time is mostly overhead and tells no rate."""
 
@@ -233,13 +240,15 @@ class VllmEngine:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         first = True
-        alone, started_s = self._book.idle, time.monotonic()
+        # Canaries come several at once: none of them tells the rate of a prefill.
+        alone, started_s = self._book.idle and not leg.cache_salt, time.monotonic()
         try:
             sampling = _sampling_params(leg)
             # AsyncLLM's own context applies the model's eos; prompt ids need no tokeniser.
-            stream = self._llm.generate(
-                {"prompt_token_ids": leg.token_ids}, sampling, leg.leg_id, priority=-leg.priority
-            )
+            prompt: dict[str, Any] = {"prompt_token_ids": leg.token_ids}
+            if leg.cache_salt:
+                prompt["cache_salt"] = leg.cache_salt
+            stream = self._llm.generate(prompt, sampling, leg.leg_id, priority=-leg.priority)
             async for out in stream:
                 done = out.outputs[0]
                 finish = done.finish_reason or ""
@@ -284,6 +293,25 @@ class VllmEngine:
     async def release(self, transfer_params: dict[str, Any]) -> None:
         """Submit a request aborted at birth; the connector then tells the source to free its blocks."""
         await self._llm.notify_kv_transfer_request_rejected(f"release-{uuid.uuid4().hex}", transfer_params)
+
+    async def read_weights(self, first: int, budget_s: float) -> WeightSums:
+        """As `cluster.weight_reader` reads them, all ranks of a piece in one sum."""
+        try:
+            ranks = await self._llm.collective_rpc("baton_read_weights", args=(first, budget_s))
+        except Exception as error:
+            raise EngineFailed(f"the weights cannot be read: {type(error).__name__}: {error}") from error
+        return combine(ranks)
+
+    async def forget_kv(self) -> None:
+        """Reset the prefix cache. vLLM cannot while a request waits for remote KV, so it is tried for some seconds."""
+        for _ in range(FORGET_TRIES):
+            try:
+                if await self._llm.reset_prefix_cache(reset_running_requests=True):
+                    return
+            except Exception as error:
+                log.info("cached KV is not forgotten yet: %s", error)
+            await asyncio.sleep(FORGET_RETRY_S)
+        raise EngineFailed("the cached KV could not be dropped")
 
     def load(self) -> EngineLoad:
         """Totals of the load book."""

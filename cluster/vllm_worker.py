@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-EXTENSION = f"{__name__}.WorkerExtension"
+from cluster.weight_reader import WeightReader
 
 
 def avoid_amx_attention() -> None:
@@ -43,7 +43,7 @@ if _on_cpu():
     avoid_amx_attention()
 
 
-class WorkerExtension:
+class WorkerExtension(WeightReader):
     """Methods that vLLM mixes into its worker class; called with `AsyncLLM.collective_rpc`."""
 
     vllm_config: Any

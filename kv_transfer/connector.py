@@ -22,6 +22,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_scheduler import Nix
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_worker import NixlPullConnectorWorker
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.stats import NixlKVConnectorStats
 
+from cluster import fault_injection
 from cluster.engine import HANDOFFS
 from cluster.nixl_progress import let_progress_thread_sleep
 from kv_transfer.keepalive import keep_accepted_alive
@@ -74,6 +75,7 @@ class HandoffWorker(NixlPullConnectorWorker):
     def start_load_kv(self, metadata: NixlConnectorMetadata) -> None:
         """Post the reads; the time is taken first, so that it is never later than the first byte."""
         now = time.time()
+        fault_injection.swap_blocks(metadata)  # nothing outside tests
         for request_id in metadata.reqs_to_recv:
             self._started_unix_s[request_id] = now
         super().start_load_kv(metadata)

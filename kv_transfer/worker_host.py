@@ -73,6 +73,18 @@ def free_port(host: str) -> int:
         return port
 
 
+def reserved_port(host: str) -> socket.socket:
+    """A socket that keeps a free port for whom it is told.
+
+    It does not listen, so another process may bind the port if it sets SO_REUSEADDR, as ZeroMQ does; the kernel gives
+    it to nobody else. An engine takes its port half a minute after it was chosen: others had it by then (seen).
+    """
+    keeper = socket.socket()
+    keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    keeper.bind((host, 0))
+    return keeper
+
+
 class _Connection:
     """One gateway's stream: its legs, and the outputs not yet sent."""
 
@@ -236,6 +248,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
                 ),
                 transfer_params=params,
                 priority=submit.priority,
+                cache_salt=submit.cache_salt,
             )
             if leg.leg_id in connection.aborted:  # before the engine heard of it
                 await self._release_unread(unread)
@@ -361,6 +374,7 @@ class WorkerHost:
         self._metrics: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._before: Any = None
+        self._side_channel: socket.socket | None = None
         run_in_main_thread(self._take_sigterm)
 
     def _take_sigterm(self) -> None:
@@ -387,7 +401,9 @@ class WorkerHost:
         self._loop = asyncio.get_running_loop()
         # Fixed before vLLM is imported: the connector reads it from the environment.
         os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = self._host
-        os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(free_port(self._host))
+        self._side_channel = reserved_port(self._host)
+        os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(self._side_channel.getsockname()[1])
+        os.environ["BATON_WORKER_ID"] = self._worker_id  # `cluster.fault_injection`, in tests
         self._engine = self._make_engine()
         info = await self._engine.start()
         self._service = WorkerService(
@@ -431,6 +447,16 @@ class WorkerHost:
             raise EngineFailed("the engine has work and makes no step", worker_id=self._worker_id)
         return {**asdict(self._engine.load()), "legs": self._service.legs, "draining": self._service.draining}
 
+    async def read_weights(self, first: int, budget_s: float) -> dict[str, Any]:
+        """`WeightSums` of the engine, as plain data."""
+        assert self._engine is not None
+        return asdict(await self._engine.read_weights(first, budget_s))
+
+    async def forget_kv(self) -> None:
+        """Have the engine drop cached KV: some of it came from a worker that computes wrongly."""
+        assert self._engine is not None
+        await self._engine.forget_kv()
+
     async def drain(self) -> None:
         """Take no new work, and have the gateways move what is here."""
         if self._service is not None:
@@ -451,3 +477,5 @@ class WorkerHost:
             await self._metrics.cleanup()
         if self._engine is not None:
             await self._engine.stop()
+        if self._side_channel is not None:
+            self._side_channel.close()

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -139,6 +139,17 @@ async def test_load_counts_steps_and_tokens(engines: EnginePair) -> None:
     assert after.output_tokens - before.output_tokens >= 7
     assert after.prompt_tokens > before.prompt_tokens
     await engines.decode.check_health()
+
+
+async def test_a_salt_keeps_caches_apart_and_changes_no_token(engines: EnginePair) -> None:
+    work = leg(80, max_tokens=2)
+    first = await outputs(engines.decode, work)
+    again = [
+        await outputs(engines.decode, replace(work, leg_id=f"{work.leg_id}-{index}", cache_salt=salt))
+        for index, salt in enumerate(("", "one", "one", "other"))
+    ]
+    assert [made[0].cached_tokens > 0 for made in again] == [True, False, True, False]
+    assert all(tokens(made) == tokens(first) for made in again)
 
 
 async def test_logprobs_come_with_each_token(engines: EnginePair) -> None:

@@ -14,7 +14,15 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.engine import EngineInfo, EngineLeg, EngineLoad, EngineOutput, TokenAlternatives, TransferFigures
+from cluster.engine import (
+    EngineInfo,
+    EngineLeg,
+    EngineLoad,
+    EngineOutput,
+    TokenAlternatives,
+    TransferFigures,
+    WeightSums,
+)
 from cluster.errors import InvalidRequest, TransferBroken, WorkerDied
 
 BLOCK_SIZE_TOKENS = 32
@@ -117,7 +125,10 @@ class FakeEngine:
         self._steps = self._prompt_tokens = self._output_tokens = 0
         self.preemptions = 0
         self._exports = itertools.count()
-        self._cache: set[tuple[int, ...]] = set()
+        self._cache: set[tuple[str, tuple[int, ...]]] = set()
+        self.weights = ["a", "b", "c"]
+        """Checksums of its pieces."""
+        self.forgotten = 0
 
     async def start(self) -> EngineInfo:
         self.network.engines[self.incarnation] = self
@@ -161,7 +172,9 @@ class FakeEngine:
             await self._pass("prefill", leg.leg_id)
             if failure is not None and self.fail_after == 0:
                 raise failure
-            cached = self._cached_tokens(leg.token_ids) if figures is None else params["remote_num_tokens"]
+            cached = (
+                self._cached_tokens(leg.cache_salt, leg.token_ids) if figures is None else params["remote_num_tokens"]
+            )
             self._prompt_tokens += len(leg.token_ids) - cached
             made = 0
             fresh: list[int] = []
@@ -173,7 +186,9 @@ class FakeEngine:
                     yield EngineOutput(leg.leg_id, fresh, "abort")
                     return
                 if len(state.ledger) % BLOCK_SIZE_TOKENS == 0:
-                    self._remember(state.ledger)  # a full block is cached from here on, however the leg ends
+                    self._remember(
+                        leg.cache_salt, state.ledger
+                    )  # a full block is cached from here on, however the leg ends
                 token = self._rule(state.ledger)
                 state.ledger.append(token)
                 state.blocks = self._blocks(len(state.ledger))
@@ -191,7 +206,7 @@ class FakeEngine:
                 if given.HasField("logprobs"):
                     output.logprobs = [alternatives(token, given.logprobs) for token in fresh]
                 if finish:
-                    self._remember(state.ledger)
+                    self._remember(leg.cache_salt, state.ledger)
                     if params.get("do_remote_decode"):
                         output.transfer_params = self._export(leg, state)
                     del self._legs[leg.leg_id]
@@ -230,6 +245,13 @@ class FakeEngine:
 
     async def stop(self) -> None:
         self.die()
+
+    async def read_weights(self, first: int, budget_s: float) -> WeightSums:
+        return WeightSums("fake", len(self.weights), first, self.weights[first:], 0.0)
+
+    async def forget_kv(self) -> None:
+        self._cache.clear()
+        self.forgotten += 1
 
     # --- pieces ---------------------------------------------------------------------------------------------
 
@@ -298,14 +320,14 @@ class FakeEngine:
             "transfer_mode": "read",
         }
 
-    def _remember(self, ledger: Sequence[int]) -> None:
+    def _remember(self, salt: str, ledger: Sequence[int]) -> None:
         for end in range(BLOCK_SIZE_TOKENS, len(ledger) + 1, BLOCK_SIZE_TOKENS):
-            self._cache.add(tuple(ledger[:end]))
+            self._cache.add((salt, tuple(ledger[:end])))
 
-    def _cached_tokens(self, prompt: Sequence[int]) -> int:
+    def _cached_tokens(self, salt: str, prompt: Sequence[int]) -> int:
         cached = 0
         for end in range(BLOCK_SIZE_TOKENS, len(prompt), BLOCK_SIZE_TOKENS):
-            if tuple(prompt[:end]) not in self._cache:
+            if (salt, tuple(prompt[:end])) not in self._cache:
                 break
             cached = end
         return cached

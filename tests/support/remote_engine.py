@@ -46,6 +46,7 @@ class RemoteEngine:
             max_tokens=leg.max_tokens,
             min_tokens=leg.min_tokens,
             thinking_budget_tokens=leg.thinking_budget_tokens,
+            cache_salt=leg.cache_salt,
         )
         params = leg.transfer_params or {}
         message.export = bool(params.get("do_remote_decode"))

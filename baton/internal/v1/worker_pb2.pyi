@@ -18,7 +18,7 @@ class WorkerCommand(_message.Message):
     def __init__(self, submit: _Optional[_Union[SubmitLeg, _Mapping]] = ..., abort: _Optional[_Union[AbortLeg, _Mapping]] = ..., release: _Optional[_Union[ReleaseTicket, _Mapping]] = ...) -> None: ...
 
 class SubmitLeg(_message.Message):
-    __slots__ = ("leg_id", "token_ids", "sampling", "max_tokens", "min_tokens", "thinking_budget_tokens", "export", "ticket", "priority", "moves_away")
+    __slots__ = ("leg_id", "token_ids", "sampling", "max_tokens", "min_tokens", "thinking_budget_tokens", "export", "ticket", "priority", "moves_away", "cache_salt")
     LEG_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +29,7 @@ class SubmitLeg(_message.Message):
     TICKET_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     MOVES_AWAY_FIELD_NUMBER: _ClassVar[int]
+    CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     leg_id: str
     token_ids: bytes
     sampling: _inference_pb2.Sampling
@@ -39,7 +40,8 @@ class SubmitLeg(_message.Message):
     ticket: Ticket
     priority: int
     moves_away: bool
-    def __init__(self, leg_id: _Optional[str] = ..., token_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[_inference_pb2.Sampling, _Mapping]] = ..., max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., thinking_budget_tokens: _Optional[int] = ..., export: _Optional[bool] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., priority: _Optional[int] = ..., moves_away: _Optional[bool] = ...) -> None: ...
+    cache_salt: str
+    def __init__(self, leg_id: _Optional[str] = ..., token_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[_inference_pb2.Sampling, _Mapping]] = ..., max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., thinking_budget_tokens: _Optional[int] = ..., export: _Optional[bool] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., priority: _Optional[int] = ..., moves_away: _Optional[bool] = ..., cache_salt: _Optional[str] = ...) -> None: ...
 
 class Ticket(_message.Message):
     __slots__ = ("ticket_id", "source_id", "incarnation", "num_tokens", "expires_in_s", "params_json")
