@@ -43,6 +43,8 @@ class WorkerView:
     revision: str = ""
     spot: bool = False
     """Its node may be taken away at short notice."""
+    refuses: frozenset[str] = frozenset()
+    """Prefill workers whose KV arrives wrong there (`orchestrator.policy.canary`)."""
 
     @property
     def headroom_blocks(self) -> int:
@@ -130,7 +132,7 @@ def place(
     alone = holder.role is Role.COLOCATED or uncached <= local_prefill_below_tokens
     if alone:
         return Placement(None, holder.worker_id, need)
-    prefills = _unless_last([worker for worker in prefills if worker.revision == holder.revision], avoid)
+    prefills = _unless_last([worker for worker in prefills if _paired(worker, holder)], avoid)
     if not prefills:
         return Wait("no_worker")
     best = min(prefills, key=lambda worker: _prefill_rank(worker, request, holder.domain))
@@ -144,13 +146,21 @@ def place(
 def holders_among(workers: Sequence[WorkerView], local_prefill_below_tokens: int = 0) -> list[WorkerView]:
     """The workers on which a request can decode, room or not: those that take work, and get prompts from somewhere."""
     usable = [worker for worker in workers if worker.accepting]
-    revisions = {worker.revision for worker in usable if worker.role is Role.PREFILL}
+    prefills = [worker for worker in usable if worker.role is Role.PREFILL]
     return [
         worker
         for worker in usable
         if worker.role is Role.COLOCATED
-        or (worker.role is Role.DECODE and (local_prefill_below_tokens or worker.revision in revisions))
+        or (
+            worker.role is Role.DECODE
+            and (local_prefill_below_tokens or any(_paired(each, worker) for each in prefills))
+        )
     ]
+
+
+def _paired(prefill: WorkerView, decode: WorkerView) -> bool:
+    """Whether KV goes from the one to the other."""
+    return prefill.revision == decode.revision and prefill.worker_id not in decode.refuses
 
 
 def _unless_last(workers: list[WorkerView], avoid: frozenset[str]) -> list[WorkerView]:
