@@ -65,6 +65,7 @@ PANELS: list[tuple[str, str, list[tuple[str, str]]]] = [
         "short",
         [
             (f"sum(rate(baton_retries_total{W}))", "prefilled again"),
+            (f"max by (worker) (increase(baton_canary_failures_total{W}))", "wrong: {{worker}}"),
             (f"sum(rate(vllm:nixl_num_kv_expired_reqs_total{W}))", "leases expired"),
             (f"sum(rate(vllm:nixl_num_failed_transfers_total{W}))", "transfers failed"),
         ],

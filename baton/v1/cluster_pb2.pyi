@@ -56,7 +56,7 @@ class WatchStatusResponse(_message.Message):
     def __init__(self, status: _Optional[_Union[Status, _Mapping]] = ...) -> None: ...
 
 class Status(_message.Message):
-    __slots__ = ("cluster", "model", "version", "uptime_s", "workers", "requests", "pairs", "scaling", "lengths")
+    __slots__ = ("cluster", "model", "version", "uptime_s", "workers", "requests", "pairs", "scaling", "lengths", "canary")
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +66,7 @@ class Status(_message.Message):
     PAIRS_FIELD_NUMBER: _ClassVar[int]
     SCALING_FIELD_NUMBER: _ClassVar[int]
     LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    CANARY_FIELD_NUMBER: _ClassVar[int]
     cluster: str
     model: str
     version: str
@@ -75,7 +76,55 @@ class Status(_message.Message):
     pairs: _containers.RepeatedCompositeFieldContainer[PairStatus]
     scaling: Scaling
     lengths: _containers.RepeatedCompositeFieldContainer[PhaseLength]
-    def __init__(self, cluster: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., uptime_s: _Optional[float] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., requests: _Optional[_Union[RequestCounts, _Mapping]] = ..., pairs: _Optional[_Iterable[_Union[PairStatus, _Mapping]]] = ..., scaling: _Optional[_Union[Scaling, _Mapping]] = ..., lengths: _Optional[_Iterable[_Union[PhaseLength, _Mapping]]] = ...) -> None: ...
+    canary: CanaryReport
+    def __init__(self, cluster: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., uptime_s: _Optional[float] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., requests: _Optional[_Union[RequestCounts, _Mapping]] = ..., pairs: _Optional[_Iterable[_Union[PairStatus, _Mapping]]] = ..., scaling: _Optional[_Union[Scaling, _Mapping]] = ..., lengths: _Optional[_Iterable[_Union[PhaseLength, _Mapping]]] = ..., canary: _Optional[_Union[CanaryReport, _Mapping]] = ...) -> None: ...
+
+class CanaryReport(_message.Message):
+    __slots__ = ("workers", "findings", "has_reference", "tolerance_nat")
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    FINDINGS_FIELD_NUMBER: _ClassVar[int]
+    HAS_REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    TOLERANCE_NAT_FIELD_NUMBER: _ClassVar[int]
+    workers: _containers.RepeatedCompositeFieldContainer[CanaryStatus]
+    findings: _containers.RepeatedCompositeFieldContainer[CanaryFinding]
+    has_reference: bool
+    tolerance_nat: float
+    def __init__(self, workers: _Optional[_Iterable[_Union[CanaryStatus, _Mapping]]] = ..., findings: _Optional[_Iterable[_Union[CanaryFinding, _Mapping]]] = ..., has_reference: _Optional[bool] = ..., tolerance_nat: _Optional[float] = ...) -> None: ...
+
+class CanaryStatus(_message.Message):
+    __slots__ = ("worker_id", "runs", "failures", "cost_ratio", "last_ok_unix_s", "deviation_nat", "largest_right_nat")
+    class FailuresEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    RUNS_FIELD_NUMBER: _ClassVar[int]
+    FAILURES_FIELD_NUMBER: _ClassVar[int]
+    COST_RATIO_FIELD_NUMBER: _ClassVar[int]
+    LAST_OK_UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    DEVIATION_NAT_FIELD_NUMBER: _ClassVar[int]
+    LARGEST_RIGHT_NAT_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    runs: int
+    failures: _containers.ScalarMap[str, int]
+    cost_ratio: float
+    last_ok_unix_s: float
+    deviation_nat: float
+    largest_right_nat: float
+    def __init__(self, worker_id: _Optional[str] = ..., runs: _Optional[int] = ..., failures: _Optional[_Mapping[str, int]] = ..., cost_ratio: _Optional[float] = ..., last_ok_unix_s: _Optional[float] = ..., deviation_nat: _Optional[float] = ..., largest_right_nat: _Optional[float] = ...) -> None: ...
+
+class CanaryFinding(_message.Message):
+    __slots__ = ("unix_s", "worker_id", "sentence")
+    UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    SENTENCE_FIELD_NUMBER: _ClassVar[int]
+    unix_s: float
+    worker_id: str
+    sentence: str
+    def __init__(self, unix_s: _Optional[float] = ..., worker_id: _Optional[str] = ..., sentence: _Optional[str] = ...) -> None: ...
 
 class PhaseLength(_message.Message):
     __slots__ = ("phase", "requests", "p50_tokens", "p90_tokens", "p99_tokens")
@@ -224,7 +273,7 @@ class RequestCounts(_message.Message):
     def __init__(self, queued: _Optional[int] = ..., prefilling: _Optional[int] = ..., decoding: _Optional[int] = ..., finished: _Optional[int] = ..., failed: _Optional[int] = ..., rejected: _Optional[int] = ..., preempted: _Optional[int] = ...) -> None: ...
 
 class PairStatus(_message.Message):
-    __slots__ = ("prefill", "decode", "transport", "handoffs", "bytes", "transfer_s", "handshake_s")
+    __slots__ = ("prefill", "decode", "transport", "handoffs", "bytes", "transfer_s", "handshake_s", "refused")
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     DECODE_FIELD_NUMBER: _ClassVar[int]
     TRANSPORT_FIELD_NUMBER: _ClassVar[int]
@@ -232,6 +281,7 @@ class PairStatus(_message.Message):
     BYTES_FIELD_NUMBER: _ClassVar[int]
     TRANSFER_S_FIELD_NUMBER: _ClassVar[int]
     HANDSHAKE_S_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     prefill: str
     decode: str
     transport: str
@@ -239,4 +289,5 @@ class PairStatus(_message.Message):
     bytes: int
     transfer_s: float
     handshake_s: float
-    def __init__(self, prefill: _Optional[str] = ..., decode: _Optional[str] = ..., transport: _Optional[str] = ..., handoffs: _Optional[int] = ..., bytes: _Optional[int] = ..., transfer_s: _Optional[float] = ..., handshake_s: _Optional[float] = ...) -> None: ...
+    refused: bool
+    def __init__(self, prefill: _Optional[str] = ..., decode: _Optional[str] = ..., transport: _Optional[str] = ..., handoffs: _Optional[int] = ..., bytes: _Optional[int] = ..., transfer_s: _Optional[float] = ..., handshake_s: _Optional[float] = ..., refused: _Optional[bool] = ...) -> None: ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Callable
 
 from google.protobuf.json_format import MessageToDict
@@ -113,7 +114,7 @@ def render(current: cluster_pb2.Status) -> Group:
         rate = f"{pair.bytes / pair.transfer_s / 2**30:.2f} GiB/s" if pair.transfer_s else "-"
         pairs.add_row(
             f"{pair.prefill} → {pair.decode}",
-            pair.transport,
+            Text.assemble(pair.transport, ("  refused", "red")) if pair.refused else pair.transport,
             str(pair.handoffs),
             f"{pair.bytes / 2**20:.1f} MiB",
             rate,
@@ -122,9 +123,38 @@ def render(current: cluster_pb2.Status) -> Group:
     parts: list[RenderableType] = [head, "", workers]
     if current.pairs:
         parts += ["", pairs]
+    if current.HasField("canary"):
+        parts += ["", *canary_lines(current.canary)]
     if current.HasField("scaling"):
         parts += ["", *_scaling(current.scaling)]
     return Group(*parts)
+
+
+def canary_lines(canary: cluster_pb2.CanaryReport, now_unix_s: float | None = None) -> list[RenderableType]:
+    """Whether workers compute rightly, and what was found lately."""
+    now_unix_s = time.time() if now_unix_s is None else now_unix_s
+    asked = [row for row in canary.workers if row.runs]
+    if not asked:
+        return []
+    oldest_s = min(row.last_ok_unix_s for row in asked)
+    share = max(row.cost_ratio for row in asked)
+    judged = "the model's reference" if canary.has_reference else "one another (`baton model check` writes a reference)"
+    wrong = sum(sum(row.failures.values()) for row in asked)
+    since = (
+        f"each worker was right within the last {_duration(now_unix_s - oldest_s)}"
+        if oldest_s
+        else "not all were right"
+    )
+    lines: list[RenderableType] = [
+        Text(
+            f"canary: {sum(row.runs for row in asked):,} answers, {wrong:,} wrong, judged by {judged}; {since}; "
+            f"at most {share:.3%} of a worker's time",
+            style="dim",
+        )
+    ]
+    for finding in list(canary.findings)[-3:]:
+        lines.append(Text(f"{_duration(now_unix_s - finding.unix_s)} ago: {finding.sentence}", style="red"))
+    return lines
 
 
 def _scaling(scaling: cluster_pb2.Scaling) -> list[RenderableType]:

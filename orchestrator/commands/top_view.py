@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from baton.v1 import cluster_pb2
+from orchestrator.commands.status_command import canary_lines
 
 _BAR_CHARS = 36
 _HISTORY = 72
@@ -39,6 +40,8 @@ class TopView:
             ]
         if current.lengths:
             parts.append(Panel(_lengths(current), title="lengths, tokens", title_align="left"))
+        if current.canary.findings:
+            parts += canary_lines(current.canary)
         return Group(*parts)
 
     def _demand(self, current: cluster_pb2.Status) -> RenderableType:

@@ -27,6 +27,7 @@ from cluster.ray_runtime import ProcessId, RayRuntime, WorkerHandle, engine_env
 from decode_workers.worker import ColocatedWorker, DecodeWorker
 from kv_transfer.transport import Endpoint, choose, ucx_tls
 from orchestrator.live.autoscaler import LiveAutoscaler
+from orchestrator.live.canary import CanaryDriver
 from orchestrator.live.drain import WorkerDrain, serve_drain
 from orchestrator.live.node_health import LOADED
 from orchestrator.live.pool_changes import PoolChanges
@@ -134,9 +135,11 @@ class Controller:
         self._pairs: dict[tuple[str, str], registry_pb2.Pair] = {}
         self._warmed: dict[tuple[str, str], tuple[str, str]] = {}
         """Incarnations of the pairs that have shaken hands."""
+        self.canary = CanaryDriver(self, spec)
         self._registry = RegistryService(
             lambda request: serve_drain(request, self, spec.drain.timeout_s),
             lambda request: serve_role_change(request, self.changes),
+            self.canary.check,
         )
         self.rpc = InternalRpc(spec.security)
         self._server: Any = None
@@ -188,6 +191,7 @@ class Controller:
                 group.create_task(self.start_worker(worker, assignment.node_of.get(worker.plan.worker_id)))
         await self.warm(list(self._workers))
         self._watching = asyncio.create_task(self._watch())
+        self.background(self.canary.run())
         if self._spec.autoscaling.enabled:
             autoscaler = LiveAutoscaler(self, self._spec, self._log_folder / "decisions.jsonl")
             self._registry.on_report = autoscaler.on_report
@@ -363,6 +367,8 @@ class Controller:
             revision=facts["engine"]["version"],
             spot=handle.node.spot,
             attention_kernels=facts["engine"]["attention_kernels"],
+            vocab_size=facts["engine"]["vocab_size"],
+            max_model_len_tokens=facts["engine"]["max_model_len_tokens"],
         )
         worker.processes = facts["processes"]
         kernels = ", ".join(worker.member.attention_kernels)
@@ -391,7 +397,11 @@ class Controller:
         )
 
     async def warm(self, new: list[str]) -> None:
-        """Warm every pair that has a new worker in it, then call the new workers ready, or on standby."""
+        """Warm pairs that have a new worker in them; then the new ones that compute rightly are ready, or on standby.
+
+        Raises:
+            EngineFailed: those that do not leave too few to serve; the text says how they were found out.
+        """
         started = {
             key: worker for key, worker in self._workers.items() if worker.member.state == "starting" or worker.up
         }
@@ -414,12 +424,25 @@ class Controller:
                     )  # fmt: skip
         finally:
             await warm_up.close()
+        refused = await self.canary.admit(new)
         for worker_id in new:
+            if worker_id in refused:
+                self.say(worker_id, "faulty", refused[worker_id])
+                continue
             state = "standby" if started[worker_id].standby else "ready"
             started[worker_id].member.state, started[worker_id].since_s = state, time.monotonic()
             started[worker_id].start_failed = False
+            self.canary.serve(worker_id)
             self.say(worker_id, state, started[worker_id].member.address)
         await self.publish()
+        if refused and (len(new) == 1 or not self._can_serve()):
+            raise EngineFailed("; ".join(dict.fromkeys(refused.values())))
+        for worker_id in refused:
+            await self._replace(started[worker_id])
+
+    def _can_serve(self) -> bool:
+        roles = {worker.role for worker in self._workers.values() if worker.up}
+        return Role.COLOCATED in roles or {Role.PREFILL, Role.DECODE} <= roles
 
     async def warm_pair(self, warm_up: WarmUp, prefill: ManagedWorker, decode: ManagedWorker) -> None:
         """Have a pair shake hands, unless it has.
@@ -454,8 +477,10 @@ class Controller:
         pairs = [
             pair for pair in self._pairs.values() if (roles.get(pair.prefill), roles.get(pair.decode)) == PAIR_ROLES
         ]
+        for pair in pairs:
+            pair.refused = (pair.prefill, pair.decode) in self.canary.core.refused
         starting = sum(worker.on_its_way and worker.role is not Role.PREFILL for worker in self._workers.values())
-        await self._registry.publish(members, pairs, starting)
+        await self._registry.publish(members, pairs, starting, self.canary.report())
 
     def _fill_places(self) -> None:
         places = [
@@ -498,6 +523,35 @@ class Controller:
         await self.publish()
         self.say(worker.plan.worker_id, "lost", "a new one starts")
         self.background(self.restart(worker))
+
+    async def take_out(self, worker_id: str, sentence: str) -> None:
+        """Stop a worker that computes wrongly, at once: what it had is prefilled again elsewhere from the ledger.
+
+        Its KV moves nowhere, and what other workers read from it they drop.
+        """
+        worker = self._workers.get(worker_id)
+        if worker is None or self._stopping or not (worker.up or worker.draining):
+            return
+        self.say(worker_id, "faulty", sentence)
+        if worker.draining:  # who drains it stops it; gateways are to move nothing meanwhile
+            worker.member.state = "lost"
+            await self.publish()
+        else:
+            await self._replace(worker)
+        if worker.role is not Role.COLOCATED:
+            readers = [key for key, each in self._workers.items() if each.up and each.role is Role.DECODE]
+            self.background(self.forget_kv(readers))
+
+    async def forget_kv(self, worker_ids: Sequence[str]) -> None:
+        """Have workers drop KV that may be wrong. Their running requests compute theirs again, and no token changes."""
+        for worker_id in worker_ids:
+            worker = self._workers.get(worker_id)
+            try:
+                if worker is not None and worker.up:
+                    await self.call(worker, "forget_kv")
+            except (ServingError, TimeoutError) as error:
+                log.error("worker %s keeps KV that may be wrong, and is replaced: %s", worker_id, error)
+                await self._replace(worker)  # type: ignore[arg-type]
 
     async def restart(self, worker: ManagedWorker, *, once_gone: str | None = None) -> None:
         """Start a worker anew, as often as it takes; ``once_gone`` is a node that must have left before."""

@@ -82,7 +82,10 @@ class FleetWorker:
             self.leaving.pop(leg_id, None)
 
     def view(
-        self, usual_tokens_per_s: float = PREFILL_RATE_PRIOR_TOKENS_PER_S, peak_blocks: int | None = None
+        self,
+        usual_tokens_per_s: float = PREFILL_RATE_PRIOR_TOKENS_PER_S,
+        peak_blocks: int | None = None,
+        refuses: frozenset[str] = frozenset(),
     ) -> WorkerView:
         """What the router is told. A running request's blocks are in the promise already, so the larger counts.
 
@@ -103,6 +106,7 @@ class FleetWorker:
             peak_blocks=peak_blocks,
             revision=self.member.revision,
             spot=self.member.spot,
+            refuses=refuses,
         )
 
 
@@ -135,7 +139,14 @@ class Fleet:
         known = [worker.load.prefill_tokens_per_s for worker in self.workers.values()]
         known = [rate for rate in known if rate]
         usual = sum(known) / len(known) if known else PREFILL_RATE_PRIOR_TOKENS_PER_S
-        return [worker.view(usual, peaks.get(worker_id)) for worker_id, worker in self.workers.items()]
+        refused: dict[str, frozenset[str]] = {}
+        for (prefill, decode), pair in self.pairs.items():
+            if pair.refused:
+                refused[decode] = refused.get(decode, frozenset()) | {prefill}
+        return [
+            worker.view(usual, peaks.get(worker_id), refused.get(worker_id, frozenset()))
+            for worker_id, worker in self.workers.items()
+        ]
 
     def update(self, members: Iterable[registry_pb2.Member], pairs: Iterable[registry_pb2.Pair]) -> None:
         """Take a new membership: connect to new incarnations, drop those that are gone."""

@@ -144,10 +144,12 @@ class Gateway:
         for (prefill, decode), pair in sorted(self.fleet.pairs.items()):
             row = status.pairs.add()
             row.CopyFrom(self._pair_status(prefill, decode))
-            row.transport, row.handshake_s = pair.transport, pair.handshake_s
+            row.transport, row.handshake_s, row.refused = pair.transport, pair.handshake_s, pair.refused
         if self.journal.scaling is not None:
             status.scaling.CopyFrom(self.journal.scaling)
         status.lengths.extend(self.journal.lengths())
+        if self.metrics.canary.report is not None:
+            status.canary.CopyFrom(self.metrics.canary.report)
         return status
 
     def refresh_gauges(self) -> None:
@@ -173,6 +175,7 @@ class Gateway:
     def update_members(self, message: registry_pb2.WatchMembersResponse) -> None:
         """Take a membership from the registry."""
         self._preemption.growing = message.starting_decode_workers > 0
+        self.metrics.canary.report = message.canary if message.HasField("canary") else None
         self.fleet.update(message.members, message.pairs)
 
     def _fleet_changed(self) -> None:

@@ -7,7 +7,10 @@ from typing import Any
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
+from baton.v1.cluster_pb2 import CanaryReport
 from cluster.config import SloSettings
 from cluster.errors import Unauthenticated
 
@@ -19,6 +22,38 @@ _BYTES = tuple(float(1 << power) for power in range(12, 38, 2))
 def _with(buckets: tuple[float, ...], bound_s: float | None) -> tuple[float, ...]:
     """The buckets and one that ends at an objective, so that the share of requests within it is exact."""
     return buckets if bound_s is None else tuple(sorted({*buckets, bound_s}))
+
+
+class CanaryMetrics(Collector):
+    """What the controller last told of canaries, as metrics; every gateway tells the same."""
+
+    def __init__(self) -> None:
+        self.report: CanaryReport | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics; none before the controller has told anything."""
+        runs = CounterMetricFamily("baton_canary_runs", "Canaries answered", labels=["worker"])
+        failures = CounterMetricFamily(
+            "baton_canary_failures", "Canaries answered wrongly, by probe", labels=["worker", "probe"]
+        )
+        share = GaugeMetricFamily(
+            "baton_canary_cost_ratio", "Share of its time in service that canaries took", labels=["worker"]
+        )
+        last_ok = GaugeMetricFamily(
+            "baton_canary_last_ok_timestamp_seconds", "When its last right answer came", labels=["worker"]
+        )
+        far = GaugeMetricFamily(
+            "baton_canary_deviation_nat", "Largest difference of a log-probability, last run", labels=["worker"]
+        )
+        for row in self.report.workers if self.report is not None else ():
+            name = [row.worker_id]
+            runs.add_metric(name, row.runs)
+            for probe in ("alone", "handoff", "weights"):
+                failures.add_metric([row.worker_id, probe], row.failures.get(probe, 0))
+            share.add_metric(name, row.cost_ratio)
+            last_ok.add_metric(name, row.last_ok_unix_s)
+            far.add_metric(name, row.deviation_nat)
+        yield from (runs, failures, share, last_ok, far)
 
 
 class GatewayMetrics:
@@ -72,6 +107,9 @@ class GatewayMetrics:
         self.kv_reserved = Gauge("baton_kv_reserved_blocks", "KV blocks promised", ["pool", "worker"], **make)
         self.pairs = Gauge("baton_pairs", "Pairs of workers by the transport that was chosen", ["transport"], **make)
         self.workers = Gauge("baton_workers", "Workers by pool and state", ["pool", "state"], **make)
+
+        self.canary = CanaryMetrics()
+        self.registry.register(self.canary)
 
     def serve(self, refresh: Callable[[], None], check: Callable[[str], object] = lambda _: None) -> web.Application:
         """A web application with ``/metrics``; ``refresh`` sets the gauges before each scrape.

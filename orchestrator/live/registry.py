@@ -10,11 +10,13 @@ from typing import Any
 import grpc
 
 from baton.internal.v1 import registry_pb2, registry_pb2_grpc
+from baton.v1 import cluster_pb2
 from cluster.errors import ConfigError, ServingError
 from cluster.internal_rpc import InternalRpc
 
 DrainHandler = Callable[[registry_pb2.DrainRequest], AsyncIterator[registry_pb2.DrainResponse]]
 RoleHandler = Callable[[registry_pb2.ChangeRoleRequest], Awaitable[registry_pb2.ChangeRoleResponse]]
+CheckHandler = Callable[[], AsyncIterator[registry_pb2.CheckAnswersResponse]]
 ReportHandler = Callable[[registry_pb2.ReportRequestsRequest], registry_pb2.ReportRequestsResponse]
 
 log = logging.getLogger("baton.registry")
@@ -26,11 +28,18 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
     Args:
         drain: Serves ``Drain``; without it, the call is refused.
         change_role: Serves ``ChangeRole``, likewise.
+        check: Serves ``CheckAnswers``, likewise.
     """
 
-    def __init__(self, drain: DrainHandler | None = None, change_role: RoleHandler | None = None) -> None:
+    def __init__(
+        self,
+        drain: DrainHandler | None = None,
+        change_role: RoleHandler | None = None,
+        check: CheckHandler | None = None,
+    ) -> None:
         self._drain = drain
         self._change_role = change_role
+        self._check = check
         self.on_report: ReportHandler | None = None
         """Serves ``ReportRequests``; without it, reports are taken and dropped."""
         self._current = registry_pb2.WatchMembersResponse()
@@ -38,12 +47,16 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
         self._version = 0
 
     async def publish(
-        self, members: list[registry_pb2.Member], pairs: list[registry_pb2.Pair], starting_decode_workers: int = 0
+        self,
+        members: list[registry_pb2.Member],
+        pairs: list[registry_pb2.Pair],
+        starting_decode_workers: int = 0,
+        canary: cluster_pb2.CanaryReport | None = None,
     ) -> None:
         """Replace the membership."""
         async with self._changed:
             self._current = registry_pb2.WatchMembersResponse(
-                members=members, pairs=pairs, starting_decode_workers=starting_decode_workers
+                members=members, pairs=pairs, starting_decode_workers=starting_decode_workers, canary=canary
             )
             self._version += 1
             self._changed.notify_all()
@@ -83,6 +96,15 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
         except (ServingError, TimeoutError) as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error) or "the worker does not answer")
         raise AssertionError
+
+    async def CheckAnswers(  # noqa: N802, D102
+        self, request: registry_pb2.CheckAnswersRequest, context: Any
+    ) -> AsyncIterator[registry_pb2.CheckAnswersResponse]:
+        if self._check is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this registry has no controller that asks workers")
+            return
+        async for row in self._check():
+            yield row
 
     async def ReportRequests(  # noqa: N802, D102
         self, request: registry_pb2.ReportRequestsRequest, context: Any

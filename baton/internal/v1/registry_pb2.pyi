@@ -21,6 +21,30 @@ DRAIN_STAGE_DRAINED: DrainStage
 DRAIN_STAGE_TIMED_OUT: DrainStage
 DRAIN_STAGE_LOST: DrainStage
 
+class CheckAnswersRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class CheckAnswersResponse(_message.Message):
+    __slots__ = ("worker_id", "prefill_id", "right", "deviation_nat", "prompt", "against", "duration_s", "sentence")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_ID_FIELD_NUMBER: _ClassVar[int]
+    RIGHT_FIELD_NUMBER: _ClassVar[int]
+    DEVIATION_NAT_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    AGAINST_FIELD_NUMBER: _ClassVar[int]
+    DURATION_S_FIELD_NUMBER: _ClassVar[int]
+    SENTENCE_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    prefill_id: str
+    right: bool
+    deviation_nat: float
+    prompt: str
+    against: str
+    duration_s: float
+    sentence: str
+    def __init__(self, worker_id: _Optional[str] = ..., prefill_id: _Optional[str] = ..., right: _Optional[bool] = ..., deviation_nat: _Optional[float] = ..., prompt: _Optional[str] = ..., against: _Optional[str] = ..., duration_s: _Optional[float] = ..., sentence: _Optional[str] = ...) -> None: ...
+
 class ChangeRoleRequest(_message.Message):
     __slots__ = ("worker_id", "role")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
@@ -148,17 +172,19 @@ class WatchMembersRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class WatchMembersResponse(_message.Message):
-    __slots__ = ("members", "pairs", "starting_decode_workers")
+    __slots__ = ("members", "pairs", "starting_decode_workers", "canary")
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
     PAIRS_FIELD_NUMBER: _ClassVar[int]
     STARTING_DECODE_WORKERS_FIELD_NUMBER: _ClassVar[int]
+    CANARY_FIELD_NUMBER: _ClassVar[int]
     members: _containers.RepeatedCompositeFieldContainer[Member]
     pairs: _containers.RepeatedCompositeFieldContainer[Pair]
     starting_decode_workers: int
-    def __init__(self, members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., pairs: _Optional[_Iterable[_Union[Pair, _Mapping]]] = ..., starting_decode_workers: _Optional[int] = ...) -> None: ...
+    canary: _cluster_pb2.CanaryReport
+    def __init__(self, members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., pairs: _Optional[_Iterable[_Union[Pair, _Mapping]]] = ..., starting_decode_workers: _Optional[int] = ..., canary: _Optional[_Union[_cluster_pb2.CanaryReport, _Mapping]] = ...) -> None: ...
 
 class Member(_message.Message):
-    __slots__ = ("worker_id", "role", "state", "address", "metrics_address", "incarnation", "node", "domain", "accelerator", "total_blocks", "block_size_tokens", "pid", "accelerators", "cpus", "revision", "spot", "attention_kernels")
+    __slots__ = ("worker_id", "role", "state", "address", "metrics_address", "incarnation", "node", "domain", "accelerator", "total_blocks", "block_size_tokens", "pid", "accelerators", "cpus", "revision", "spot", "attention_kernels", "vocab_size", "max_model_len_tokens")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -176,6 +202,8 @@ class Member(_message.Message):
     REVISION_FIELD_NUMBER: _ClassVar[int]
     SPOT_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_KERNELS_FIELD_NUMBER: _ClassVar[int]
+    VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
+    MAX_MODEL_LEN_TOKENS_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     role: str
     state: str
@@ -193,16 +221,20 @@ class Member(_message.Message):
     revision: str
     spot: bool
     attention_kernels: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[str] = ..., state: _Optional[str] = ..., address: _Optional[str] = ..., metrics_address: _Optional[str] = ..., incarnation: _Optional[str] = ..., node: _Optional[str] = ..., domain: _Optional[str] = ..., accelerator: _Optional[str] = ..., total_blocks: _Optional[int] = ..., block_size_tokens: _Optional[int] = ..., pid: _Optional[int] = ..., accelerators: _Optional[int] = ..., cpus: _Optional[float] = ..., revision: _Optional[str] = ..., spot: _Optional[bool] = ..., attention_kernels: _Optional[_Iterable[str]] = ...) -> None: ...
+    vocab_size: int
+    max_model_len_tokens: int
+    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[str] = ..., state: _Optional[str] = ..., address: _Optional[str] = ..., metrics_address: _Optional[str] = ..., incarnation: _Optional[str] = ..., node: _Optional[str] = ..., domain: _Optional[str] = ..., accelerator: _Optional[str] = ..., total_blocks: _Optional[int] = ..., block_size_tokens: _Optional[int] = ..., pid: _Optional[int] = ..., accelerators: _Optional[int] = ..., cpus: _Optional[float] = ..., revision: _Optional[str] = ..., spot: _Optional[bool] = ..., attention_kernels: _Optional[_Iterable[str]] = ..., vocab_size: _Optional[int] = ..., max_model_len_tokens: _Optional[int] = ...) -> None: ...
 
 class Pair(_message.Message):
-    __slots__ = ("prefill", "decode", "transport", "handshake_s")
+    __slots__ = ("prefill", "decode", "transport", "handshake_s", "refused")
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     DECODE_FIELD_NUMBER: _ClassVar[int]
     TRANSPORT_FIELD_NUMBER: _ClassVar[int]
     HANDSHAKE_S_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     prefill: str
     decode: str
     transport: str
     handshake_s: float
-    def __init__(self, prefill: _Optional[str] = ..., decode: _Optional[str] = ..., transport: _Optional[str] = ..., handshake_s: _Optional[float] = ...) -> None: ...
+    refused: bool
+    def __init__(self, prefill: _Optional[str] = ..., decode: _Optional[str] = ..., transport: _Optional[str] = ..., handshake_s: _Optional[float] = ..., refused: _Optional[bool] = ...) -> None: ...

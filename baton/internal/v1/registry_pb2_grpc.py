@@ -55,6 +55,11 @@ class RegistryStub:
                 request_serializer=baton_dot_internal_dot_v1_dot_registry__pb2.ReportRequestsRequest.SerializeToString,
                 response_deserializer=baton_dot_internal_dot_v1_dot_registry__pb2.ReportRequestsResponse.FromString,
                 _registered_method=True)
+        self.CheckAnswers = channel.unary_stream(
+                '/baton.internal.v1.Registry/CheckAnswers',
+                request_serializer=baton_dot_internal_dot_v1_dot_registry__pb2.CheckAnswersRequest.SerializeToString,
+                response_deserializer=baton_dot_internal_dot_v1_dot_registry__pb2.CheckAnswersResponse.FromString,
+                _registered_method=True)
 
 
 class RegistryServicer:
@@ -91,6 +96,13 @@ class RegistryServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckAnswers(self, request, context):
+        """Asks every worker, and every pair, the prompts of the canary at once; sends what each run came to.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegistryServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -113,6 +125,11 @@ def add_RegistryServicer_to_server(servicer, server):
                     servicer.ReportRequests,
                     request_deserializer=baton_dot_internal_dot_v1_dot_registry__pb2.ReportRequestsRequest.FromString,
                     response_serializer=baton_dot_internal_dot_v1_dot_registry__pb2.ReportRequestsResponse.SerializeToString,
+            ),
+            'CheckAnswers': grpc.unary_stream_rpc_method_handler(
+                    servicer.CheckAnswers,
+                    request_deserializer=baton_dot_internal_dot_v1_dot_registry__pb2.CheckAnswersRequest.FromString,
+                    response_serializer=baton_dot_internal_dot_v1_dot_registry__pb2.CheckAnswersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -224,6 +241,33 @@ class Registry:
             '/baton.internal.v1.Registry/ReportRequests',
             baton_dot_internal_dot_v1_dot_registry__pb2.ReportRequestsRequest.SerializeToString,
             baton_dot_internal_dot_v1_dot_registry__pb2.ReportRequestsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckAnswers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/baton.internal.v1.Registry/CheckAnswers',
+            baton_dot_internal_dot_v1_dot_registry__pb2.CheckAnswersRequest.SerializeToString,
+            baton_dot_internal_dot_v1_dot_registry__pb2.CheckAnswersResponse.FromString,
             options,
             channel_credentials,
             insecure,
