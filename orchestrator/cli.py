@@ -287,6 +287,27 @@ def node(
 
 app.command()(doctor)
 app.command()(bench)
+model_app = typer.Typer(help="The model that a cluster serves.", no_args_is_help=True)
+app.add_typer(model_app, name="model")
+
+
+@model_app.command("check")
+def model_check(
+    file: SpecOption = None,
+    controller: ControllerOption = None,
+    name: NameOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write right answers to fixed prompts next to the model; clusters judge their workers by them (the canary).
+
+    A plain float32 forward pass where the model is small enough, else what at least three workers of a running cluster
+    agree on.
+    """
+    from orchestrator.commands import model_command
+
+    model_command.check(file, controller, name, as_json=as_json)
+
+
 app.add_typer(plan_app, name="plan")
 app.command()(whatif)
 app.command()(calibrate)

@@ -67,6 +67,8 @@ class Diagnosis:
     checks: tuple[Check, ...] = ()
     links: tuple[LinkReport, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    wrong_answers: tuple[str, ...] = ()
+    """Of workers and pairs of a running cluster."""
 
     @property
     def problems(self) -> list[str]:
@@ -75,6 +77,7 @@ class Diagnosis:
         return [
             *[f"{check.name}: {check.found}; {check.advice}" for check in failed],
             *[f"{link.pair.names[0]}: {link.verdict.sentence}" for link in self.links if not link.verdict.ok],
+            *self.wrong_answers,
         ]
 
     def to_dict(self) -> dict[str, Any]:

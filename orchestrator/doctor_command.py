@@ -15,6 +15,7 @@ from rich.table import Table
 
 from cluster.config import ClusterSpec, load
 from cluster.errors import ConfigError
+from orchestrator import answers_check
 from orchestrator.doctor import (
     Diagnosis,
     LinkReport,
@@ -27,6 +28,7 @@ from orchestrator.doctor import (
     tls_of,
 )
 from orchestrator.doctor_checks import Check, State, run_checks
+from orchestrator.live.state_file import read_state
 
 _STYLES = {State.OK: "green", State.WARN: "yellow", State.FAIL: "bold red"}
 
@@ -46,11 +48,18 @@ def doctor(
     max_mib: Annotated[
         int, typer.Option(help="Largest read that is measured, MiB; each end takes twice that in memory.", min=1)
     ] = 256,
+    controller: Annotated[
+        str | None,
+        typer.Option(
+            envvar="BATON_CONTROLLER",
+            help="host:port of the registry of a running cluster that is to answer; left out, of the one here.",
+        ),
+    ] = None,
 ) -> None:
     """Check this machine and measure every prefill-decode link with NIXL.
 
-    Exits with 0 when all is well, and with 1 and a sentence when a check fails or a link is far below what it
-    should give.
+    Where a cluster runs, each of its workers, and each pair, answers the canary's fixed prompts. Exits with 0 when all
+    is well, and with 1 and a sentence when a check fails, an answer is wrong or a link is far below what it should be.
     """
     console = Console(stderr=as_json)
     try:
@@ -70,15 +79,31 @@ def doctor(
             links.extend(
                 examine_links(spec, pairs, min_ratio=min_ratio, measure=measure, sizes_bytes=(*sizes, max_mib << 20))
             )
+        status.update("asking the workers")
+        rows, why = _answers(spec, controller)
     notes = () if pairs else ("the spec has no prefill-decode pair, so no KV is handed over",)
-    diagnosis = Diagnosis(tuple(checks), tuple(links), notes)
+    diagnosis = Diagnosis(tuple(checks), tuple(links), (*notes, *why), tuple(answers_check.problems(rows)))
     if as_json:
-        json.dump(diagnosis.to_dict(), sys.stdout, indent=2)
+        json.dump({**diagnosis.to_dict(), "answers": answers_check.to_dict(rows)}, sys.stdout, indent=2)
         print()
     else:
+        if rows:
+            console.print(answers_check.table(rows), highlight=False)
         show(diagnosis, console)
     if diagnosis.problems:
         raise typer.Exit(1)
+
+
+def _answers(spec: ClusterSpec, controller: str | None) -> tuple[list[answers_check.Row], tuple[str, ...]]:
+    """What the workers of a running cluster answer, and notes; nothing where none runs here."""
+    state = None if controller else read_state(spec.name)
+    if controller is None and (state is None or not state.is_alive()):
+        return [], ()
+    registry = controller or (state.registry if state is not None else "")
+    try:
+        return answers_check.answers_of(registry, spec.security), ()
+    except ConfigError as error:
+        return [], (str(error),)
 
 
 @contextlib.contextmanager
