@@ -23,6 +23,7 @@ from cluster.engine import (
     TransferFigures,
 )
 from cluster.errors import EngineFailed, InvalidRequest, ServingError, TransferBroken, WorkerDied
+from cluster.reasoning_end import PARSER, PARSER_MODULE
 
 if TYPE_CHECKING:
     from baton.v1.inference_pb2 import Sampling
@@ -47,8 +48,7 @@ class VllmSettings:
     quantization: str | None = None
     kv_cache_dtype: str = "auto"
     trust_remote_code: bool = False
-    reasoning_start: str | None = None
-    reasoning_end: str | None = None
+    reasons: bool = False
     kv_role: str | None = None
     kv_lease_s: int = 30
     speculative_num_tokens: int | None = None
@@ -149,8 +149,7 @@ class VllmEngine:
         )
 
     def _build(self) -> Any:
-        from vllm.config import KVTransferConfig
-        from vllm.config.reasoning import ReasoningConfig
+        from vllm.config import KVTransferConfig, StructuredOutputsConfig
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
         from vllm.v1.metrics.loggers import StatLoggerBase
@@ -194,9 +193,10 @@ class VllmEngine:
             args["distributed_executor_backend"] = "uni"
         else:
             args["gpu_memory_utilization"] = s.gpu_memory_utilization
-        if s.reasoning_start and s.reasoning_end:
-            args["reasoning_config"] = ReasoningConfig(
-                reasoning_start_str=s.reasoning_start, reasoning_end_str=s.reasoning_end
+        if s.reasons:
+            # Not by the argument `reasoning_parser`, which would also look for the parser in this process.
+            args["structured_outputs_config"] = StructuredOutputsConfig(
+                reasoning_parser=PARSER, reasoning_parser_plugin=PARSER_MODULE
             )
         if s.speculative_num_tokens:
             args["speculative_config"] = {
@@ -231,7 +231,11 @@ class VllmEngine:
             sampling = _sampling_params(leg)
             # AsyncLLM's own context applies the model's eos; prompt ids need no tokeniser.
             stream = self._llm.generate(
-                {"prompt_token_ids": leg.token_ids}, sampling, leg.leg_id, priority=-leg.priority
+                {"prompt_token_ids": leg.token_ids},
+                sampling,
+                leg.leg_id,
+                priority=-leg.priority,
+                **_grammar_start(leg),
             )
             async for out in stream:
                 done = out.outputs[0]
@@ -336,8 +340,6 @@ def _sampling_params(leg: EngineLeg) -> Any:
         params["allowed_token_ids"] = list(given.allowed_token_ids)
     if given.bad_words:
         params["bad_words"] = list(given.bad_words)
-    if leg.thinking_budget_tokens is not None:
-        params["thinking_token_budget"] = leg.thinking_budget_tokens
     if leg.transfer_params:
         params["extra_args"] = {"kv_transfer_params": dict(leg.transfer_params)}
     match given.structured_output.WhichOneof("kind") if given.HasField("structured_output") else None:
@@ -352,6 +354,16 @@ def _sampling_params(leg: EngineLeg) -> Any:
         case "json_object":
             params["structured_outputs"] = StructuredOutputsParams(json_object=True)
     return SamplingParams(**params)
+
+
+def _grammar_start(leg: EngineLeg) -> dict[str, Any]:
+    """Where the grammar begins; vLLM asks the parser only while ``reasoning_ended`` is False."""
+    if leg.reasoning_ended is None:
+        return {}
+    return {
+        "reasoning_ended": leg.reasoning_ended,
+        "reasoning_parser_kwargs": {"end_ids": list(leg.reasoning_end_ids)},
+    }
 
 
 def _alternatives(position: dict[int, Any], chosen: int) -> TokenAlternatives:

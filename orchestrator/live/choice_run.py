@@ -7,6 +7,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,7 @@ from orchestrator.lifecycle import (
     Action,
     AskPlacement,
     Cancelled,
+    Counted,
     DeadlinePassed,
     Event,
     Fail,
@@ -35,11 +37,13 @@ from orchestrator.lifecycle import (
     StartLeg,
     State,
     StopMatched,
+    Turned,
 )
 from orchestrator.live.worker_link import leg_error
 from orchestrator.output_text import OutputText, Phase, Piece
+from orchestrator.policy.closing import OutputGate, Turn
 from orchestrator.policy.prefix_index import block_hashes
-from orchestrator.request import PreparedRequest, movable
+from orchestrator.request import PreparedRequest, choice_seed
 from orchestrator.resume import fingerprint
 
 if TYPE_CHECKING:
@@ -51,7 +55,6 @@ PHASES = {Phase.REASONING: pb.PHASE_REASONING, Phase.ANSWER: pb.PHASE_ANSWER}
 FINISH_REASONS = {
     "stop": pb.FINISH_REASON_STOP,
     "length": pb.FINISH_REASON_LENGTH,
-    "thinking_budget": pb.FINISH_REASON_THINKING_BUDGET,
 }
 
 
@@ -98,11 +101,29 @@ class ChoiceRun:
             request.prompt_ids,
             gateway.front.markers,
             stops=request.stops,
+            stop_in_reasoning=request.sampling.stop_in_reasoning,
             include_stop=request.sampling.include_stop_in_output,
             min_tokens=request.min_tokens,
             skip_special_tokens=request.skip_special_tokens,
         )
+        reasoning, markers = gateway.spec.model.reasoning, gateway.front.markers
+        self._grammar = request.sampling.HasField("structured_output")
+        self._gate = OutputGate(
+            markers,
+            request.prompt_ids,
+            limit_tokens=request.reasoning_limit_tokens,
+            window_tokens=reasoning.closing_window_tokens if reasoning else 0,
+            ends_line=gateway.line_ends,
+            grammar=self._grammar,
+            closed=request.reasoning_closed,
+        )
+        self._second_end_within_tokens = 0
+        if reasoning and markers and not self._grammar:
+            # Both markers, and the token that prefill made beyond the limit, are within the slack, too.
+            self._second_end_within_tokens = max(0, reasoning.hard_stop_slack_tokens - 2 * len(markers.end_ids) - 1)
         if request.resumed:
+            self._gate.push(request.resumed.token_ids)
+            self._tell_counted()
             self._text.push(request.resumed.token_ids)  # the caller has the text of these
             self.summary.resumed_tokens = len(request.resumed.token_ids)
         self._inbox: deque[Event] = deque()
@@ -114,6 +135,7 @@ class ChoiceRun:
         self._last_token_s = 0.0
         self._stop_reason = ""
         self._ended = False
+        self._turned = False
         self._cached_tokens = 0
         self._handoff_begun_s = 0.0
         self._cost_usd = 0.0
@@ -179,7 +201,7 @@ class ChoiceRun:
     @property
     def movable(self) -> bool:
         """Whether it could decode elsewhere from here on and nobody would notice."""
-        return movable(self.request, self._gateway.front.markers, self.life.output_ids)
+        return self.life.resumable
 
     @property
     def preempted(self) -> bool:
@@ -252,17 +274,54 @@ class ChoiceRun:
                     self._do(action)
 
     def _take_in(self, event: Event) -> None:
-        if isinstance(event, LegOutput):
-            self._take_logprobs(event)
-        self._todo.extend(self.life.handle(event))
+        if not isinstance(event, LegOutput) or event.leg_id != self.life.leg_id:
+            if isinstance(event, LegOutput):
+                self._arrived_logprobs.pop(event.leg_id, None)
+            self._todo.extend(self.life.handle(event))
+            return
+        self._take_logprobs(event)
+        if self.life.state is not State.DECODING:
+            known = len(self.life.output_ids)
+            self._todo.extend(self.life.handle(event))
+            self._gate.push(self.life.output_ids[known:])
+        else:
+            fresh = self._gate.held_tokens + len(event.token_ids)
+            token_ids, turn = self._gate.take(event.token_ids, ends=bool(event.finish_reason))
+            if turn is None:
+                self._todo.extend(self.life.handle(replace(event, token_ids=token_ids)))
+            else:
+                self._drop_logprobs(fresh - len(token_ids))
+                self._turn(event.leg_id, token_ids, turn)
+        self._tell_counted()
+
+    def _tell_counted(self) -> None:
+        """The grammar begins with the answer."""
+        gate, life = self._gate, self.life
+        if self._grammar and life.resumable and not gate.awaits_answer:
+            life.handle(Counted(gate.answer_began))
+
+    def _turn(self, leg_id: str, token_ids: tuple[int, ...], turn: Turn) -> None:
+        """Go on otherwise than the leg would: close the reasoning, or begin the answer anew under its grammar."""
+        self._todo.extend(self.life.handle(LegOutput(leg_id, token_ids)))
+        self._stop_reason = ""
+        if self.request.sampling.HasField("logprobs"):
+            certain = (pb.Logprob(token_id=token_id, rank=1) for token_id in turn.token_ids)
+            self._logprobs.extend(pb.TokenLogprobs(chosen=chosen, top=[chosen]) for chosen in certain)
+        if turn.closes:
+            self._text.expect_second_end(self._second_end_within_tokens)
+        self._turned = True
+        self._todo.extend(self.life.handle(Turned(turn.token_ids)))
+
+    def _drop_logprobs(self, tokens: int) -> None:
+        """The newest tokens do not go into the ledger."""
+        for _ in range(min(tokens, len(self._logprobs))):
+            self._logprobs.pop()
 
     def _take_logprobs(self, event: LegOutput) -> None:
         """Log-probabilities go with the tokens: those of a leg that was given up are dropped."""
         arrived = self._arrived_logprobs.get(event.leg_id)
-        if arrived and self.life.leg_id == event.leg_id:
+        if arrived:
             self._logprobs.extend(arrived.popleft() for _ in event.token_ids if arrived)
-        elif arrived:
-            del self._arrived_logprobs[event.leg_id]
 
     async def _wait(self) -> None:
         self._wake.clear()
@@ -311,11 +370,10 @@ class ChoiceRun:
                 self._handoff_begun_s = now
                 if not self.summary.timings.handoff_start_s:
                     self.summary.timings.handoff_start_s = now - self._received_s
-        budget = self.request.thinking_budget_tokens
-        # The first token is within any budget; a ledger that is prefilled again may be at its end.
-        if budget is not None and (not prefill_leg or action.generated_tokens):
-            message.thinking_budget_tokens = budget
-        message.moves_away = self.life.prefill_id == action.worker_id and self.life.moves > 0
+        self._drop_logprobs(self._gate.forget_held())
+        moves = self.life.prefill_id == action.worker_id and self.life.moves > 0
+        # A draining worker lets what it has go on after a turn, too.
+        message.moves_away = moves or (self._turned and not prefill_leg)
         plain_prefill = prefill_leg and self.life.handoff is Handoff.PLAIN
         if plain_prefill:
             # Its token is dropped, so neither penalties nor a grammar need to be kept up for it.
@@ -323,8 +381,11 @@ class ChoiceRun:
         else:
             message.sampling.CopyFrom(self.request.sampling)
             if message.sampling.HasField("seed"):
-                seed = message.sampling.seed + self.index
-                message.sampling.seed = seed if seed < 1 << 63 else seed - (1 << 64)
+                message.sampling.seed = choice_seed(message.sampling.seed, self.index)
+            markers = self._gateway.front.markers
+            if self._grammar and markers is not None:
+                message.reasoning_ended = not self._gate.awaits_answer
+                message.reasoning_end_ids.extend(markers.end_ids)
             message.min_tokens = min(action.max_tokens, max(0, self.request.min_tokens - action.generated_tokens))
         self._leg_since_s = now
         self._gateway.submit(self, action, message, self._on_output)
@@ -415,17 +476,7 @@ class ChoiceRun:
     def _early_stop(self) -> str | None:
         if self.life.ended:
             return None
-        if self._text.stop_matched is not None:
-            return "stop"
-        budget = self.request.thinking_budget_tokens
-        reasoning = self._gateway.spec.model.reasoning
-        over = (
-            budget is not None
-            and reasoning is not None
-            and self._text.phase is Phase.REASONING
-            and self._text.reasoning_tokens > budget + reasoning.hard_stop_slack_tokens
-        )
-        return "thinking_budget" if over else None
+        return "stop" if self._text.stop_matched is not None else None
 
     def _finish(self, reason: str) -> list[pb.GenerateResponse]:
         if self.request.resumed and self.request.resumed.finish_reason:
@@ -440,6 +491,7 @@ class ChoiceRun:
         last = messages[-1].delta
         last.finish_reason = FINISH_REASONS.get(reason, pb.FINISH_REASON_STOP)
         last.stop_matched = self._text.stop_matched or self._stop_reason
+        last.reasoning_closed = self._gate.closed
         self._summarise(last.finish_reason)
         return messages
 
@@ -450,6 +502,7 @@ class ChoiceRun:
         summary.finish_reason = reason
         summary.retries = self.life.retries
         summary.moves = self.life.moves
+        summary.reasoning_closed = self._gate.closed
         summary.usage.CopyFrom(
             pb.Usage(
                 prompt_tokens=len(self.request.prompt_ids),
@@ -460,11 +513,11 @@ class ChoiceRun:
         )
         if self.request.reduced_budget:
             given = self.request.thinking_budget_tokens or 0
-            clipped = self._text.reasoning_tokens >= given
+            clipped = self._gate.closed or given == 0
             summary.usage.reduced_budget_tokens, summary.usage.clipped_traces = given, int(clipped)
             metrics.reduced_budgets.inc()
             metrics.clipped_traces.inc(int(clipped))
-        summary.handoff.plain = self.life.handoff is Handoff.PLAIN and bool(summary.workers.prefill)
+        summary.handoff.plain = self.request.handoff is Handoff.PLAIN and bool(summary.workers.prefill)
         timings = summary.timings
         timings.last_token_s = self._last_token_s - self._received_s if self._last_token_s else 0.0
         if self._gaps_s:

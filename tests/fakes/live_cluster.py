@@ -136,6 +136,8 @@ def ask(prompt: list[int], max_tokens: int = 8, **fields: Any) -> pb.GenerateReq
             value = fields.pop(name)
             if isinstance(value, list):
                 getattr(sampling, name).extend(value)
+            elif name == "structured_output":
+                sampling.structured_output.CopyFrom(value)
             else:
                 setattr(sampling, name, value)
     return pb.GenerateRequest(prompt_token_ids=pb.TokenIds(ids=prompt), sampling=sampling, **fields)

@@ -154,12 +154,23 @@ async def test_status_and_health(edge: Edge) -> None:
         assert (answer.status, await answer.json()) == (200, {"status": "ok"})
 
 
+async def test_a_closed_trace_is_told(edge: Edge) -> None:
+    edge.backend.script = reply(answer=("4", "2"), reasoning=("Hm", "m"), finish="STOP", reasoning_closed=True)
+    [choice] = (await edge.chat())[1]["choices"]
+    assert (choice["message"]["content"], choice["message"]["reasoning_content"]) == ("42", "Hmm")
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", "thinking_budget")
+    edge.backend.script = reply(
+        answer=("4", "2"), reasoning=("Hm",), finish="STOP", stop_matched="END", reasoning_closed=True
+    )
+    assert (await edge.chat())[1]["choices"][0]["stop_reason"] == "END"
+
+
 async def test_cut_off_while_thinking(edge: Edge) -> None:
-    edge.backend.script = reply(answer=(), reasoning=("Hm", "m"), finish="THINKING_BUDGET")
+    edge.backend.script = reply(answer=(), reasoning=("Hm", "m"), finish="LENGTH")
     [choice] = (await edge.chat())[1]["choices"]
     assert choice["message"]["content"] is None
     assert choice["message"]["reasoning_content"] == "Hmm"
-    assert (choice["finish_reason"], choice["stop_reason"]) == ("length", "thinking_budget")
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("length", None)
     [choice] = (await edge.complete())[1]["choices"]
     assert (choice["text"], choice["reasoning_content"]) == ("", "Hmm")
 
