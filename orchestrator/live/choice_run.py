@@ -39,6 +39,7 @@ from orchestrator.lifecycle import (
     StopMatched,
     Turned,
 )
+from orchestrator.live.choice_logprobs import ChoiceLogprobs
 from orchestrator.live.worker_link import leg_error
 from orchestrator.output_text import OutputText, Phase, Piece
 from orchestrator.policy.closing import OutputGate, Turn
@@ -129,8 +130,7 @@ class ChoiceRun:
         self._inbox: deque[Event] = deque()
         self._todo: deque[Action] = deque()
         self._wake = asyncio.Event()
-        self._logprobs: deque[pb.TokenLogprobs] = deque()
-        self._arrived_logprobs: dict[str, deque[pb.TokenLogprobs]] = {}
+        self._logprobs = ChoiceLogprobs(gateway.front.tokenizer, request.sampling)
         self._gaps_s: list[float] = []
         self._last_token_s = 0.0
         self._stop_reason = ""
@@ -163,7 +163,7 @@ class ChoiceRun:
         if output.HasField("transfer"):
             self._note_transfer(output.transfer)
         if output.logprobs:
-            self._arrived_logprobs.setdefault(action.leg_id, deque()).extend(output.logprobs)
+            self._logprobs.arrive(action.leg_id, output.logprobs)
         if output.finish_reason in ("error", "abort") and output.token_ids:
             # Tokens that were still on their way when the leg ended come in the same message; they are as good.
             self.post(LegOutput(action.leg_id, tuple(output.token_ids)))
@@ -276,10 +276,10 @@ class ChoiceRun:
     def _take_in(self, event: Event) -> None:
         if not isinstance(event, LegOutput) or event.leg_id != self.life.leg_id:
             if isinstance(event, LegOutput):
-                self._arrived_logprobs.pop(event.leg_id, None)
+                self._logprobs.forget(event.leg_id)
             self._todo.extend(self.life.handle(event))
             return
-        self._take_logprobs(event)
+        self._logprobs.take(event.leg_id, len(event.token_ids))
         if self.life.state is not State.DECODING:
             known = len(self.life.output_ids)
             self._todo.extend(self.life.handle(event))
@@ -290,7 +290,7 @@ class ChoiceRun:
             if turn is None:
                 self._todo.extend(self.life.handle(replace(event, token_ids=token_ids)))
             else:
-                self._drop_logprobs(fresh - len(token_ids))
+                self._logprobs.drop(fresh - len(token_ids))
                 self._turn(event.leg_id, token_ids, turn)
         self._tell_counted()
 
@@ -304,24 +304,11 @@ class ChoiceRun:
         """Go on otherwise than the leg would: close the reasoning, or begin the answer anew under its grammar."""
         self._todo.extend(self.life.handle(LegOutput(leg_id, token_ids)))
         self._stop_reason = ""
-        if self.request.sampling.HasField("logprobs"):
-            certain = (pb.Logprob(token_id=token_id, rank=1) for token_id in turn.token_ids)
-            self._logprobs.extend(pb.TokenLogprobs(chosen=chosen, top=[chosen]) for chosen in certain)
+        self._logprobs.add_certain(turn.token_ids)
         if turn.closes:
             self._text.expect_second_end(self._second_end_within_tokens)
         self._turned = True
         self._todo.extend(self.life.handle(Turned(turn.token_ids)))
-
-    def _drop_logprobs(self, tokens: int) -> None:
-        """The newest tokens do not go into the ledger."""
-        for _ in range(min(tokens, len(self._logprobs))):
-            self._logprobs.pop()
-
-    def _take_logprobs(self, event: LegOutput) -> None:
-        """Log-probabilities go with the tokens: those of a leg that was given up are dropped."""
-        arrived = self._arrived_logprobs.get(event.leg_id)
-        if arrived:
-            self._logprobs.extend(arrived.popleft() for _ in event.token_ids if arrived)
 
     async def _wait(self) -> None:
         self._wake.clear()
@@ -370,7 +357,7 @@ class ChoiceRun:
                 self._handoff_begun_s = now
                 if not self.summary.timings.handoff_start_s:
                     self.summary.timings.handoff_start_s = now - self._received_s
-        self._drop_logprobs(self._gate.forget_held())
+        self._logprobs.drop(self._gate.forget_held())
         moves = self.life.prefill_id == action.worker_id and self.life.moves > 0
         # A draining worker lets what it has go on after a turn, too.
         message.moves_away = moves or (self._turned and not prefill_leg)
@@ -439,23 +426,8 @@ class ChoiceRun:
 
     def _delta(self, piece: Piece) -> pb.GenerateResponse:
         delta = pb.Delta(choice=self.index, phase=PHASES[piece.phase], text=piece.text, token_ids=piece.token_ids)
-        if self.request.sampling.HasField("logprobs"):
-            for _ in piece.token_ids:
-                if self._logprobs:
-                    delta.logprobs.append(self._with_text(self._logprobs.popleft()))
+        delta.logprobs.extend(self._logprobs.send(len(piece.token_ids)))
         return pb.GenerateResponse(delta=delta)
-
-    def _with_text(self, entry: pb.TokenLogprobs) -> pb.TokenLogprobs:
-        tokenizer = self._gateway.front.tokenizer
-        for logprob in (entry.chosen, *entry.top):
-            logprob.text = tokenizer.decode([logprob.token_id], skip_special_tokens=False)
-        wanted = self.request.sampling.logprobs
-        if wanted and all(top.token_id != entry.chosen.token_id for top in entry.top) and entry.chosen.rank <= wanted:
-            entry.top.insert(0, entry.chosen)
-        ordered = sorted(entry.top, key=lambda top: top.rank)[:wanted]
-        del entry.top[:]
-        entry.top.extend(ordered)
-        return entry
 
     def _ended_before(self) -> str | None:
         """Why a resumed generation is at its end already, if it is."""
