@@ -120,8 +120,8 @@ class ChoiceRun:
         )
         self._second_end_within_tokens = 0
         if reasoning and markers and not self._grammar:
-            # Both markers, and the token that prefill made beyond the limit, are within the slack, too.
-            self._second_end_within_tokens = max(0, reasoning.hard_stop_slack_tokens - 2 * len(markers.end_ids) - 1)
+            # Both markers are within the slack, too.
+            self._second_end_within_tokens = max(0, reasoning.hard_stop_slack_tokens - 2 * len(markers.end_ids))
         if request.resumed:
             self._gate.push(request.resumed.token_ids)
             self._tell_counted()
@@ -282,6 +282,10 @@ class ChoiceRun:
         self._logprobs.take(event.leg_id, len(event.token_ids))
         if self.life.state is not State.DECODING:
             known = len(self.life.output_ids)
+            if event.token_ids and self._gate.closes_before(event.token_ids[0]):
+                # Decode says it once more, and is turned.
+                self._logprobs.drop(len(event.token_ids))
+                event = replace(event, token_ids=())
             self._todo.extend(self.life.handle(event))
             self._gate.push(self.life.output_ids[known:])
         else:

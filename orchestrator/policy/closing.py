@@ -121,7 +121,7 @@ class OutputGate:
                 if (turn := self._look(taken)) is not None:
                     return tuple(taken), turn
                 continue
-            if self._must_close(token_id):
+            if self.closes_before(token_id):
                 return tuple(taken), self.close()
             self._count(token_id)
             taken.append(token_id)
@@ -141,6 +141,17 @@ class OutputGate:
         count, self._held = len(self._held), []
         return count
 
+    def closes_before(self, token_id: int) -> bool:
+        """Whether the trace is to be closed where it is, rather than go on with this token."""
+        limit, splitter, markers = self._limit_tokens, self._splitter, self._markers
+        if limit is None or markers is None or not splitter.in_reasoning:
+            return False
+        left = limit - self.reasoning_tokens
+        if left > 0 and not (self._line_ended and left < self._window_tokens):
+            return False
+        # The model may be closing it by itself.
+        return not splitter.may_be_end and token_id != markers.end_ids[0]
+
     # --- pieces ---------------------------------------------------------------------------------------------
 
     def _look(self, taken: list[int]) -> Turn | None:
@@ -158,16 +169,6 @@ class OutputGate:
     def _begin_grammar(self) -> Turn:
         self._held, self._undecided = [], False
         return Turn((), closes=False)
-
-    def _must_close(self, token_id: int) -> bool:
-        limit, splitter, markers = self._limit_tokens, self._splitter, self._markers
-        if limit is None or markers is None or not splitter.in_reasoning:
-            return False
-        left = limit - self.reasoning_tokens
-        if left > 0 and not (self._line_ended and left < self._window_tokens):
-            return False
-        # The model may be closing it by itself.
-        return not splitter.may_be_end and token_id != markers.end_ids[0]
 
     def _count(self, token_id: int) -> None:
         splitter = self._splitter
