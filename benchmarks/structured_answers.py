@@ -26,20 +26,25 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import grpc
 from contenders import MODEL_NAME, Server, baton
 
-from baton.internal.v1 import registry_pb2, registry_pb2_grpc
 from models.problems import Problem, generate_many
 
 ROOT = Path(__file__).resolve().parent.parent
-SCHEMA = {
-    "type": "object",
-    "properties": {"answer": {"type": "integer", "minimum": 0, "maximum": 99}},
-    "required": ["answer"],
-    "additionalProperties": False,
-}
-FORMAT = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA}}
+
+
+def schema_format(schema: dict[str, Any]) -> dict[str, Any]:
+    """A `response_format` of this schema."""
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+
+
+NUMBER = {"type": "integer", "minimum": 0, "maximum": 99}
+INTEGER = schema_format(NUMBER)
+"""The answer as the model has learned to give it, so that right answers can be compared with and without the schema."""
+OBJECT = schema_format(
+    {"type": "object", "properties": {"answer": NUMBER}, "required": ["answer"], "additionalProperties": False}
+)
+"""A form that the model has never seen: what it says in it is worth little, but the form must hold."""
 SHARES = (0.0, 0.01, 0.05, 0.2, 0.25, 0.9, 1.0)
 MAX_TOKENS = 1200
 SLACK_TOKENS = 16
@@ -105,6 +110,17 @@ async def ask_all(
         return await asyncio.gather(*(one(index, problem) for index, problem in enumerate(problems)))
 
 
+def answer_of(content: str | None) -> int | None:
+    """The number in a structured answer of either schema; None if it is not of the schema."""
+    try:
+        tree = json.loads(content or "")
+    except ValueError:
+        return None
+    if isinstance(tree, dict) and list(tree) == ["answer"]:
+        tree = tree["answer"]
+    return tree if type(tree) is int and 0 <= tree <= 99 else None
+
+
 def judge(problems: Sequence[Problem], plain: Sequence[Answer], structured: Sequence[Answer]) -> dict[str, Any]:
     """One mode's figures."""
     count = len(problems)
@@ -116,13 +132,12 @@ def judge(problems: Sequence[Problem], plain: Sequence[Answer], structured: Sequ
             errors[got.error] += 1
             continue
         same_trace += got.reasoning == wanted.reasoning
-        try:
-            tree = json.loads(got.content or "")
-        except ValueError:
-            errors[f"not JSON: {got.content!r}"] += 1
+        value = answer_of(got.content)
+        if value is None:
+            errors[f"not of the schema: {got.content!r:.60}"] += 1
             continue
-        valid += isinstance(tree, dict) and list(tree) == ["answer"] and isinstance(tree["answer"], int)
-        right_structured += isinstance(tree, dict) and tree.get("answer") == problem.answer
+        valid += 1
+        right_structured += value == problem.answer
     return {
         "problems": count,
         "valid_json": valid / count,
@@ -149,14 +164,6 @@ def judge_budget(problems: Sequence[Problem], budgets: Sequence[int], answers: S
         "finish": dict(Counter(answer.finish_reason for answer in answers)),
         "errors": sum(bool(answer.error) for answer in answers),
     }
-
-
-async def _members(registry: str) -> list[registry_pb2.Member]:
-    async with grpc.aio.insecure_channel(registry) as channel:
-        call = registry_pb2_grpc.RegistryStub(channel).WatchMembers(registry_pb2.WatchMembersRequest())
-        members = list((await call.read()).members)
-        call.cancel()
-    return members
 
 
 def _status(url: str) -> dict[str, Any]:
@@ -195,37 +202,49 @@ def show(name: str, row: dict[str, Any], began_s: float) -> None:
 
 
 async def alone(url: str, problems: list[Problem], result: dict[str, Any]) -> None:
-    """One colocated worker: one at a time, 16 at once, and the budgets."""
+    """One colocated worker: one at a time, 16 at once, every kind of grammar, and the budgets."""
+    plain: list[Answer] = []
     for name, at_once in (("alone", 1), ("16 at once", 16)):
-        began_s = time.monotonic()
         plain = await ask_all(url, problems, at_once)
-        structured = await ask_all(url, problems, at_once, response_format=FORMAT)
-        result[name] = judge(problems, plain, structured)
-        show(name, result[name], began_s)
-    began_s = time.monotonic()
-    objects = await ask_all(url, problems, 16, response_format={"type": "json_object"}, max_tokens=1100)
-    wild = {
-        "object_or_cut": sum((a.content or "").lstrip().startswith("{") or a.finish_reason == "length" for a in objects)
-    }
-    wild["same_trace"] = sum(a.reasoning == b.reasoning for a, b in zip(objects, plain, strict=True))
-    result["json_object"] = wild
-    show("json_object", wild, began_s)
+        await schemas(url, problems, plain, name, at_once, result)
+    await kinds(url, problems, plain, result)
+    await budgets(url, problems, [len(answer.reasoning) for answer in plain], "alone", result)
+
+
+async def schemas(
+    url: str,
+    problems: list[Problem],
+    plain: list[Answer],
+    name: str,
+    at_once: int,
+    result: dict[str, Any],
+    **more: Any,
+) -> None:
+    """Both schemas."""
+    for kind, form in (("integer", INTEGER), ("object", OBJECT)):
+        began_s = time.monotonic()
+        answers = await ask_all(url, problems, at_once, response_format=form, **more)
+        row = result[f"{name}, {kind}"] = judge(problems, plain, answers)
+        show(f"{name}, {kind}", row, began_s)
+
+
+async def kinds(url: str, problems: list[Problem], plain: list[Answer], result: dict[str, Any]) -> None:
+    """The other kinds of grammar."""
     for kind, field in {
-        "regex": {"structured_outputs": {"regex": "[0-9]{1,2}"}},
-        "choice": {"guided_choice": [str(n) for n in range(100)]},
+        "json_object": {"response_format": {"type": "json_object"}, "max_tokens": 1100},
+        "regex": {"structured_outputs": {"regex": "=[0-9]{1,2}"}},
+        "choice": {"guided_choice": [f"={number}" for number in range(100)]},
         "grammar": {"guided_grammar": 'root ::= "=" [0-9] [0-9]?'},
     }.items():
         began_s = time.monotonic()
         answers = await ask_all(url, problems, 16, **field)
+        first = "{" if kind == "json_object" else "="
         row = {
-            "right": sum(
-                (a.content or "").lstrip("=") == str(p.answer) for p, a in zip(problems, answers, strict=True)
-            ),
+            "form": sum((answer.content or "").startswith(first) for answer in answers),
             "same_trace": sum(a.reasoning == b.reasoning for a, b in zip(answers, plain, strict=True)),
         }
         result[kind] = row
         show(kind, row, began_s)
-    await budgets(url, problems, [len(answer.reasoning) for answer in plain], "alone", result)
 
 
 async def budgets(
@@ -246,36 +265,23 @@ async def budgets(
             result[f"budget {share:.0%} {kind}, {where}"] = row
             show(f"budget {share:.0%} {kind}, {where}", row, began_s)
         began_s = time.monotonic()
-        answers = await ask_all(url, problems, 16, fields, response_format=FORMAT)
+        answers = await ask_all(url, problems, 16, fields, response_format=OBJECT)
         row = judge_budget(problems, tokens, answers)
-        row["valid_json"] = sum(_is_answer(answer.content) for answer in answers)
+        row["valid_json"] = sum(answer_of(answer.content) is not None for answer in answers)
         result[f"budget {share:.0%} schema, {where}"] = row
         show(f"budget {share:.0%} schema, {where}", row, began_s)
 
 
-def _is_answer(content: str | None) -> bool:
-    try:
-        return list(json.loads(content or "")) == ["answer"]
-    except (ValueError, TypeError):
-        return False
-
-
 async def apart(url: str, problems: list[Problem], result: dict[str, Any]) -> None:
-    """Prefill and decode apart: whole, streamed, with decode workers killed, and some budgets."""
-    began_s = time.monotonic()
+    """Prefill and decode apart: whole, streamed, some budgets, and with decode workers killed."""
     plain = await ask_all(url, problems, 16)
-    structured = await ask_all(url, problems, 16, response_format=FORMAT)
-    result["handoff"] = judge(problems, plain, structured)
-    show("handoff", result["handoff"], began_s)
-    began_s = time.monotonic()
+    await schemas(url, problems, plain, "handoff", 16, result)
     usage = {"stream": True, "stream_options": {"include_usage": True}}
-    streamed = await ask_all(url, problems, 16, response_format=FORMAT, **usage)
-    result["streamed"] = judge(problems, plain, streamed)
-    show("streamed", result["streamed"], began_s)
+    await schemas(url, problems, plain, "streamed", 16, result, **usage)
     await budgets(url, problems, [len(answer.reasoning) for answer in plain], "handoff", result, (0.05, 0.25, 0.9))
     began_s = time.monotonic()
     async with killing(url, 2.0) as killed:
-        answers = await ask_all(url, problems, 16, response_format=FORMAT)
+        answers = await ask_all(url, problems, 16, response_format=INTEGER)
     result["kill -9 of decode"] = {**judge(problems, plain, answers), "killed": len(killed)}
     show("kill -9 of decode", result["kill -9 of decode"], began_s)
 

@@ -193,11 +193,14 @@ class VllmEngine:
             args["distributed_executor_backend"] = "uni"
         else:
             args["gpu_memory_utilization"] = s.gpu_memory_utilization
+        # Not by the argument `reasoning_parser`, which would also look for the parser in this process.
+        structured = StructuredOutputsConfig()
         if s.reasons:
-            # Not by the argument `reasoning_parser`, which would also look for the parser in this process.
-            args["structured_outputs_config"] = StructuredOutputsConfig(
-                reasoning_parser=PARSER, reasoning_parser_plugin=PARSER_MODULE
-            )
+            structured = StructuredOutputsConfig(reasoning_parser=PARSER, reasoning_parser_plugin=PARSER_MODULE)
+        # A model that is free to write white space may do nothing else to its limit. vLLM takes this at construction
+        # for two backends by name; `auto` chooses among those two, and others ignore it.
+        structured.disable_any_whitespace = True
+        args["structured_outputs_config"] = structured
         if s.speculative_num_tokens:
             args["speculative_config"] = {
                 "method": "ngram",

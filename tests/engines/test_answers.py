@@ -17,16 +17,13 @@ from tests.support.live_cluster import LiveCluster
 pytestmark = pytest.mark.engine
 
 PROBLEMS = [*generate_many(61, 20), *generate_many(62, 4, steps=12)]
-SCHEMA = {
-    "type": "object",
-    "properties": {"answer": {"type": "integer", "minimum": 0, "maximum": 99}},
-    "required": ["answer"],
-    "additionalProperties": False,
-}
+NUMBER = {"type": "integer", "minimum": 0, "maximum": 99}
+OBJECT = {"type": "object", "properties": {"answer": NUMBER}, "required": ["answer"], "additionalProperties": False}
 END_THINK = 4
 SLACK_TOKENS = 16
 KINDS = {
-    "json_schema": pb.StructuredOutput(json_schema=json.dumps(SCHEMA)),
+    "number": pb.StructuredOutput(json_schema=json.dumps(NUMBER)),
+    "json_schema": pb.StructuredOutput(json_schema=json.dumps(OBJECT)),
     "json_object": pb.StructuredOutput(json_object=True),
     "regex": pb.StructuredOutput(regex="=[0-9]{1,2}"),
     "grammar": pb.StructuredOutput(grammar='root ::= "=" [0-9] [0-9]?'),
@@ -68,20 +65,26 @@ async def test_an_answer_keeps_its_schema_and_the_trace_stays_as_it_was(
 ) -> None:
     async with cluster.gateway(*roles) as gateway:
         plain = await replies(gateway, [request(problem) for problem in PROBLEMS])
-        structured = await replies(
-            gateway, [request(problem, structured_output=KINDS["json_schema"]) for problem in PROBLEMS]
-        )
-    for problem, free, bound in zip(PROBLEMS, plain, structured, strict=True):
+        number, structured = [
+            await replies(gateway, [request(problem, structured_output=KINDS[kind]) for problem in PROBLEMS])
+            for kind in ("number", "json_schema")
+        ]
+    for problem, free, *bounds in zip(PROBLEMS, plain, number, structured, strict=True):
         trace, answer = split(free)
-        assert split(bound)[0] == trace, problem.prompt
         end = free.token_ids[0].index(END_THINK)
-        assert bound.token_ids[0][: end + 1] == free.token_ids[0][: end + 1]
-        assert json.loads(split(bound)[1]) == {"answer": int(answer)} or answer != str(problem.answer)
-        assert bound.summary.finish_reason == pb.FINISH_REASON_STOP
-        assert not bound.summary.handoff.plain, "the first token is the trace's, and prefill's"
+        for bound in bounds:
+            assert split(bound)[0] == trace, problem.prompt
+            assert bound.token_ids[0][: end + 1] == free.token_ids[0][: end + 1]
+            assert bound.summary.finish_reason == pb.FINISH_REASON_STOP
+            assert not bound.summary.handoff.plain, "the first token is the trace's, and prefill's"
+        given = [json.loads(split(bound)[1]) for bound in bounds]
+        assert 0 <= given[0] <= 99
+        assert list(given[1]) == ["answer"]
+        if answer == str(problem.answer):  # of the schema by itself, so the schema changes nothing
+            assert given[0] == problem.answer
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "json_schema"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("number", "json_schema")])
 async def test_every_kind_of_grammar_waits_for_the_answer(cluster: LiveCluster, kind: str) -> None:
     problems = PROBLEMS[:6]
     async with cluster.gateway("prefill", "decode") as gateway:
