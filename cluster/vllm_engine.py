@@ -151,6 +151,7 @@ class VllmEngine:
     def _build(self) -> Any:
         from vllm.config import KVTransferConfig, StructuredOutputsConfig
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
         from vllm.v1.metrics.loggers import StatLoggerBase
 
@@ -194,13 +195,10 @@ class VllmEngine:
         else:
             args["gpu_memory_utilization"] = s.gpu_memory_utilization
         # Not by the argument `reasoning_parser`, which would also look for the parser in this process.
-        structured = StructuredOutputsConfig()
         if s.reasons:
-            structured = StructuredOutputsConfig(reasoning_parser=PARSER, reasoning_parser_plugin=PARSER_MODULE)
-        # A model that is free to write white space may do nothing else to its limit. vLLM takes this at construction
-        # for two backends by name; `auto` chooses among those two, and others ignore it.
-        structured.disable_any_whitespace = True
-        args["structured_outputs_config"] = structured
+            args["structured_outputs_config"] = StructuredOutputsConfig(
+                reasoning_parser=PARSER, reasoning_parser_plugin=PARSER_MODULE
+            )
         if s.speculative_num_tokens:
             args["speculative_config"] = {
                 "method": "ngram",
@@ -221,7 +219,11 @@ class VllmEngine:
         unknown = set(args) - known
         if unknown:
             raise EngineFailed(f"this vLLM has no engine argument {', '.join(sorted(unknown))}")
-        return AsyncLLM.from_engine_args(AsyncEngineArgs(**args), stat_loggers=[LoadLogger])
+        config = AsyncEngineArgs(**args).create_engine_config(UsageContext.ENGINE_CONTEXT)
+        # A model that is free to write white space may do nothing else to its limit. vLLM's check takes the setting
+        # only with a backend by name, which would end the choice per schema; those that `auto` chooses heed it.
+        config.structured_outputs_config.disable_any_whitespace = True
+        return AsyncLLM.from_vllm_config(config, stat_loggers=[LoadLogger])
 
     async def generate(self, leg: EngineLeg) -> AsyncIterator[EngineOutput]:
         """Run a leg; see `Engine.generate`."""

@@ -39,6 +39,7 @@ from orchestrator.lifecycle import (
     StopMatched,
     Turned,
 )
+from orchestrator.live.choice_figures import ChoiceFigures
 from orchestrator.live.choice_logprobs import ChoiceLogprobs
 from orchestrator.live.worker_link import leg_error
 from orchestrator.output_text import OutputText, Phase, Piece
@@ -87,7 +88,8 @@ class ChoiceRun:
         )
         self.hashes = block_hashes(request.prompt_ids, gateway.block_size_tokens)
         self.prefilled = asyncio.Event()
-        self.summary = pb.ChoiceSummary(choice=index)
+        self._figures = ChoiceFigures(gateway.metrics, index, received_s, received_unix_s)
+        self.summary = self._figures.summary
         self.charged_tokens = 0.0
         """What its tenant was charged when it was placed."""
         self.no_room_since_s: float | None = None
@@ -95,8 +97,6 @@ class ChoiceRun:
         self.waits_for_room = False
         """It made way and is yet to come back."""
         self._gateway = gateway
-        self._received_s = received_s
-        self._received_unix_s = received_unix_s
         self._text = OutputText(
             gateway.front.tokenizer,
             request.prompt_ids,
@@ -131,15 +131,9 @@ class ChoiceRun:
         self._todo: deque[Action] = deque()
         self._wake = asyncio.Event()
         self._logprobs = ChoiceLogprobs(gateway.front.tokenizer, request.sampling)
-        self._gaps_s: list[float] = []
-        self._last_token_s = 0.0
         self._stop_reason = ""
         self._ended = False
         self._turned = False
-        self._cached_tokens = 0
-        self._handoff_begun_s = 0.0
-        self._cost_usd = 0.0
-        self._leg_since_s = 0.0
 
     # --- events in ------------------------------------------------------------------------------------------
 
@@ -161,7 +155,7 @@ class ChoiceRun:
         now = time.monotonic()
         self._gateway.leg_progress(action, output)
         if output.HasField("transfer"):
-            self._note_transfer(output.transfer)
+            self._figures.transferred(output.transfer)
         if output.logprobs:
             self._logprobs.arrive(action.leg_id, output.logprobs)
         if output.finish_reason in ("error", "abort") and output.token_ids:
@@ -183,14 +177,14 @@ class ChoiceRun:
                 return
         if self.life.leg_id == action.leg_id:
             if action.export and action.generated_tokens and self.life.moves and output.token_ids:
-                recomputed = len(action.token_ids) - output.cached_tokens
-                self.summary.moved_recomputed_tokens += recomputed
-                self._gateway.metrics.moved_recomputed.inc(recomputed)
-            if not self.summary.timings.first_token_s and output.cached_tokens:
-                self._cached_tokens = output.cached_tokens
+                self._figures.moved(len(action.token_ids) - output.cached_tokens)
+            self._figures.cached(output.cached_tokens)
             self._stop_reason = output.stop_reason
-            if action.ticket is not None and self._handoff_begun_s and output.token_ids:
-                self._note_handoff(action, now)
+            if action.ticket is not None and self._figures.handing_over and output.token_ids:
+                source_id = action.ticket.source_id
+                transport = self._gateway.transport(source_id, action.worker_id)
+                self._figures.handed_over(action.ticket, transport, now)
+                self._gateway.count_handoff(source_id, action.worker_id, self.summary.handoff)
         self.post(LegOutput(action.leg_id, tuple(output.token_ids), output.finish_reason, ticket))
 
     @property
@@ -353,14 +347,7 @@ class ChoiceRun:
             priority=self.request.priority,
         )
         prefill_leg = self.life.state is State.PREFILLING
-        if prefill_leg:
-            if not self.summary.timings.prefill_start_s:
-                self.summary.timings.prefill_start_s = now - self._received_s
-        else:
-            if action.ticket is not None:
-                self._handoff_begun_s = now
-                if not self.summary.timings.handoff_start_s:
-                    self.summary.timings.handoff_start_s = now - self._received_s
+        self._figures.leg_starts(prefills=prefill_leg, ticket=action.ticket is not None, now=now)
         self._logprobs.drop(self._gate.forget_held())
         moves = self.life.prefill_id == action.worker_id and self.life.moves > 0
         # A draining worker lets what it has go on after a turn, too.
@@ -378,18 +365,13 @@ class ChoiceRun:
                 message.reasoning_ended = not self._gate.awaits_answer
                 message.reasoning_end_ids.extend(markers.end_ids)
             message.min_tokens = min(action.max_tokens, max(0, self.request.min_tokens - action.generated_tokens))
-        self._leg_since_s = now
         self._gateway.submit(self, action, message, self._on_output)
 
     # --- messages out ---------------------------------------------------------------------------------------
 
     def _admitted(self, event: Placed) -> pb.GenerateResponse:
-        queue_s = time.monotonic() - self._received_s
         workers = pb.Workers(prefill=event.prefill_id or "", decode=event.decode_id)
-        self.summary.workers.CopyFrom(workers)
-        if not self.summary.timings.queue_s:
-            self.summary.timings.queue_s = queue_s
-            self._gateway.metrics.queue_s.observe(queue_s)
+        queue_s = self._figures.placed(workers, time.monotonic())
         return pb.GenerateResponse(
             admitted=pb.Admitted(
                 request_id=self.request.request_id,
@@ -404,27 +386,15 @@ class ChoiceRun:
     def _tokens(self, token_ids: list[int]) -> list[pb.GenerateResponse]:
         """Deltas for new tokens."""
         now = time.monotonic()
-        timings = self.summary.timings
         messages: list[pb.GenerateResponse] = []
-        count = len(token_ids)
-        if not timings.first_token_s:
-            timings.first_token_s = now - self._received_s
-            self._gateway.metrics.ttft_s.observe(timings.first_token_s)
-            first = pb.FirstToken(choice=self.index, ttft_s=timings.first_token_s, cached_tokens=self._cached_tokens)
+        ttft_s = self._figures.tokens(len(token_ids), self._usd_per_s(), now)
+        if ttft_s is not None:
+            first = pb.FirstToken(choice=self.index, ttft_s=ttft_s, cached_tokens=self._figures.cached_tokens)
             messages.append(pb.GenerateResponse(first_token=first))
-            count -= 1
-        if count > 0:
-            # Tokens that came together: one gap as the caller saw it, then none.
-            self._gaps_s.append(now - self._last_token_s)
-            self._gaps_s.extend([0.0] * (count - 1))
-            self._gateway.metrics.itl_s.observe(now - self._last_token_s)
-        self._charge(now)
-        self._last_token_s = now
         pieces = self._text.push(token_ids)
         for piece in pieces:
-            if piece.phase is Phase.ANSWER and not timings.first_answer_token_s:
-                timings.first_answer_token_s = now - self._received_s
-                self._gateway.metrics.ttfat_s.observe(timings.first_answer_token_s)
+            if piece.phase is Phase.ANSWER:
+                self._figures.answers(now)
             messages.append(self._delta(piece))
         return messages
 
@@ -474,66 +444,24 @@ class ChoiceRun:
     # --- figures --------------------------------------------------------------------------------------------
 
     def _summarise(self, reason: pb.FinishReason) -> None:
-        summary, metrics = self.summary, self._gateway.metrics
-        summary.finish_reason = reason
+        summary, request = self.summary, self.request
         summary.retries = self.life.retries
         summary.moves = self.life.moves
         summary.reasoning_closed = self._gate.closed
-        summary.usage.CopyFrom(
-            pb.Usage(
-                prompt_tokens=len(self.request.prompt_ids),
-                cached_tokens=self._cached_tokens,
-                reasoning_tokens=self._text.reasoning_tokens,
-                answer_tokens=self._text.answer_tokens,
-            )
+        summary.handoff.plain = request.handoff is Handoff.PLAIN and bool(summary.workers.prefill)
+        usage = pb.Usage(
+            prompt_tokens=len(request.prompt_ids),
+            reasoning_tokens=self._text.reasoning_tokens,
+            answer_tokens=self._text.answer_tokens,
         )
-        if self.request.reduced_budget:
-            given = self.request.thinking_budget_tokens or 0
-            clipped = self._gate.closed or given == 0
-            summary.usage.reduced_budget_tokens, summary.usage.clipped_traces = given, int(clipped)
-            metrics.reduced_budgets.inc()
-            metrics.clipped_traces.inc(int(clipped))
-        summary.handoff.plain = self.request.handoff is Handoff.PLAIN and bool(summary.workers.prefill)
-        timings = summary.timings
-        timings.last_token_s = self._last_token_s - self._received_s if self._last_token_s else 0.0
-        if self._gaps_s:
-            p50, p99 = np.percentile(self._gaps_s, [50, 99])
-            timings.itl_p50_s, timings.itl_p99_s = float(p50), float(p99)
-        metrics.e2e_s.observe(timings.last_token_s)
-        metrics.tokens.labels("prompt").inc(len(self.request.prompt_ids))
-        metrics.tokens.labels("cached").inc(self._cached_tokens)
-        metrics.tokens.labels("reasoning").inc(self._text.reasoning_tokens)
-        metrics.tokens.labels("answer").inc(self._text.answer_tokens)
+        self._figures.end(reason, usage, request.thinking_budget_tokens or 0 if request.reduced_budget else None)
 
-    def _note_transfer(self, transfer: worker_pb2.Transfer) -> None:
-        handoff, timings = self.summary.handoff, self.summary.timings
-        handoff.bytes += transfer.bytes
-        handoff.transfer_s += transfer.duration_s
-        start = transfer.start_unix_s - self._received_unix_s
-        timings.transfer_start_s = timings.transfer_start_s or start
-        timings.transfer_end_s = start + transfer.duration_s
-        self._gateway.metrics.transfer_s.observe(transfer.duration_s)
-        self._gateway.metrics.handoff_bytes.observe(transfer.bytes)
-
-    def _note_handoff(self, action: StartLeg, now: float) -> None:
-        handoff, timings = self.summary.handoff, self.summary.timings
-        handoff.handoff_s += now - self._handoff_begun_s
-        self._handoff_begun_s = 0.0
-        timings.decode_first_token_s = timings.decode_first_token_s or now - self._received_s
-        assert action.ticket is not None
-        handoff.tokens = action.ticket.num_tokens
-        handoff.transport = self._gateway.transport(action.ticket.source_id, action.worker_id)
-        self._gateway.metrics.handoff_s.observe(handoff.handoff_s)
-        self._gateway.count_handoff(action.ticket.source_id, action.worker_id, handoff)
-
-    def _charge(self, now: float) -> None:
-        """Add this request's share of its worker's price since the last tokens."""
+    def _usd_per_s(self) -> float:
+        """This request's share of its worker's price."""
         worker_id = self.life.decode_id if self.life.state is not State.PREFILLING else self.life.prefill_id
-        if self._leg_since_s and worker_id:
-            self._cost_usd += (now - self._leg_since_s) * self._gateway.usd_per_request_s(worker_id)
-        self._leg_since_s = now
+        return self._gateway.usd_per_request_s(worker_id) if worker_id else 0.0
 
     @property
     def cost_usd(self) -> float:
         """Share of the workers' price."""
-        return self._cost_usd
+        return self._figures.cost_usd
