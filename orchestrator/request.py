@@ -62,7 +62,7 @@ class PreparedRequest:
     reasoning_limit_tokens: int | None
     """Reasoning tokens after which the trace is closed: the budget, and what leaves room for the answer."""
     reasoning_closed: bool
-    """The prompt closes the reasoning, because there is no room for any."""
+    """The prompt closes the reasoning: none was asked for, or there is no room for any."""
     stops: tuple[str, ...]
     skip_special_tokens: bool
     deadline_s: float
@@ -193,11 +193,15 @@ def prepare(
         )
     limit = None
     if front.markers is not None and spec.model.reasoning is not None:
-        reserve = spec.model.reasoning.answer_reserve_tokens
+        reasoning = spec.model.reasoning
         limit = budget
         if not sampling.ignore_eos:  # its output is to be as long as asked for, whatever it says
             limit = reasoning_limit(
-                budget, max_tokens=min(wanted, room), answer_reserve_tokens=reserve, markers=front.markers
+                budget,
+                max_tokens=min(wanted, room),
+                answer_reserve_tokens=reasoning.answer_reserve_tokens,
+                window_tokens=reasoning.closing_window_tokens,
+                markers=front.markers,
             )
         width = len(front.markers.end_ids)
         if limit == 0 and not closed and room > width and open_at_end(prompt, front.markers):

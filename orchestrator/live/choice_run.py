@@ -437,7 +437,7 @@ class ChoiceRun:
         last = messages[-1].delta
         last.finish_reason = FINISH_REASONS.get(reason, pb.FINISH_REASON_STOP)
         last.stop_matched = self._text.stop_matched or self._stop_reason
-        last.reasoning_closed = self._gate.closed
+        last.reasoning_closed = self._reasoning_closed
         self._summarise(last.finish_reason)
         return messages
 
@@ -447,7 +447,7 @@ class ChoiceRun:
         summary, request = self.summary, self.request
         summary.retries = self.life.retries
         summary.moves = self.life.moves
-        summary.reasoning_closed = self._gate.closed
+        summary.reasoning_closed = self._reasoning_closed
         summary.handoff.plain = request.handoff is Handoff.PLAIN and bool(summary.workers.prefill)
         usage = pb.Usage(
             prompt_tokens=len(request.prompt_ids),
@@ -455,6 +455,12 @@ class ChoiceRun:
             answer_tokens=self._text.answer_tokens,
         )
         self._figures.end(reason, usage, request.thinking_budget_tokens or 0 if request.reduced_budget else None)
+
+    @property
+    def _reasoning_closed(self) -> bool:
+        """Whether the caller is told that it got less thought than the model would have had."""
+        unasked = self.request.reasoning_closed and self.request.thinking_budget_tokens != 0
+        return self._gate.closed or unasked
 
     def _usd_per_s(self) -> float:
         """This request's share of its worker's price."""

@@ -14,24 +14,31 @@ from orchestrator.output_text import PhaseSplitter, ReasoningMarkers, open_at_en
 
 
 def reasoning_limit(
-    budget_tokens: int | None, *, max_tokens: int, answer_reserve_tokens: int, markers: ReasoningMarkers
+    budget_tokens: int | None,
+    *,
+    max_tokens: int,
+    answer_reserve_tokens: int,
+    window_tokens: int,
+    markers: ReasoningMarkers,
 ) -> int:
     """Reasoning tokens that a request may have: its budget, and what leaves room for the answer in any case.
 
-    At most half of ``max_tokens`` is kept for the answer, so that a small limit leaves room for both.
+    At most half of ``max_tokens`` is kept for the answer, so that a small limit leaves room for both. Fewer than
+    ``window_tokens`` hold no line of a trace, and are none.
 
     Example:
-        >>> markers = ReasoningMarkers((3,), (4,))
-        >>> reasoning_limit(None, max_tokens=1000, answer_reserve_tokens=64, markers=markers)
+        >>> given = {"answer_reserve_tokens": 64, "window_tokens": 16, "markers": ReasoningMarkers((3,), (4,))}
+        >>> reasoning_limit(None, max_tokens=1000, **given)
         935
-        >>> reasoning_limit(20, max_tokens=30, answer_reserve_tokens=64, markers=markers)
-        14
-        >>> reasoning_limit(None, max_tokens=1, answer_reserve_tokens=64, markers=markers)
-        0
+        >>> reasoning_limit(50, max_tokens=60, **given)
+        29
+        >>> reasoning_limit(10, max_tokens=1000, **given), reasoning_limit(None, max_tokens=20, **given)
+        (0, 0)
     """
     reserve = min(answer_reserve_tokens, -(-max_tokens // 2))
     room = max(0, max_tokens - reserve - len(markers.end_ids))
-    return room if budget_tokens is None else min(budget_tokens, room)
+    limit = room if budget_tokens is None else min(budget_tokens, room)
+    return limit if limit >= window_tokens else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +56,7 @@ class OutputGate:
         markers: Reasoning markers; None for a model that does not think.
         prompt_ids: The prompt; it may leave the reasoning open.
         limit_tokens: Reasoning tokens after which the trace is closed; None for no limit.
-        window_tokens: A trace is closed at the end of a line if fewer tokens than these are left.
+        window_tokens: A trace is closed at the end of a line if fewer tokens than these are left. It begins at one.
         ends_line: Whether a token ends a line.
         grammar: Whether the answer has a grammar. It begins with the answer. Where the prompt leaves open whether the
             model thinks, its first token tells: with any other than the start marker the answer has begun, and is
@@ -77,9 +84,9 @@ class OutputGate:
         self._markers = markers
         self._splitter = PhaseSplitter(markers, opens)
         self._limit_tokens = limit_tokens
-        self._window_tokens = min(window_tokens, (limit_tokens or 0) // 2)
+        self._window_tokens = window_tokens
         self._ends_line = ends_line
-        self._line_ended = False
+        self._line_ended = True
         self._undecided = grammar and markers is not None and not opens and not closed
         self._held: list[int] = []
         self.reasoning_tokens = 0

@@ -37,12 +37,15 @@ def fed(made: OutputGate, ids: list[int], cuts: list[int]) -> tuple[list[int], T
 # --- how much a request may think -----------------------------------------------------------------------------------
 
 
-@given(st.none() | st.integers(0, 3000), st.integers(1, 3000), st.integers(1, 200), markers_of)
+@given(st.none() | st.integers(0, 3000), st.integers(1, 3000), st.integers(1, 200), st.integers(0, 40), markers_of)
 def test_trace_and_marker_leave_room_for_the_answer(
-    budget: int | None, most: int, reserve: int, markers: ReasoningMarkers
+    budget: int | None, most: int, reserve: int, window: int, markers: ReasoningMarkers
 ) -> None:
-    limit = reasoning_limit(budget, max_tokens=most, answer_reserve_tokens=reserve, markers=markers)
+    limit = reasoning_limit(
+        budget, max_tokens=most, answer_reserve_tokens=reserve, window_tokens=window, markers=markers
+    )
     assert 0 <= limit <= (most if budget is None else budget)
+    assert limit == 0 or limit >= window
     if limit:
         assert most - limit - len(markers.end_ids) >= min(reserve, most // 2)
 
