@@ -197,6 +197,26 @@ async def test_logprobs_of_a_chat(edge: Edge) -> None:
     assert (await edge.chat())[1]["choices"][0]["logprobs"] is None
 
 
+async def test_logprobs_of_reasoning_stand_beside_those_of_the_content(edge: Edge) -> None:
+    edge.backend.script = reply(answer=("4", "2"), reasoning=("Hm", "m"))
+    [choice] = (await edge.chat(logprobs=True))[1]["choices"]
+    shown = choice["logprobs"]
+    assert [item["token"] for item in shown["content"]] == ["4", "2"]
+    assert [item["token"] for item in shown["reasoning_content"]] == ["Hm", "m"]
+    [choice] = (await edge.complete(logprobs=0))[1]["choices"]
+    shown = choice["logprobs"]
+    assert (shown["tokens"], shown["text_offset"]) == (["4", "2"], [0, 1])
+    assert (shown["reasoning_content"]["tokens"], shown["reasoning_content"]["text_offset"]) == (["Hm", "m"], [0, 2])
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "logprobs": True}
+    events = (await edge.stream("/v1/chat/completions", **body))[:-1]
+    parts = [json.loads(event[6:])["choices"][0] for event in events]
+    assert len(parts) == 4
+    for part in parts:
+        thinks = "reasoning_content" in part["delta"]
+        assert bool(part["logprobs"].get("reasoning_content")) is thinks
+        assert bool(part["logprobs"]["content"]) is not thinks
+
+
 async def test_logprobs_of_a_completion(edge: Edge) -> None:
     [choice] = (await edge.complete(logprobs=2))[1]["choices"]
     expected = {
