@@ -431,11 +431,21 @@ class ClusterSpec(Settings):
             raise ValueError(
                 "pools: CPU and GPU workers cannot exchange KV; set accelerators_per_worker in all or none"
             )
+        self._check_types(on_cpu=devices == {False})
         if self.autoscaling.enabled:
             self._check_autoscaling(roles)
         if Role.PREFILL in roles and roles[Role.PREFILL].engine.speculative:
             raise ValueError("pools.prefill.engine.speculative: prefill makes one token; put it in decode or colocated")
         return self
+
+    def _check_types(self, *, on_cpu: bool) -> None:
+        """What vLLM's CPU engine computes on some processors only, no CPU cluster may ask for."""
+        if on_cpu and self.model.kv_cache_dtype == "fp8":
+            raise ValueError("model.kv_cache_dtype=fp8: on CPU vLLM has it for AVX-512 alone; use auto, or GPU workers")
+        if on_cpu and self.model.quantization == "fp8":
+            raise ValueError(
+                "model.quantization=fp8: on CPU vLLM has it for AMX alone; leave it out, or use GPU workers"
+            )
 
     def _check_autoscaling(self, roles: dict[Role, PoolSettings]) -> None:
         if Role.PREFILL not in roles:

@@ -14,7 +14,10 @@ HANDOFFS = "baton_handoffs"
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What a started engine is. ``incarnation`` is new for every start; engines of two ``version`` share no KV."""
+    """What a started engine is. ``incarnation`` is new for every start; engines of two ``version`` share no KV.
+
+    ``attention_kernels`` are the names of those that its layers use; empty where the engine does not say.
+    """
 
     incarnation: str
     total_blocks: int
@@ -22,6 +25,7 @@ class EngineInfo:
     max_model_len_tokens: int
     vocab_size: int
     version: str = ""
+    attention_kernels: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -32,3 +33,12 @@ def check(path: str) -> Path:
             "(`make model` prepares the demo's)"
         )
     return folder
+
+
+def uses_latent_attention(folder: str) -> bool:
+    """Whether the model in a folder has multi-head latent attention (MLA); False where that cannot be read."""
+    try:
+        config = json.loads((Path(folder) / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return bool(config.get("text_config", config).get("kv_lora_rank"))

@@ -23,6 +23,7 @@ from cluster.engine import (
     TransferFigures,
 )
 from cluster.errors import EngineFailed, InvalidRequest, ServingError, TransferBroken, WorkerDied
+from cluster.model_path import uses_latent_attention
 from cluster.reasoning_end import PARSER, PARSER_MODULE
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ class VllmEngine:
         except Exception as error:
             raise EngineFailed(f"vLLM did not start: {error}") from error
         config = self._llm.vllm_config
+        kernels = await self._llm.collective_rpc("attention_kernels")
         self._total_blocks = int(config.cache_config.num_gpu_blocks or 0)
         return EngineInfo(
             incarnation=self._incarnation,
@@ -146,6 +148,7 @@ class VllmEngine:
             max_model_len_tokens=config.model_config.max_model_len,
             vocab_size=config.model_config.get_vocab_size(),
             version=f"vllm {_vllm_version()}",
+            attention_kernels=sorted({name for each in kernels for name in each}),
         )
 
     def _build(self) -> Any:
@@ -180,6 +183,8 @@ class VllmEngine:
             "trust_remote_code": s.trust_remote_code,
             "kv_cache_dtype": s.kv_cache_dtype,
             "skip_tokenizer_init": False,
+            # By name: imported in each of vLLM's processes, where it also keeps AMX attention off (see there).
+            "worker_extension_cls": "cluster.vllm_worker.WorkerExtension",
         }
         if s.kv_blocks:
             args["num_gpu_blocks_override"] = s.kv_blocks
@@ -192,6 +197,8 @@ class VllmEngine:
         if s.on_cpu:
             # The default multiprocess executor spins a core per engine when idle (FACTS section 2).
             args["distributed_executor_backend"] = "uni"
+            if uses_latent_attention(s.model_path):
+                args["attention_backend"] = "CPU_MLA"  # or vLLM takes AMX_MLA where the processor has AMX
         else:
             args["gpu_memory_utilization"] = s.gpu_memory_utilization
         # Not by the argument `reasoning_parser`, which would also look for the parser in this process.

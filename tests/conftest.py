@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.support.cpu import description, force_variant
 from tests.support.live_cluster import LiveCluster, kept_cluster, start_cluster
+
+force_variant(os.environ)
 
 # The same examples each time, so that a landing does not hang on luck; BATON_TEST_EXPLORE=1 draws new ones.
 settings.register_profile("same", derandomize=True, deadline=None)
@@ -35,6 +38,11 @@ transfer: {{transports: [shared_memory, tcp], local_prefill_after_s: null}}
 gateway: {{grpc_port: 0, http_port: 0, metrics_port: 0, max_request_bytes: 1048576}}
 cost: {{usd_per_cpu_hour: 0.04}}
 """
+
+
+def pytest_report_header() -> str:
+    """Which processor this is, and as which one it is used."""
+    return f"cpu: {description()}"
 
 
 @pytest.fixture(scope="session")

@@ -162,7 +162,7 @@ class ScalingDecision(_message.Message):
     def __init__(self, age_s: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("worker_id", "role", "state", "address", "metrics_address", "incarnation", "node", "accelerator", "running_requests", "waiting_requests", "total_blocks", "used_blocks", "reserved_blocks", "block_size_tokens", "prompt_tokens", "output_tokens", "pid", "preemptions", "spot")
+    __slots__ = ("worker_id", "role", "state", "address", "metrics_address", "incarnation", "node", "accelerator", "running_requests", "waiting_requests", "total_blocks", "used_blocks", "reserved_blocks", "block_size_tokens", "prompt_tokens", "output_tokens", "pid", "preemptions", "spot", "attention_kernels")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -182,6 +182,7 @@ class WorkerStatus(_message.Message):
     PID_FIELD_NUMBER: _ClassVar[int]
     PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
     SPOT_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_KERNELS_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     role: Role
     state: WorkerState
@@ -201,7 +202,8 @@ class WorkerStatus(_message.Message):
     pid: int
     preemptions: int
     spot: bool
-    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., state: _Optional[_Union[WorkerState, str]] = ..., address: _Optional[str] = ..., metrics_address: _Optional[str] = ..., incarnation: _Optional[str] = ..., node: _Optional[str] = ..., accelerator: _Optional[str] = ..., running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., total_blocks: _Optional[int] = ..., used_blocks: _Optional[int] = ..., reserved_blocks: _Optional[int] = ..., block_size_tokens: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., pid: _Optional[int] = ..., preemptions: _Optional[int] = ..., spot: _Optional[bool] = ...) -> None: ...
+    attention_kernels: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., state: _Optional[_Union[WorkerState, str]] = ..., address: _Optional[str] = ..., metrics_address: _Optional[str] = ..., incarnation: _Optional[str] = ..., node: _Optional[str] = ..., accelerator: _Optional[str] = ..., running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., total_blocks: _Optional[int] = ..., used_blocks: _Optional[int] = ..., reserved_blocks: _Optional[int] = ..., block_size_tokens: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., pid: _Optional[int] = ..., preemptions: _Optional[int] = ..., spot: _Optional[bool] = ..., attention_kernels: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RequestCounts(_message.Message):
     __slots__ = ("queued", "prefilling", "decoding", "finished", "failed", "rejected", "preempted")

@@ -17,8 +17,11 @@ from orchestrator.bench.measure import BenchRun, measure_sync
 from orchestrator.bench.report import Slo
 from orchestrator.bench.show import show
 from orchestrator.bench.target import RequestStyle
-from orchestrator.bench.trace import read_trace
+from orchestrator.bench.trace import trace_rows
 from orchestrator.bench.workload import ClosedPlan, PlannedRequest, open_plan, trace_plan
+from orchestrator.simulator.trace_formats import summary
+from orchestrator.simulator.trace_formats.reading import trace_options
+from orchestrator.simulator.traces import load, need_times
 
 
 def bench(
@@ -40,7 +43,14 @@ def bench(
     isl: Annotated[int, typer.Option(help="Prompt tokens.", min=1)] = 500,
     osl: Annotated[int, typer.Option(help="Output tokens.", min=1)] = 128,
     trace: Annotated[
-        Path | None, typer.Option(help="Lengths, and without -c also times: Azure CSV, Mooncake or Baton JSONL.")
+        Path | None, typer.Option(help="Lengths, and without -c also times: a trace of any known format.")
+    ] = None,
+    unit: Annotated[str, typer.Option(help="Of the trace's times, where they are numbers: s, ms, us, ns.")] = "auto",
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="For a trace of text: tokenizer.json or a model's folder.")
+    ] = None,
+    chars_per_token: Annotated[
+        float | None, typer.Option(help="For a trace of text: an estimate in place of a tokenizer.")
     ] = None,
     trace_speed: Annotated[float, typer.Option(help="Play the trace this many times faster.", min=1e-6)] = 1.0,
     max_total_tokens: Annotated[
@@ -75,14 +85,23 @@ def bench(
     """
     if api not in ("completions", "chat") or prompt not in ("ids", "text"):
         raise ConfigError("--api: expected completions or chat; --prompt: expected ids or text")
-    if rate is not None and (concurrency is not None or trace is not None):
+    if rate is not None and concurrency is not None:
         raise ConfigError("--rate: give one of --rate, --concurrency and the times of --trace")
     low, high = _id_range(token_ids)
+    errors = Console(stderr=True)
     plan: Sequence[PlannedRequest]
     if trace is not None:
-        rows = read_trace(trace)
+        reading = load(trace, trace_options(unit, tokenizer, chars_per_token), rate_per_s=rate, seed=seed)
+        if concurrency is None:
+            need_times(trace, reading, "--rate for arrivals, or -c for clients that each wait")
+        for line in summary.lines(reading):
+            errors.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
         plan = trace_plan(
-            rows, count=requests, speed=trace_speed, timed=concurrency is None, max_total_tokens=max_total_tokens
+            trace_rows(reading),
+            count=requests,
+            speed=trace_speed,
+            timed=concurrency is None,
+            max_total_tokens=max_total_tokens,
         )
         if not plan:
             raise ConfigError(f"--trace {trace}: no row is left to send")
@@ -115,7 +134,6 @@ def bench(
         slo=Slo(slo_ttft_s, slo_ttfat_s, slo_itl_s, slo_e2e_s),
         pids=tuple(pid or ()),
     )
-    errors = Console(stderr=True)
     if errors.is_terminal:
         # Once a second: a spinner's usual twelve frames would cost more CPU than the load.
         with errors.status(f"sending to {endpoint}", refresh_per_second=1) as status:

@@ -53,11 +53,18 @@ async def run(
         return duration_s is not None and time.perf_counter() - epoch_s >= duration_s
 
     async def one(request: PlannedRequest) -> None:
-        record = await target.send(request, style, epoch_s)
-        if request.arrival_s is not None:
-            record.lag_s = max(0.0, record.start_s - request.arrival_s)
-        records.append(record)
-        on_done(record)
+        turn: PlannedRequest | None = request
+        while turn is not None:
+            record = await target.send(turn, style, epoch_s)
+            if turn.arrival_s is not None:
+                record.lag_s = max(0.0, record.start_s - turn.arrival_s)
+            records.append(record)
+            on_done(record)
+            turn = turn.then
+            if turn is not None:
+                await asyncio.sleep(turn.think_s)
+                if late():
+                    return
 
     async def client() -> None:
         for request in waiting:

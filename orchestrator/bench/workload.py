@@ -30,12 +30,17 @@ _WORDS = (
 
 @dataclass(frozen=True, slots=True)
 class PlannedRequest:
-    """One request to send. ``arrival_s`` counts from the start of the run; None sends when a client is free."""
+    """One request to send. ``arrival_s`` counts from the start of the run; None sends when a client is free.
+
+    ``then`` is the next turn of its session, sent ``think_s`` (of that turn) after this one has ended.
+    """
 
     index: int
     isl_tokens: int
     osl_tokens: int
     arrival_s: float | None = None
+    then: PlannedRequest | None = None
+    think_s: float = 0.0
 
 
 class ClosedPlan(Sequence[PlannedRequest]):
@@ -76,12 +81,45 @@ def open_plan(
 def trace_plan(
     rows: Sequence[TraceRow], *, count: int | None, speed: float, timed: bool, max_total_tokens: int | None
 ) -> list[PlannedRequest]:
-    """The first ``count`` rows that fit ``max_total_tokens``; at their times over ``speed`` when ``timed``."""
+    """The first ``count`` rows that fit ``max_total_tokens``; at their times over ``speed`` when ``timed``.
+
+    A turn that waits for the one before it hangs on that one (``then``); its pause is of people and tools, so that
+    ``speed`` leaves it alone.
+    """
     fitting = [row for row in rows if max_total_tokens is None or row.isl_tokens + row.osl_tokens <= max_total_tokens]
-    return [
-        PlannedRequest(index, row.isl_tokens, row.osl_tokens, row.arrival_s / speed if timed else None)
-        for index, row in enumerate(fitting[:count])
-    ]
+    after: dict[int, PlannedRequest] = {}
+    first: list[PlannedRequest] = []
+    chosen = fitting[:count]
+    begun = _begun(chosen)
+    # From the end, so that what a request has after it exists before it.
+    for index in range(len(chosen) - 1, -1, -1):
+        row = chosen[index]
+        then = after.pop(row.session, None)
+        waits = row.think_s is not None and begun[index]
+        request = PlannedRequest(
+            index,
+            row.isl_tokens,
+            row.osl_tokens,
+            row.arrival_s / speed if timed and not waits else None,
+            then,
+            row.think_s or 0.0,
+        )
+        if waits:
+            after[row.session] = request
+        else:
+            first.append(request)
+    return first[::-1]
+
+
+def _begun(rows: Sequence[TraceRow]) -> list[bool]:
+    """For each row whether a turn of its session comes before it."""
+    seen: set[int] = set()
+    begun = []
+    for row in rows:
+        begun.append(row.session in seen)
+        if row.session >= 0:
+            seen.add(row.session)
+    return begun
 
 
 def prompt_ids(request: PlannedRequest, *, seed: int, low: int, high: int) -> list[int]:

@@ -21,7 +21,7 @@ from orchestrator.capacity.day import Day, simulate_day
 from orchestrator.capacity.plan import Candidate, Plan
 from orchestrator.capacity.planner import plan_for
 from orchestrator.capacity.resolve import resolve
-from orchestrator.capacity.spec import Mode, load
+from orchestrator.capacity.spec import Mode, kubernetes_name, load
 from orchestrator.capacity.view import assumptions, check_record, check_table, plan_record, tables
 
 plan_app = typer.Typer(help="Plan capacity: how many GPUs, at what cost, and why.", no_args_is_help=False)
@@ -126,6 +126,9 @@ def _chosen(plan: Plan, mode: Mode | None) -> Candidate:
 
 def _yaml(tree: dict[str, Any], plan: Plan, chosen: Candidate) -> str:
     head = f"# {chosen.label}: {chosen.gpus} GPUs, ${chosen.cost.usd_month:,.0f} a month. Written by baton plan emit.\n"
+    given = plan.problem.spec.name
+    if (name := kubernetes_name(given)) != given:
+        head += f"# The plan's name {given} is {name} here, as Kubernetes takes names.\n"
     return head + yaml.safe_dump(tree, sort_keys=False)
 
 

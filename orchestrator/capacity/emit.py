@@ -12,6 +12,7 @@ from cluster.config import parse as parse_cluster
 from orchestrator.capacity.plan import Candidate
 from orchestrator.capacity.pools import Sized
 from orchestrator.capacity.resolve import Problem
+from orchestrator.capacity.spec import kubernetes_name
 
 _TRANSPORTS = {
     "nvlink": ["nvlink", "rdma", "tcp"],
@@ -78,7 +79,7 @@ def cluster_spec(problem: Problem, candidate: Candidate) -> dict[str, Any]:
         if (value := getattr(spec.slo, f"{name}_s")) is not None and spec.slo.percentile == 95
     }
     tree = {
-        "name": spec.name,
+        "name": kubernetes_name(spec.name),
         "model": model,
         "pools": {pool.role.value: _pool(problem, pool) for pool in candidate.pools},
         "transfer": {"transports": _TRANSPORTS[spec.hardware.link]},

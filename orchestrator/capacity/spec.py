@@ -5,6 +5,7 @@ Every key has its unit in its name; an unknown key is an error that names its pa
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from cluster.config import Settings
 from cluster.errors import ConfigError
 from cluster.model_choice import ModelChoice
 from orchestrator.capacity.lengths import DEFAULT_CV, LengthDistribution, RequestLengths
+from orchestrator.capacity.trace_plan import TracePlan
 
 HOURS_PER_MONTH = 730.5
 SECONDS_PER_MONTH = HOURS_PER_MONTH * 3600
@@ -152,6 +154,9 @@ class UsersPlan(Settings):
 class WorkloadPlan(Settings):
     """What arrives."""
 
+    trace: TracePlan | None = None
+    """A trace file that says the rest."""
+
     rate_per_s: float | None = Field(None, gt=0)
     """Mean requests a second."""
     users: UsersPlan | None = None
@@ -235,8 +240,8 @@ class SimulatePlan(Settings):
 class PlanSpec(Settings):
     """One plan file."""
 
-    name: str = Field("plan", pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
-    """Name of the cluster to be."""
+    name: str = Field("plan", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+    """Name of the cluster to be. Kubernetes takes lower case, digits and dashes: see `kubernetes_name`."""
     model: ModelChoice
     """The model."""
     engine: EnginePlan = EnginePlan()
@@ -259,6 +264,16 @@ class PlanSpec(Settings):
     """Other lines of the bill."""
     simulate: SimulatePlan = SimulatePlan()
     """Check of the finalists."""
+
+
+def kubernetes_name(name: str) -> str:
+    """A plan's name in the form that Kubernetes and the cluster spec take.
+
+    Example:
+        >>> kubernetes_name("llama_plain"), kubernetes_name("Llama-3.1_70B.")
+        ('llama-plain', 'llama-3-1-70b')
+    """
+    return re.sub(r"[^a-z0-9-]", "-", name.lower()).strip("-") or "plan"
 
 
 def parse(tree: Any, *, source: str = "plan") -> PlanSpec:
@@ -300,4 +315,9 @@ def load(path: Path) -> PlanSpec:
         raise ConfigError(f"cannot read the plan {path}: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if isinstance(tree, dict):
+        # Reads with the simulator's readers, which a plan without a trace does without.
+        from orchestrator.capacity.trace_demand import with_trace
+
+        tree = with_trace(tree, path.parent)
     return parse(tree, source=str(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import PurePath
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -73,6 +74,9 @@ def shown(plan: Plan, most: int = 10) -> tuple[Candidate, ...]:
 def assumptions(plan: Plan) -> list[str]:
     """What was assumed where the plan file says nothing."""
     found, workload = [], plan.problem.spec.workload
+    if workload.trace is not None:
+        file = PurePath(workload.trace.path).name
+        found += [f"demand of {file}: {' '.join(line.split())}" for line in workload.trace.summary]
     for name in ("input_tokens", "reasoning_tokens", "answer_tokens"):
         if getattr(workload, name).assumed_cv:
             found.append(f"workload.{name} is a bare mean: a coefficient of variation of 1 is assumed")

@@ -362,9 +362,13 @@ class Controller:
             cpus=pool.cpus_per_worker,
             revision=facts["engine"]["version"],
             spot=handle.node.spot,
+            attention_kernels=facts["engine"]["attention_kernels"],
         )
         worker.processes = facts["processes"]
-        self.say(plan.worker_id, "loaded", f"{time.monotonic() - started_s:.0f} s")
+        kernels = ", ".join(worker.member.attention_kernels)
+        self.say(
+            plan.worker_id, "loaded", f"{time.monotonic() - started_s:.0f} s" + (f", {kernels}" if kernels else "")
+        )
 
     def _keep_logs(self) -> Path:
         """Copy Ray's logs to where they outlive the session."""

@@ -555,4 +555,5 @@ def _worker_status(worker: FleetWorker) -> cluster_pb2.WorkerStatus:
         pid=member.pid,
         preemptions=load.preemptions,
         spot=member.spot,
+        attention_kernels=member.attention_kernels,
     )

@@ -5,6 +5,8 @@ A workload is a distribution: a bare mean is taken with a coefficient of variati
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,8 +17,8 @@ from cluster.config import Settings
 from cluster.errors import ConfigError
 from orchestrator.simulator import arrivals as arr
 from orchestrator.simulator import lengths as dist
-from orchestrator.simulator.servegen import ServeGen
-from orchestrator.simulator.traces import READERS, detect
+from orchestrator.simulator import traces
+from orchestrator.simulator.trace_formats.reading import TraceOptions, TraceReading, Unit
 from orchestrator.simulator.workload import Change, Workload, merge
 
 
@@ -161,11 +163,61 @@ class TraceBlock(Settings):
 
     path: str = Field(min_length=1)
     """Relative to the file that names it."""
-    format: Literal["auto", "azure", "mooncake", "sample", "log", "servegen"] = "auto"
+    format: str = "auto"
+    """Name of a format (docs/simulator.md has them); auto finds it."""
+    unit: Unit = "auto"
+    """Of times that are numbers; auto takes the format's own."""
+    rate_per_s: float | None = Field(None, gt=0)
+    """Arrivals (Poisson) for a file without times."""
+    tokenizer: str | None = None
+    """A tokenizer.json or the folder of one, for text; relative to the file that names it."""
+    chars_per_token: float | None = Field(None, gt=0)
+    """In place of a tokenizer, an estimate."""
+    block_tokens: int | None = Field(None, ge=1)
+    """Prompt tokens to one of hash_ids; left out, found by their number."""
     quantiles_path: str | None = None
     """ServeGen only."""
     start_s: float = Field(0.0, ge=0)
     end_s: float | None = Field(None, gt=0)
+
+    def options(self, folder: Path = Path()) -> TraceOptions:
+        """What it says about the file."""
+        tokenizer = folder / self.tokenizer if self.tokenizer is not None else None
+        return TraceOptions(self.unit, tokenizer, self.chars_per_token, self.block_tokens)
+
+    def read(self, folder: Path = Path(), *, rate: float = 1.0, seed: int = 0) -> TraceReading:
+        """Read requests that come at times, as `read_any`.
+
+        Raises:
+            ConfigError: as for `read_any`, or the file says no times and nor does the block.
+        """
+        return traces.need_times(folder / self.path, self.read_any(folder, rate=rate, seed=seed))
+
+    def read_any(self, folder: Path = Path(), *, rate: float = 1.0, seed: int = 0) -> TraceReading:
+        """Read the requests between ``start_s`` and ``end_s``; ServeGen's are drawn at ``rate`` times theirs.
+
+        Raises:
+            ConfigError: as for `traces.load`.
+        """
+        path = folder / self.path
+        quantiles = folder / self.quantiles_path if self.quantiles_path is not None else None
+        if self.draws(folder):
+            day = traces.servegen(path, quantiles)
+            rng = np.random.default_rng(seed)
+            drawn = day.draw(rng, rate=rate, start_s=self.start_s, end_s=self.end_s or 86400.0)
+            return TraceReading("servegen", drawn, "s", True, notes=(traces.DRAWN,))
+        reading = traces.load(path, self.options(folder), form=self.format, rate_per_s=self.rate_per_s, seed=seed)
+        workload = reading.workload
+        if self.start_s or self.end_s is not None:
+            workload = workload.between(self.start_s, self.end_s if self.end_s is not None else float("inf"))
+            if not len(workload):
+                last_s = reading.workload.duration_s
+                raise ConfigError(f"{path}: no request between start_s and end_s: the last comes at {last_s:,.0f} s")
+        return replace(reading, workload=workload, start_s=reading.start_s + self.start_s)
+
+    def draws(self, folder: Path = Path()) -> bool:
+        """Whether the requests are drawn, so that another rate is one of drawing."""
+        return self.format == "servegen" or (self.format == "auto" and traces.detect(folder / self.path) == "servegen")
 
 
 class ChangeBlock(Settings):
@@ -194,20 +246,28 @@ class WorkloadBlock(Settings):
             raise ValueError("give either trace or phases")
         return self
 
-    def build(self, folder: Path = Path()) -> Workload:
+    def build(
+        self, folder: Path = Path(), tell: Callable[[TraceReading], None] | None = None, *, timed: bool = True
+    ) -> Workload:
         """Draw or read the requests.
 
         Args:
             folder: What relative paths start from.
+            tell: Told what was read from a trace.
+            timed: Whether times of arrival are needed; clients of a closed loop do without.
         Raises:
             ConfigError: a file cannot be read, or nothing comes of it.
         """
         rng = np.random.default_rng(self.seed)
-        if self.trace is not None:
-            workload = _read(self.trace, folder, self.change.rate, rng)
-            rate = 1.0 if _format(self.trace, folder) == "servegen" else self.change.rate
+        rate = self.change.rate
+        if self.trace is None:
+            workload = self._draw(rng)
         else:
-            workload, rate = self._draw(rng), self.change.rate
+            read = self.trace.read if timed else self.trace.read_any
+            reading = read(folder, rate=rate, seed=self.seed)
+            if tell is not None:
+                tell(reading)
+            workload, rate = reading.workload, 1.0 if reading.format == "servegen" else rate
         changes = Change(**{**self.change.model_dump(), "rate": rate})
         workload = changes.apply(workload, rng)
         if not len(workload):
@@ -221,20 +281,3 @@ class WorkloadBlock(Settings):
             parts.append(part.rows(np.arange(len(part)), part.arrival_s + start_s))
             start_s += 0.0 if self.together else phase.duration_s
         return merge(parts)
-
-
-def _format(block: TraceBlock, folder: Path) -> str:
-    return detect(folder / block.path) if block.format == "auto" else block.format
-
-
-def _read(block: TraceBlock, folder: Path, rate: float, rng: np.random.Generator) -> Workload:
-    path = folder / block.path
-    if _format(block, folder) == "servegen":
-        if block.quantiles_path is None:
-            raise ConfigError("workload.trace.quantiles_path: ServeGen windows need their length quantiles")
-        day = ServeGen.read(path, folder / block.quantiles_path)
-        return day.draw(rng, rate=rate, start_s=block.start_s, end_s=block.end_s or 86400.0)
-    workload = READERS[_format(block, folder)](path)
-    if block.start_s or block.end_s is not None:
-        workload = workload.between(block.start_s, block.end_s if block.end_s is not None else float("inf"))
-    return workload

@@ -1,22 +1,20 @@
-"""Carries out what the lifecycles answer, and tells them what the engines report: legs, tickets, transfers."""
+"""Carries out what the lifecycles answer, and gives them what the engines report: legs, tickets, transfers."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from cluster.errors import ServingError, TransferBroken, WorkerDied
 from kv_transfer.ticket import HandoffTicket, TicketBook
 from orchestrator import lifecycle as lc
-from orchestrator.policy.scaling import FinishedRequest
-from orchestrator.simulator.engine import Engine
+from orchestrator.simulator.fleet import Fleet, Worker
 from orchestrator.simulator.flight import Export, Flight
+from orchestrator.simulator.gateway import GatewaySpec
+from orchestrator.simulator.kernel import Kernel
 from orchestrator.simulator.leg import Leg, LegState
 from orchestrator.simulator.links import Links
-from orchestrator.simulator.records import Outcome
-
-if TYPE_CHECKING:
-    from orchestrator.simulator.fleet import Worker
-    from orchestrator.simulator.simulation import Simulation
+from orchestrator.simulator.records import Outcome, Records
 
 _TOKENS = (0,) * 65536
 
@@ -26,15 +24,60 @@ def some_tokens(count: int) -> tuple[int, ...]:
     return _TOKENS[:count] if count <= len(_TOKENS) else (0,) * count
 
 
-class LegDriver:
-    """The acting half of a run: every event goes through `handle`, every action is carried out here."""
+class RequestOwner(Protocol):
+    """Takes what requests ask for that is not done on their legs."""
 
-    def __init__(self, run: Simulation) -> None:
-        self._run = run
-        self._kernel = run.kernel
-        self._records = run.records
-        self._gateway = run.gateway
-        self.links = Links(run.kernel)
+    def freed(self) -> None:
+        """KV was given back: who waits may have room."""
+        ...
+
+    def placement_asked(self, flight: Flight) -> None:
+        """A request that had been placed needs workers again."""
+        ...
+
+    def over(self, flight: Flight) -> None:
+        """A request has ended; its outcome is in the records."""
+        ...
+
+
+ActionHook = Callable[[float, int, lc.Event | None, Sequence[lc.Action]], None]
+
+
+class LegDriver:
+    """The acting half of a run: every event goes through `handle`, every action is carried out here.
+
+    Args:
+        kernel: The clock.
+        records: Where times and counts of requests go.
+        gateway: Limits.
+        fleet: The workers.
+        flights: Requests between arrival and end, by index; read alone.
+        owner: Takes what is not a matter of legs.
+        breaks: Whether the next transfer breaks.
+        hook: Sees every event with the actions that followed.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        records: Records,
+        gateway: GatewaySpec,
+        fleet: Fleet,
+        flights: Mapping[int, Flight],
+        owner: RequestOwner,
+        *,
+        breaks: Callable[[], bool],
+        hook: ActionHook | None = None,
+    ) -> None:
+        self._kernel = kernel
+        self._records = records
+        self._gateway = gateway
+        self._fleet = fleet
+        self._flights = flights
+        self._owner = owner
+        self._breaks = breaks
+        self._hook = hook
+        self.links = Links(kernel)
         self._exports: dict[str, Export] = {}
         self.book = TicketBook()
         self.transfers = 0
@@ -45,8 +88,8 @@ class LegDriver:
     def handle(self, flight: Flight, event: lc.Event) -> None:
         """Give the lifecycle an event and carry out what it answers."""
         actions = flight.lifecycle.handle(event)
-        if self._run.hooks.action is not None:
-            self._run.hooks.action(self._kernel.now_s, flight.index, event, actions)
+        if self._hook is not None:
+            self._hook(self._kernel.now_s, flight.index, event, actions)
         for action in actions:
             self._perform(flight, action)
 
@@ -64,9 +107,10 @@ class LegDriver:
             case lc.FreeReservation():
                 if flight.holder is not None and flight.holder.worker_id == action.worker_id:
                     flight.unreserve()
-                self._run.pump()
+                self._owner.freed()
             case lc.Finish():
-                self._finished(flight)
+                columns["outcome"][index] = Outcome.FINISHED
+                self._over(flight)
             case lc.AbortLeg():
                 self._abort_leg(flight)
             case lc.ReleaseTicket():
@@ -74,13 +118,13 @@ class LegDriver:
             case lc.AskPlacement():
                 columns["preemptions" if flight.waits_for_room else "retries"][index] += 1
                 flight.avoid = action.avoid
-                self._run.enqueue(flight, again=True)
+                self._owner.placement_asked(flight)
             case lc.Fail():
                 columns["outcome"][index] = Outcome.FAILED
                 self._over(flight)
 
     def _start_leg(self, flight: Flight, action: lc.StartLeg) -> None:
-        worker = self._run.fleet.workers[action.worker_id]
+        worker = self._fleet.workers[action.worker_id]
         left = flight.osl_tokens - action.generated_tokens
         tokens = min(left, action.max_tokens)
         dropped = action.export and self._gateway.handoff is lc.Handoff.PLAIN
@@ -127,7 +171,7 @@ class LegDriver:
                 flight.engine.abort(flight.leg)
             self.collect(flight.leg, flight.index)
             self._settle(flight.worker)
-        self._run.pump()
+        self._owner.freed()
 
     def _release(self, ticket: HandoffTicket) -> None:
         export = self._exports.pop(ticket.ticket_id, None)
@@ -142,52 +186,28 @@ class LegDriver:
             return leg.first_token_s + overhead_s
         return self._kernel.now_s + overhead_s
 
-    def _finished(self, flight: Flight) -> None:
-        columns, index = self._records.columns, flight.index
-        columns["outcome"][index] = Outcome.FINISHED
-        osl = flight.generated_tokens
-        self._run.forecast.observe(flight.tenant, flight.isl_tokens, osl)
-        self._over(flight)
-        columns["end_s"][index] = max(columns["end_s"][index], columns["first_token_s"][index])
-        if self._run.scaling is not None:
-            self._run.finished.append(
-                FinishedRequest(
-                    index,
-                    flight.tenant,
-                    flight.isl_tokens,
-                    columns["hit_tokens"][index],
-                    min(osl, flight.reasoning_tokens),
-                    max(0, osl - flight.reasoning_tokens),
-                    columns["first_token_s"][index] - columns["arrival_s"][index],
-                    columns["end_s"][index] - columns["arrival_s"][index],
-                )
-            )
-
     def _over(self, flight: Flight) -> None:
-        self._records.columns["end_s"][flight.index] = self._kernel.now_s
         flight.unreserve()
-        del self._run.live[flight.index]
-        self._run.next_of_client()
-        self._run.pump()
+        self._owner.over(flight)
 
     def _settle(self, worker: Worker) -> None:
-        if worker.state == "draining" and self._run.fleet.settle(worker):
+        if worker.state == "draining" and self._fleet.settle(worker):
             self.book.worker_down(worker.worker_id)
 
     # --- what engines report --------------------------------------------------------------------------------
 
-    def leg_prefilled(self, engine: Engine, leg: Leg) -> None:
+    def leg_prefilled(self, leg: Leg) -> None:
         """A local prefill made the first token of its leg."""
-        flight = self._run.live[leg.request]
+        flight = self._flights[leg.request]
         flight.last_token_s = leg.last_token_s
         self._hit(leg)
         self._tell(flight, leg, "")
 
-    def leg_over(self, engine: Engine, leg: Leg) -> None:
+    def leg_over(self, leg: Leg) -> None:
         """A leg made its last token."""
-        flight = self._run.live[leg.request]
-        worker = flight.worker
-        assert worker is not None
+        flight = self._flights[leg.request]
+        worker, engine = flight.worker, flight.engine
+        assert worker is not None and engine is not None
         self.collect(leg, flight.index)
         if not (leg.export and self._gateway.handoff is lc.Handoff.PLAIN):  # else its token goes to nobody
             flight.last_token_s = self._kernel.now_s
@@ -208,26 +228,26 @@ class LegDriver:
             self._exports[ticket.ticket_id] = Export(worker, engine, leg, ticket)
         self._tell(flight, leg, "stop" if leg.stops else "length", ticket)
         self._settle(worker)
-        self._run.pump()
+        self._owner.freed()
 
-    def leg_failed(self, engine: Engine, leg: Leg, error: ServingError) -> None:
+    def leg_failed(self, leg: Leg, error: ServingError) -> None:
         """The engine cannot serve a leg."""
-        flight = self._run.live[leg.request]
+        flight = self._flights[leg.request]
         flight.drop_export()
         self.handle(flight, lc.LegFailed(leg.leg_id, error))
 
-    def pull(self, engine: Engine, leg: Leg, tokens: int) -> None:
+    def pull(self, leg: Leg, tokens: int) -> None:
         """Bring a leg's KV from where it was prefilled."""
-        flight = self._run.live[leg.request]
+        flight = self._flights[leg.request]
         export, target = flight.export, flight.worker
         if export is None or target is None:
             self._kernel.at(self._kernel.now_s, self.broken, (flight, leg))
             return
         kv_bytes = int(tokens * target.pool.profile.kv_bytes_per_token)
-        work_s = self._run.fleet.transfer_work_s(export.worker, target, kv_bytes) if tokens > 0 else 0.0
+        work_s = self._fleet.transfer_work_s(export.worker, target, kv_bytes) if tokens > 0 else 0.0
         self.transfers += 1
         self.transferred_bytes += kv_bytes
-        breaks = self._run.failures.transfer_share > 0 and self._run.rng.random() < self._run.failures.transfer_share
+        breaks = self._breaks()
         flight.transfer = self.links.start(
             export.worker.worker_id, target.worker_id, work_s, lambda: self._arrived(flight, leg, breaks)
         )

@@ -13,10 +13,11 @@ from cluster.errors import ConfigError, OutOfBlocks
 from orchestrator.simulator.batch import DecodeBatch
 from orchestrator.simulator.blocks import BlockPool
 from orchestrator.simulator.cost import MixedCost, SeparateCost, StepTable
+from orchestrator.simulator.engine_owner import EngineOwner
 from orchestrator.simulator.kernel import LATE, Kernel
 from orchestrator.simulator.leg import Leg, LegState
 from orchestrator.simulator.leg_blocks import LegBlocks
-from orchestrator.simulator.profile import EngineOwner, EngineProfile
+from orchestrator.simulator.profile import EngineProfile
 
 __all__ = ["Engine", "EngineOwner", "EngineProfile"]
 
@@ -256,7 +257,7 @@ class Engine:
             self._end_leg(leg, self.blocks.held(leg))
             return
         self.batch.join(leg, context)
-        self._owner.leg_prefilled(self, leg)
+        self._owner.leg_prefilled(leg)
 
     def _end_leg(self, leg: Leg, held_blocks: int) -> None:
         leg.private_blocks = held_blocks - len(leg.pinned) * self.pool.unit_blocks
@@ -266,7 +267,7 @@ class Engine:
         else:
             leg.state = LegState.OVER
             self.blocks.give_back(leg, leg.private_blocks)
-        self._owner.leg_over(self, leg)
+        self._owner.leg_over(leg)
 
     def validate(self) -> None:
         """Check that every block and every promise is accounted for; for tests.
@@ -366,7 +367,7 @@ class Engine:
         found, leg.computed_tokens = leg.computed_tokens, target
         leg.state = LegState.LOADING
         self._loading[leg] = None
-        self._owner.pull(self, leg, target - found)
+        self._owner.pull(leg, target - found)
 
     def _take_out(self, leg: Leg) -> None:
         """Remove a leg from wherever it is and free its blocks, remembering what was in them."""
@@ -396,4 +397,4 @@ class Engine:
         self._take_out(leg)
         leg.state = LegState.OVER
         error = OutOfBlocks("the request is larger than the engine's KV cache", worker_id=self.worker_id)
-        self._owner.leg_failed(self, leg, error)
+        self._owner.leg_failed(leg, error)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from cluster.errors import ConfigError
 from orchestrator import lifecycle as lc
+from orchestrator.simulator.driver import LegDriver
+from orchestrator.simulator.fleet import Fleet
+from orchestrator.simulator.flight import Flight
 from orchestrator.simulator.leg import LegState
-
-if TYPE_CHECKING:
-    from orchestrator.simulator.simulation import Simulation
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,40 +32,38 @@ class FailurePlan:
             raise ConfigError("failures: expected 0 <= transfer_share <= 1 and mtbf_s > 0")
 
 
-def fail_worker(simulation: Simulation, worker_id: str) -> None:
+def fail_worker(worker_id: str, fleet: Fleet, flights: Mapping[int, Flight], driver: LegDriver) -> None:
     """A worker dies with all that is on it; what it had said by then has been heard.
 
     Raises:
         ConfigError: there is no such worker.
     """
-    worker = simulation.fleet.workers.get(worker_id)
+    worker = fleet.workers.get(worker_id)
     if worker is None:
-        raise ConfigError(f"failures.at: no worker {worker_id!r}; there are {', '.join(simulation.fleet.workers)}")
+        raise ConfigError(f"failures.at: no worker {worker_id!r}; there are {', '.join(fleet.workers)}")
     if worker.engine is None:
         return
     hit = [
-        flight
-        for flight in simulation.live.values()
-        if worker_id in (flight.lifecycle.prefill_id, flight.lifecycle.decode_id)
+        flight for flight in flights.values() if worker_id in (flight.lifecycle.prefill_id, flight.lifecycle.decode_id)
     ]
     for flight in hit:
         # All of them: that a request has made tokens is how its lifecycle knows that the KV was read.
-        simulation.driver.tell_progress(flight)
-    simulation.driver.book.worker_down(worker_id)
-    simulation.fleet.fail(worker)
+        driver.tell_progress(flight)
+    driver.book.worker_down(worker_id)
+    fleet.fail(worker)
     for flight in hit:
         leg = flight.leg
         if leg is not None and flight.worker is worker:
             if flight.transfer is not None:
-                simulation.driver.links.cancel(flight.transfer)
+                driver.links.cancel(flight.transfer)
                 flight.transfer = None
             flight.drop_export()
-            simulation.driver.collect(leg, flight.index)
+            driver.collect(leg, flight.index)
             leg.state = LegState.OVER
         elif leg is not None and flight.export is not None and flight.export.worker is worker:
             if flight.transfer is not None:
-                simulation.driver.links.cancel(flight.transfer)
+                driver.links.cancel(flight.transfer)
                 flight.transfer = None
-            simulation.driver.broken((flight, leg))
+            driver.broken((flight, leg))
             continue
-        simulation.driver.handle(flight, lc.WorkerLost(worker_id))
+        driver.handle(flight, lc.WorkerLost(worker_id))

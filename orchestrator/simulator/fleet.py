@@ -11,9 +11,11 @@ from orchestrator.policy.router import WorkerView
 from orchestrator.policy.scaling import WorkerStatus
 from orchestrator.policy.standby import Place, exchanges
 from orchestrator.simulator.cost import StepTable, TransferCost
-from orchestrator.simulator.engine import Engine, EngineOwner, EngineProfile
+from orchestrator.simulator.engine import Engine
+from orchestrator.simulator.engine_owner import EngineOwner
 from orchestrator.simulator.gaps import GapHistogram
 from orchestrator.simulator.kernel import Kernel
+from orchestrator.simulator.profile import EngineProfile
 
 
 @dataclass(frozen=True)
@@ -94,26 +96,30 @@ class Fleet:
     def __init__(
         self,
         kernel: Kernel,
-        owner: EngineOwner,
         spec: FleetSpec,
         *,
         unit_tokens: int,
         slow_gap_s: float,
-        on_ready: Callable[[Worker], None],
-        on_promoted: Callable[[], None],
     ) -> None:
         self.spec = spec
         self.workers: dict[str, Worker] = {}
         self._kernel = kernel
-        self._owner = owner
         self._unit_tokens = unit_tokens
         self._slow_gap_s = slow_gap_s
-        self._on_ready = on_ready
-        self._on_promoted = on_promoted
         self._tables: dict[int, StepTable] = {}
         self._rates: dict[int, float] = {}
         self._serving: list[Worker] = []
-        for pool in spec.pools:
+
+    def start(self, owner: EngineOwner, *, on_ready: Callable[[Worker], None], on_promoted: Callable[[], None]) -> None:
+        """Launch the workers that are ready at the start.
+
+        Args:
+            owner: Whom the engines report to.
+            on_ready: A worker has loaded.
+            on_promoted: A worker on standby serves.
+        """
+        self._owner, self._on_ready, self._on_promoted = owner, on_ready, on_promoted
+        for pool in self.spec.pools:
             for index in range(pool.replicas + pool.standby_replicas):
                 self.launch(pool, pool.role, 0.0, standby=index >= pool.replicas)
 

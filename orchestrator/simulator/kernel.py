@@ -59,3 +59,20 @@ class Kernel:
             self.now_s = time_s
             self.events += 1
             action(argument)
+
+
+class Timers:
+    """Events of the run itself, such as samples: unlike others they alone do not keep it going."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self.pending = 0
+
+    def at(self, time_s: float, action: Callable[[object], object]) -> None:
+        """Call ``action(None)`` then."""
+        self.pending += 1
+        self._kernel.at(time_s, self._fire, action)
+
+    def _fire(self, action: Callable[[object], object]) -> None:
+        self.pending -= 1
+        action(None)

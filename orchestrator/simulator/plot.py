@@ -30,11 +30,13 @@ def bars(values: Floats, width: int = 60) -> str:
 
 def describe(workload: Workload) -> list[str]:
     """A workload in a few lines of text: its rate and lengths over time, and their distributions."""
-    lines = [f"{len(workload):,} requests in {workload.duration_s:,.0f} s, {len(workload.tenants)} tenants"]
+    lines = []
     edges = np.linspace(0.0, max(workload.duration_s, 1e-9), 61)
-    rate = np.histogram(workload.arrival_s, edges)[0] / (edges[1] - edges[0])
-    lines.append(f"rate/s           |{bars(rate)}| max {rate.max():.3g}")
-    for name in ("isl_tokens", "reasoning_tokens", "answer_tokens"):
+    # Over no time there is no rate to draw.
+    if workload.duration_s > 0:
+        rate = np.histogram(workload.arrival_s, edges)[0] / (edges[1] - edges[0])
+        lines.append(f"rate/s           |{bars(rate)}| max {rate.max():.3g}")
+    for name in ("isl_tokens", "reasoning_tokens", "answer_tokens") if workload.duration_s > 0 else ():
         tokens: Ints = getattr(workload, name)
         if not tokens.any():
             continue

@@ -1,16 +1,11 @@
-"""What an engine is, and who hears of what happens in it."""
+"""What an engine is: its costs and limits."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
 
-from cluster.errors import ConfigError, ServingError
+from cluster.errors import ConfigError
 from orchestrator.simulator.cost import DecodeCost, MixedCost, PrefillCost
-from orchestrator.simulator.leg import Leg
-
-if TYPE_CHECKING:
-    from orchestrator.simulator.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -59,23 +54,3 @@ class EngineProfile:
         """Prompt tokens a second in full steps, for the router's estimate of a queue."""
         seconds = self.prefill.chunk_s([(self.max_num_batched_tokens, 0)])
         return self.max_num_batched_tokens / seconds if seconds > 0 else 1e12
-
-
-class EngineOwner(Protocol):
-    """Who hears what happens in an engine."""
-
-    def leg_prefilled(self, engine: Engine, leg: Leg) -> None:
-        """The first token of a locally prefilled leg is out."""
-        ...
-
-    def leg_over(self, engine: Engine, leg: Leg) -> None:
-        """The leg's last token is out; its blocks are freed, or kept if it exports."""
-        ...
-
-    def leg_failed(self, engine: Engine, leg: Leg, error: ServingError) -> None:
-        """The engine cannot serve the leg; its blocks are freed."""
-        ...
-
-    def pull(self, engine: Engine, leg: Leg, tokens: int) -> None:
-        """Blocks are ready: bring the KV of so many tokens here, then call `Engine.loaded`."""
-        ...

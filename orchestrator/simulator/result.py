@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cluster.config import Role
+from orchestrator.simulator.driver import LegDriver
+from orchestrator.simulator.fleet import Fleet
 from orchestrator.simulator.gaps import GapHistogram
+from orchestrator.simulator.kernel import Kernel
 from orchestrator.simulator.records import Outcome, Records
-
-if TYPE_CHECKING:
-    from orchestrator.simulator.fleet import Fleet
-    from orchestrator.simulator.simulation import Simulation
 
 _POOL_FIELDS = ("workers", "used_blocks", "total_blocks", "requests", "queued_tokens", "gpus")
 
@@ -75,22 +74,22 @@ class Result:
     workers: tuple[str, ...]
 
     @classmethod
-    def of(cls, run: Simulation) -> Result:
-        """Gather from a simulation that has run."""
-        engines = [worker.engine for worker in run.fleet.workers.values() if worker.engine is not None]
+    def of(cls, kernel: Kernel, records: Records, fleet: Fleet, driver: LegDriver, sampler: Sampler) -> Result:
+        """Gather from the parts of a simulation that has run."""
+        engines = [worker.engine for worker in fleet.workers.values() if worker.engine is not None]
         return cls(
-            records=run.records,
-            gaps=run.fleet.gaps(),
-            timeline=run.sampler.columns(),
-            end_s=run.kernel.now_s,
-            gpu_s=run.fleet.gpu_s(),
-            events=run.kernel.events,
-            preemptions=int(run.records["preemptions"].sum()),
-            transfers=run.driver.transfers,
-            transferred_bytes=run.driver.transferred_bytes,
+            records=records,
+            gaps=fleet.gaps(),
+            timeline=sampler.columns(),
+            end_s=kernel.now_s,
+            gpu_s=fleet.gpu_s(),
+            events=kernel.events,
+            preemptions=int(records["preemptions"].sum()),
+            transfers=driver.transfers,
+            transferred_bytes=driver.transferred_bytes,
             prefilled_tokens=sum(engine.prefilled_tokens for engine in engines),
             found_tokens=sum(engine.blocks.found_tokens for engine in engines),
-            workers=tuple(run.fleet.workers),
+            workers=tuple(fleet.workers),
         )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from orchestrator.simulator.failures import FailurePlan
 from orchestrator.simulator.fleet_block import FleetBlock
 from orchestrator.simulator.forecast import FixedForecast, LengthForecast, RecentForecast
 from orchestrator.simulator.simulation import ClosedLoop, GatewaySpec, Simulation
+from orchestrator.simulator.trace_formats.reading import TraceReading
+from orchestrator.simulator.workload import Workload
 
 
 class GatewayBlock(Settings):
@@ -65,8 +68,23 @@ class Scenario(Settings):
     sample_s: float = Field(10.0, gt=0)
     seed: int = 0
 
-    def build(self, folder: Path = Path(), scaling: ScalingPolicy | None = None) -> Simulation:
+    def requests(self, folder: Path = Path(), tell: Callable[[TraceReading], None] | None = None) -> Workload:
+        """The requests; ``tell`` is told what was read from a trace.
+
+        Raises:
+            ConfigError: they cannot be had.
+        """
+        return self.workload.build(folder, tell, timed=self.closed_loop is None)
+
+    def build(
+        self, folder: Path = Path(), scaling: ScalingPolicy | None = None, workload: Workload | None = None
+    ) -> Simulation:
         """A simulation ready to run, under a scaling policy or with the fleet as it stands.
+
+        Args:
+            folder: What relative paths start from.
+            scaling: The policy.
+            workload: The requests, where they have been read or drawn before.
 
         Raises:
             ConfigError: the workload cannot be had, or the parts do not fit.
@@ -77,7 +95,7 @@ class Scenario(Settings):
             forecast = RecentForecast(self.gateway.forecast_quantile, start_tokens=self.gateway.forecast_osl_tokens)
         return Simulation(
             self.fleet.build(),
-            self.workload.build(folder),
+            self.requests(folder) if workload is None else workload,
             GatewaySpec(**limits, slow_gap_s=self.slo.itl_p95_s),
             ClosedLoop(**self.closed_loop.model_dump()) if self.closed_loop is not None else None,
             forecast,

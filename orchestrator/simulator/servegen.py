@@ -6,19 +6,24 @@ Source: alibaba/ServeGen, arXiv:2505.09999.
 
 from __future__ import annotations
 
-import csv
+import ast
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from cluster.errors import ConfigError
 from orchestrator.simulator.arrivals import Gaps, bridge
 from orchestrator.simulator.lengths import Quantiles
+from orchestrator.simulator.trace_formats.cells import seconds
+from orchestrator.simulator.trace_formats.source import clean, csv_table, document, opened, shown
 from orchestrator.simulator.workload import Floats, Workload
 
 WINDOW_S = 600.0
 SEGMENT_S = 21600.0
+_POINTS = 1001
+_MOST_PER_S = 1e5
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,27 +45,56 @@ class ServeGen:
 
     @classmethod
     def read(cls, windows_path: Path, quantiles_path: Path) -> ServeGen:
-        """Read the two files.
+        """Read the two tables: a window, and a length's quantiles, a row.
 
         Raises:
             ConfigError: one cannot be read or is malformed; the text names file and line.
         """
         windows = []
-        for number, row in _rows(windows_path):
-            try:
-                # Gaps of a client keep their shape; their scale follows from the rate of the window.
-                gaps = Gaps("gamma" if row["pattern"] == "Gamma" else "weibull", float(row["shape"]))
-                windows.append(Window(row["client_id"], float(row["window_start_s"]), float(row["rate_rps"]), gaps))
-            except (KeyError, ValueError, TypeError) as error:
-                raise ConfigError(f"{windows_path}: line {number}: {error}") from error
+        with csv_table(windows_path) as table:
+            client, start, rate, pattern, shape = (
+                table.column(name) for name in ("client_id", "window_start_s", "rate_rps", "pattern", "shape")
+            )
+            for row in table:
+                try:
+                    gaps = _gaps(row[pattern], row[shape])
+                    start_s, rate_per_s = seconds(row[start], "window_start_s"), _rate(row[rate])
+                except ValueError as error:
+                    raise table.wrong(error) from error
+                windows.append(Window(clean(row[client]), start_s, rate_per_s, gaps))
         quantiles = {}
-        for number, row in _rows(quantiles_path):
-            try:
-                values = tuple(float(row[f"q{index}"]) for index in range(101))
-                key = (row["client_id"], int(float(row["segment_start_s"])), row["field"])
-                quantiles[key] = Quantiles(values)
-            except (KeyError, ValueError, TypeError) as error:
-                raise ConfigError(f"{quantiles_path}: line {number}: {error}") from error
+        with csv_table(quantiles_path) as table:
+            client, segment, name = (table.column(each) for each in ("client_id", "segment_start_s", "field"))
+            places = [table.column(f"q{index}") for index in range(101)]
+            for row in table:
+                try:
+                    values = tuple(seconds(row[place], "quantile", least=0.0) for place in places)
+                    key = (clean(row[client]), int(seconds(row[segment], "segment_start_s")), row[name])
+                    quantiles[key] = Quantiles(values)
+                except (ValueError, ConfigError) as error:
+                    raise table.wrong(error) from error
+        return cls(tuple(windows), quantiles)
+
+    @classmethod
+    def read_folder(cls, folder: Path) -> ServeGen:
+        """Read ServeGen's own files: ``chunk-N-trace.csv`` without a header, ``chunk-N-dataset.json`` of densities.
+
+        Raises:
+            ConfigError: as for `read`.
+        """
+        windows, quantiles = [], {}
+        for path in sorted(folder.glob("chunk-*-trace.csv"), key=lambda path: (len(path.name), path.name)):
+            client = clean(path.name.split("-")[1])
+            segments = _densities(folder / f"chunk-{client}-dataset.json")
+            quantiles.update({(client, *key): found for key, found in segments.items()})
+            for number, row in _plain_rows(path):
+                try:
+                    # A window without requests names no pattern.
+                    if row[3].strip():
+                        start_s, rate_per_s = seconds(row[0], "window start"), _rate(row[1])
+                        windows.append(Window(client, start_s, rate_per_s, _gaps(row[3], row[4])))
+                except (ValueError, IndexError) as error:
+                    raise ConfigError(f"{path}: line {number}: {error}") from error
         return cls(tuple(windows), quantiles)
 
     def draw(
@@ -72,6 +106,8 @@ class ServeGen:
         """
         tenants = tuple(dict.fromkeys(window.client for window in self.windows))
         number = {name: index for index, name in enumerate(tenants)}
+        # Only reasoning models have the ratio.
+        thinks = any(name == "reason_ratio" for _, _, name in self.quantiles)
         times: list[Floats] = []
         columns: list[tuple[int, Floats, Floats, Floats]] = []
         for window in self.windows:
@@ -79,10 +115,10 @@ class ServeGen:
             if not count:
                 continue
             times.append(bridge(window.gaps, count, window.start_s, WINDOW_S, rng))
-            isl, osl, share = (
-                self._quantiles(window, name).at_share(rng.random(count))
-                for name in ("input_tokens", "output_tokens", "reason_ratio")
+            isl, osl = (
+                self._quantiles(window, name).at_share(rng.random(count)) for name in ("input_tokens", "output_tokens")
             )
+            share = self._quantiles(window, "reason_ratio").at_share(rng.random(count)) if thinks else np.zeros(count)
             columns.append((number[window.client], isl, osl, share))
         if not times:
             raise ConfigError("servegen: no request falls into the span asked for")
@@ -116,9 +152,49 @@ class ServeGen:
         return self.quantiles[min(near, key=lambda key: abs(key[1] - segment))]
 
 
-def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    try:
-        with path.open(newline="") as file:
-            return [(number, row) for number, row in enumerate(csv.DictReader(file), 2)]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the trace {path}: {error}") from error
+def _gaps(pattern: str, shape: str) -> Gaps:
+    """Gaps of a client keep their shape; their scale follows from the rate of the window."""
+    families: dict[str, Literal["gamma", "weibull"]] = {"gamma": "gamma", "weibull": "weibull"}
+    family = families.get(pattern.strip().casefold())
+    if family is None:
+        raise ValueError(f"pattern: expected Gamma or Weibull, got {shown(pattern)}")
+    return Gaps(family, seconds(shape, "shape", least=1e-6))
+
+
+def _rate(value: str) -> float:
+    rate_per_s = seconds(value, "rate", least=0.0)
+    if rate_per_s > _MOST_PER_S:
+        raise ValueError(f"rate: expected at most {_MOST_PER_S:,.0f} a second, got {shown(value)}")
+    return rate_per_s
+
+
+def _plain_rows(path: Path) -> list[tuple[int, list[str]]]:
+    with opened(path) as file:
+        lines = enumerate(file.read().splitlines(), 1)
+    return [(number, line.split(",")) for number, line in lines if line.strip()]
+
+
+def _densities(path: Path) -> dict[tuple[int, str], Quantiles]:
+    """Quantiles by segment and field. A density is a text such as ``{39: 0.001, 40: 0.002}``; tokens or a ratio."""
+    found = {}
+    for start, fields in document(path).items():
+        try:
+            for name, text in fields.items():
+                density = {float(at): float(weight) for at, weight in ast.literal_eval(text).items()}
+                # Lists of lengths (images) have no place here; a segment without requests is empty.
+                if density and sum(density.values()) > 0:
+                    found[int(start), str(name)] = _quantiles_of(density)
+        except (ValueError, TypeError, AttributeError, SyntaxError, RecursionError, MemoryError, ConfigError) as error:
+            problem = f"{type(error).__name__}, no density such as {{39: 0.001}}"
+            raise ConfigError(f"{path}: segment {shown(start)}: {problem}") from error
+    return found
+
+
+def _quantiles_of(density: dict[float, float]) -> Quantiles:
+    values = np.array(sorted(density))
+    weights = np.array([density[value] for value in values])
+    if not np.isfinite(values).all() or not np.isfinite(weights).all() or weights.min() < 0 or values[0] < 0:
+        raise ValueError("expected finite values >= 0")
+    shares = np.cumsum(weights) / weights.sum()
+    places = np.searchsorted(shares, np.linspace(0.0, 1.0, _POINTS) - 1e-12)
+    return Quantiles(tuple(values[np.minimum(places, len(values) - 1)].tolist()))

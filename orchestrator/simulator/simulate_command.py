@@ -21,6 +21,9 @@ from orchestrator.simulator.records import Outcome
 from orchestrator.simulator.result import Result
 from orchestrator.simulator.scenario import Scenario, load
 from orchestrator.simulator.simulation import Hooks
+from orchestrator.simulator.trace_formats import summary
+from orchestrator.simulator.trace_formats.reading import TraceReading
+from orchestrator.simulator.workload import Workload
 
 PROGRESS_AFTER_S = 2.0
 
@@ -50,8 +53,10 @@ def simulate(
             update={"seed": seed, "workload": scenario.workload.model_copy(update={"seed": seed})}
         )
     started_s = time.perf_counter()
+    # Read or drawn once, whatever the number of policies.
+    workload: Workload = checked(lambda: scenario.requests(file.parent, tell))
     results: dict[str, Result] = checked(
-        lambda: {name: run(scenario, file.parent, make) for name, make in makers.items()}
+        lambda: {name: run(scenario, file.parent, make, workload) for name, make in makers.items()}
     )
     wall_s = time.perf_counter() - started_s
     first = next(iter(results.values()))
@@ -76,13 +81,27 @@ def simulate(
         Console().print(f"simulated in {wall_s:.1f} s", highlight=False)
 
 
-def run(scenario: Scenario, folder: Path, policy: PolicyMaker | None = None) -> Result:
+def tell(reading: TraceReading) -> None:
+    """Print what was read from a trace, beside the results."""
+    for line in summary.lines(reading):
+        Console(stderr=True).print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+def run(
+    scenario: Scenario, folder: Path, policy: PolicyMaker | None = None, workload: Workload | None = None
+) -> Result:
     """Run a scenario, with a progress bar once it has taken two seconds.
+
+    Args:
+        scenario: What to run.
+        folder: What its relative paths start from.
+        policy: Makes the scaling policy.
+        workload: Its requests, where they have been read or drawn.
 
     Raises:
         ConfigError: as for `Scenario.build`.
     """
-    simulation = scenario.build(folder, policy(scenario) if policy is not None else None)
+    simulation = scenario.build(folder, policy(scenario) if policy is not None else None, workload)
     begun_s = time.monotonic()
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task: list[Any] = []

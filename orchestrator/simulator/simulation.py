@@ -7,26 +7,26 @@ What is decided is decided by the code the live gateway runs: `orchestrator.poli
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from orchestrator import lifecycle as lc
-from orchestrator.policy.preemption import TAKE_BACK_EVERY_S, may_take_back
-from orchestrator.policy.router import Placement, RequestView, Wait, WorkerView, place
-from orchestrator.policy.scaling import Arrival, FinishedRequest, ScalingPolicy
+from orchestrator.policy.scaling import FinishedRequest, ScalingPolicy
 from orchestrator.simulator.driver import LegDriver, some_tokens
 from orchestrator.simulator.failures import FailurePlan, fail_worker
 from orchestrator.simulator.fleet import Fleet, FleetSpec, Worker
+from orchestrator.simulator.fleet_changes import FleetChanges
 from orchestrator.simulator.flight import Flight
 from orchestrator.simulator.forecast import FixedForecast, LengthForecast
 from orchestrator.simulator.gateway import ClosedLoop, GatewayQueue, GatewaySpec, Hooks
-from orchestrator.simulator.kernel import LAST, Kernel
-from orchestrator.simulator.preemption import is_growing, preempt_for
+from orchestrator.simulator.kernel import Kernel, Timers
+from orchestrator.simulator.placing import Placer
+from orchestrator.simulator.preemption import Preemption
 from orchestrator.simulator.records import Outcome, Records
 from orchestrator.simulator.result import Result, Sampler
-from orchestrator.simulator.view import LiveFleetView, apply_scaling
+from orchestrator.simulator.traffic import Traffic
+from orchestrator.simulator.view import LiveFleetView
 from orchestrator.simulator.workload import Workload
 
 __all__ = ["ClosedLoop", "GatewaySpec", "Hooks", "Simulation"]
@@ -63,65 +63,101 @@ class Simulation:
 
     def __post_init__(self) -> None:
         self.kernel = Kernel()
+        self.timers = Timers(self.kernel)
         self.records = Records(len(self.workload))
         self.live: dict[int, Flight] = {}
         self.queue = GatewayQueue()
-        self.arrived_requests = 0
-        self.arrived_tokens = 0
-        self.finished: list[FinishedRequest] = []
-        self.arrivals: list[Arrival] = []
+        self.traffic = Traffic(listed=self.scaling is not None)
+        # Turns that wait for the one before are not in the line of those that come by themselves.
+        before = self.workload.turn_before
+        self._line: list[int] = np.flatnonzero(before < 0).tolist()
+        self._turn_after = {int(turn): int(after) for after, turn in enumerate(before) if turn >= 0}
+        # Requests that will come and are in nobody's queue yet: turns, and what clients of a closed loop send next.
+        self._due = len(self._turn_after)
         self._next = 0
-        self._timers = 0
         self._active_s = 0.0
-        self._pump_due = False
-        self._took_back_s: dict[str, float] = {}
         self.rng = np.random.default_rng(self.seed)
         workload = self.workload
         self._isl, self._reasoning = workload.isl_tokens.tolist(), workload.reasoning_tokens.tolist()
         self._answer, self._cached = workload.answer_tokens.tolist(), workload.cached_tokens.tolist()
         self._tenant, self._priority = workload.tenant.tolist(), workload.priority.tolist()
-        self.driver = LegDriver(self)
         self.fleet = Fleet(
             self.kernel,
-            self.driver,
             self.fleet_spec,
             unit_tokens=workload.unit_tokens if len(workload.units) else 0,
             slow_gap_s=self.gateway.slow_gap_s,
-            on_ready=self._worker_ready,
-            on_promoted=self.pump,
         )
+        self.driver = LegDriver(
+            self.kernel,
+            self.records,
+            self.gateway,
+            self.fleet,
+            self.live,
+            self,
+            breaks=self._breaks,
+            hook=self.hooks.action,
+        )
+        self.placer = Placer(
+            self.kernel,
+            self.timers,
+            self.records,
+            self.gateway,
+            self.fleet,
+            self.driver,
+            self.forecast,
+            Preemption(self.fleet, self.live, self.driver, self.forecast),
+            self.queue,
+        )
+        self.changes = FleetChanges(
+            self.kernel,
+            self.timers,
+            self.records,
+            self.fleet,
+            self.live,
+            self.driver,
+            self.placer,
+            self.forecast,
+        )
+        self.view = LiveFleetView(self.fleet, self.queue, self.live, self.traffic)
         self.sampler = Sampler(self.fleet)
+        self.fleet.start(self.driver, on_ready=self._worker_ready, on_promoted=self.placer.pump)
 
     def run(self, until_s: float = float("inf")) -> Result:
         """Run to the end of the last request, or to ``until_s``."""
         if self.closed_loop is not None:
             loop = self.closed_loop
-            self._next = min(loop.clients, len(self.workload))
+            self._next = min(loop.clients, len(self._line))
+            self._due += self._next
             for client in range(self._next):
-                self.kernel.at(client * loop.stagger_s / loop.clients, self._arrive, client)
+                self.kernel.at(client * loop.stagger_s / loop.clients, self._arrive_due, self._line[client])
         elif len(self.workload):
             self._schedule_arrival()
         self._sample(None)
         if self.scaling is not None:
-            self.timer(self.scaling.interval_s, self._scale)
+            self.timers.at(self.scaling.interval_s, self._scale)
         for time_s, worker_id in self.failures.at:
-            self.timer(time_s, functools.partial(self._fail_at, worker_id))
+            self.timers.at(time_s, functools.partial(self._fail, worker_id))
         self.kernel.run(until_s)
         self.sampler.sample(self.kernel.now_s, len(self.queue), len(self.live))
-        return Result.of(self)
+        return Result.of(self.kernel, self.records, self.fleet, self.driver, self.sampler)
 
     # --- arrivals and the queue -----------------------------------------------------------------------------
 
     def _schedule_arrival(self) -> None:
-        if self._next < len(self.workload):
-            self.kernel.at(float(self.workload.arrival_s[self._next]), self._arrive_next, self._next)
+        if self._next < len(self._line):
+            index = self._line[self._next]
+            self.kernel.at(float(self.workload.arrival_s[index]), self._arrive_next, index)
 
     def _arrive_next(self, index: int) -> None:
-        self._next = index + 1
+        self._next += 1
         self._arrive(index)
         self._schedule_arrival()
-        if self.hooks.progress is not None and not index & 255:
-            self.hooks.progress(index / len(self.workload))
+        if self.hooks.progress is not None and not self._next & 255:
+            self.hooks.progress(self._next / len(self._line))
+
+    def _arrive_due(self, index: int) -> None:
+        self._due -= 1
+        self._arrive(index)
 
     def _arrive(self, index: int) -> None:
         now_s, gateway, columns = self.kernel.now_s, self.gateway, self.records.columns
@@ -130,10 +166,7 @@ class Simulation:
         columns["arrival_s"][index] = now_s
         columns["isl_tokens"][index], columns["output_tokens"][index] = isl, osl
         columns["reasoning_tokens"][index] = reasoning
-        self.arrived_requests += 1
-        self.arrived_tokens += isl
-        if self.scaling is not None:
-            self.arrivals.append(Arrival(now_s, self.workload.tenants[self._tenant[index]], isl))
+        self.traffic.arrived(now_s, self.workload.tenants[self._tenant[index]], isl)
         if len(self.queue) >= max(1, gateway.max_queued_requests):
             self._reject(index)
             return
@@ -155,9 +188,9 @@ class Simulation:
         self.live[index] = flight
         if gateway.deadline_s is not None:
             self.kernel.at(deadline_s, self._deadline, flight)
-        self.enqueue(flight)
+        self.placer.enqueue(flight)
         if gateway.preempt_after_s is not None:
-            self.timer(now_s + gateway.preempt_after_s, self._pump)
+            self.timers.at(now_s + gateway.preempt_after_s, self.placer.place_waiting)
         if not gateway.max_queued_requests and flight.lifecycle.state is lc.State.QUEUED:
             self.queue.remove(flight)
             del self.live[index]
@@ -166,99 +199,53 @@ class Simulation:
     def _reject(self, index: int) -> None:
         columns = self.records.columns
         columns["outcome"][index], columns["end_s"][index] = Outcome.REJECTED, self.kernel.now_s
-        self.next_of_client()
+        self._next_of_client(index)
 
-    def enqueue(self, flight: Flight, *, again: bool = False) -> None:
-        """Let a request wait for workers; ``again`` if it had been placed before."""
-        self.queue.push(flight, again=again)
-        if self.queue.head is flight:
-            self._pump(None)
+    # --- what requests ask for (`RequestOwner`) ---------------------------------------------------------------
 
-    def pump(self) -> None:
-        """Something was freed: look at the queue once this instant is over."""
-        if self.queue and not self._pump_due:
-            self._pump_due = True
-            self.kernel.at(self.kernel.now_s, self._pump, None, LAST)
+    def freed(self) -> None:
+        """KV was given back."""
+        self.placer.pump()
 
-    def _pump(self, _: object) -> None:
-        self._pump_due = False
-        while self.queue:
-            flight = self.queue.head
-            placement = self.place_flight(flight)
-            if isinstance(placement, Wait):
-                if placement.reason == "no_blocks" and preempt_for(self, flight):
-                    continue
-                return
-            self.queue.pop()
-            self._placed(flight, placement)
+    def placement_asked(self, flight: Flight) -> None:
+        """A request needs workers again."""
+        self.placer.enqueue(flight, again=True)
 
-    def place_flight(self, flight: Flight, views: list[WorkerView] | None = None) -> Placement | Wait:
-        """Ask the router for this request as it stands."""
-        views = self.fleet.views() if views is None else views
-        known = flight.isl_tokens + flight.generated_tokens
-        cached: dict[str, int] = {}
-        if flight.units:
-            for view in views:
-                engine = self.fleet.workers[view.worker_id].engine
-                if engine is not None and (found := engine.cached_tokens(flight.units)):
-                    cached[view.worker_id] = found
-        elif flight.cached_tokens:
-            cached = {view.worker_id: flight.cached_tokens for view in views}
-        more = self.forecast.osl_tokens(flight.tenant, flight.isl_tokens, flight.generated_tokens)
-        block = self.fleet_spec.pools[0].profile.block_size_tokens
-        request = RequestView(known, more, block, cached)
-        if flight.waits_for_room:
-            since_s = self.kernel.now_s - TAKE_BACK_EVERY_S + 1e-9
-            resting = {name for name, time_s in self._took_back_s.items() if time_s > since_s}
-            views = may_take_back(views, request.reserve_blocks, growing=is_growing(self), resting=resting)
-        return place(
-            request,
-            views,
-            # What made way is prefilled again where it decodes, out of the way of others' first tokens.
-            local_prefill_below_tokens=known if flight.waits_for_room else self.fleet_spec.local_prefill_below_tokens,
-            local_prefill_after_s=self.fleet_spec.local_prefill_after_s,
-            avoid=flight.avoid,
-        )
-
-    def _placed(self, flight: Flight, placement: Placement) -> None:
-        columns, workers, index = self.records.columns, self.fleet.workers, flight.index
-        if columns["placed_s"][index] < 0:
-            columns["placed_s"][index] = self.kernel.now_s
-        holder = workers[placement.decode_id]
-        columns["decode"][index] = holder.number
-        columns["prefill"][index] = workers[placement.prefill_id].number if placement.prefill_id else holder.number
-        self.reserve(flight, holder, placement.reserve_blocks)
-        if flight.waits_for_room:
-            flight.waits_for_room = False
-            self._took_back_s[placement.decode_id] = self.kernel.now_s
-            self.timer(self.kernel.now_s + TAKE_BACK_EVERY_S, self._pump)
-        self.driver.handle(flight, lc.Placed(placement.prefill_id, placement.decode_id))
-
-    def reserve(self, flight: Flight, worker: Worker, blocks: int) -> None:
-        """Promise blocks of a worker to a request."""
-        assert worker.engine is not None
-        flight.holder, flight.promised_blocks = worker.engine, blocks
-        worker.engine.promised_blocks += blocks
+    def over(self, flight: Flight) -> None:
+        """A request has ended: its client sends the next, and who waits may have room."""
+        columns, index, osl = self.records.columns, flight.index, flight.generated_tokens
+        finished = columns["outcome"][index] == Outcome.FINISHED
+        if finished:
+            self.forecast.observe(flight.tenant, flight.isl_tokens, osl)
+        columns["end_s"][index] = self.kernel.now_s
+        del self.live[index]
+        self._next_of_client(index)
+        self.placer.pump()
+        if finished:
+            columns["end_s"][index] = max(columns["end_s"][index], columns["first_token_s"][index])
+            self.traffic.finished(
+                FinishedRequest(
+                    index,
+                    flight.tenant,
+                    flight.isl_tokens,
+                    columns["hit_tokens"][index],
+                    min(osl, flight.reasoning_tokens),
+                    max(0, osl - flight.reasoning_tokens),
+                    columns["first_token_s"][index] - columns["arrival_s"][index],
+                    columns["end_s"][index] - columns["arrival_s"][index],
+                )
+            )
 
     # --- the fleet ------------------------------------------------------------------------------------------
 
-    def timer(self, time_s: float, action: Callable[[object], object]) -> None:
-        """Call ``action(None)`` then; unlike other events, a timer alone does not keep the run going."""
-        self._timers += 1
-        self.kernel.at(time_s, self._fire, action)
-
-    def _fire(self, action: Callable[[object], object]) -> None:
-        self._timers -= 1
-        action(None)
-
     def _all_served(self) -> bool:
-        return self._next >= len(self.workload) and not self.live
+        return self._next >= len(self._line) and not self._due and not self.live
 
     def _goes_on(self) -> bool:
         """Whether anything can still happen to a request; a scaling policy has a day to bring the worker it needs."""
         if self._all_served():
             return False
-        if self.kernel.pending > self._timers:
+        if self.kernel.pending > self.timers.pending:
             self._active_s = self.kernel.now_s
             return True
         return self.scaling is not None and self.kernel.now_s < self._active_s + _PATIENCE_S
@@ -267,14 +254,14 @@ class Simulation:
         self.sampler.sample(self.kernel.now_s, len(self.queue), len(self.live))
         if self.sampler.rows[1:] and not self._goes_on():
             return
-        self.timer(self.kernel.now_s + self.sample_s, self._sample)
+        self.timers.at(self.kernel.now_s + self.sample_s, self._sample)
 
     def _scale(self, _: object) -> None:
         assert self.scaling is not None
-        for action in self.scaling.decide(self.kernel.now_s, LiveFleetView(self)):
-            apply_scaling(self, action)
+        for action in self.scaling.decide(self.kernel.now_s, self.view):
+            self.changes.apply(action)
         if self._goes_on():
-            self.timer(self.kernel.now_s + self.scaling.interval_s, self._scale)
+            self.timers.at(self.kernel.now_s + self.scaling.interval_s, self._scale)
 
     def _worker_ready(self, worker: Worker) -> None:
         self.driver.book.worker_up(worker.worker_id, worker.incarnation)
@@ -284,22 +271,29 @@ class Simulation:
 
             def die(_: object) -> None:
                 if worker.incarnation == incarnation:
-                    fail_worker(self, worker.worker_id)
+                    self._fail(worker.worker_id)
 
-            self.timer(self.kernel.now_s + life_s, die)
-        self.pump()
+            self.timers.at(self.kernel.now_s + life_s, die)
+        self.placer.pump()
 
-    def _fail_at(self, worker_id: str, _: object) -> None:
-        fail_worker(self, worker_id)
+    def _fail(self, worker_id: str, _: object = None) -> None:
+        fail_worker(worker_id, self.fleet, self.live, self.driver)
+
+    def _breaks(self) -> bool:
+        share = self.failures.transfer_share
+        return share > 0 and bool(self.rng.random() < share)
 
     # --- ends of requests ---------------------------------------------------------------------------------
 
-    def next_of_client(self) -> None:
-        """A request is over: its client sends the next, or the run ends."""
-        loop = self.closed_loop
-        if loop is not None and self._next < len(self.workload):
-            self.kernel.at(self.kernel.now_s + loop.think_s, self._arrive, self._next)
+    def _next_of_client(self, index: int) -> None:
+        """A request is over, well or not: its session's next turn follows, or its client's next, or the run ends."""
+        loop, after = self.closed_loop, self._turn_after.get(index)
+        if after is not None:
+            self.kernel.at(self.kernel.now_s + float(self.workload.think_s[after]), self._arrive_due, after)
+        elif loop is not None and self._next < len(self._line):
+            self.kernel.at(self.kernel.now_s + loop.think_s, self._arrive_due, self._line[self._next])
             self._next += 1
+            self._due += 1
         elif self._all_served():
             self.kernel.stop()
 

@@ -1,147 +1,133 @@
-"""Readers of request traces: Azure CSV, Mooncake JSONL, ServeGen sample CSV, and Baton's own request log."""
+"""Request traces: one entry for every format, used by `baton simulate`, `plan`, `bench` and `trace`.
+
+Each format has a reader of its own in `trace_formats`; docs/simulator.md has the table of them.
+"""
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Callable, Iterable
-from datetime import datetime
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from cluster.errors import ConfigError
+from orchestrator.simulator.servegen import ServeGen
+from orchestrator.simulator.trace_formats import azure, burstgpt, log, mooncake, plausible, results, sample, sharegpt
+from orchestrator.simulator.trace_formats.reading import TraceOptions, TraceReading
+from orchestrator.simulator.trace_formats.sniff import NAMES, sniff
 from orchestrator.simulator.workload import Workload
 
-MOONCAKE_UNIT_TOKENS = 512
+_FORMATS: dict[str, Callable[[Path, TraceOptions], TraceReading]] = {
+    "azure": azure.read,
+    "burstgpt": burstgpt.read,
+    "mooncake": mooncake.read,
+    "bailian": mooncake.read_bailian,
+    "sample": sample.read,
+    "log": log.read,
+    "sharegpt": sharegpt.read,
+    "vllm_bench": results.read_vllm,
+    "guidellm": results.read_guidellm,
+    "aiperf": results.read_aiperf,
+    "inference_perf": results.read_inference_perf,
+    "baton_bench": log.read_bench,
+}
+_BY_CONVENTION = frozenset({"mooncake", "bailian", "burstgpt"})
+"""Formats whose times are numbers without a unit in their name."""
+PLAIN = TraceOptions()
 
 
-def read_azure(path: Path) -> Workload:
-    """Azure LLM inference trace: ``TIMESTAMP, ContextTokens, GeneratedTokens``. All output counts as answer.
-
-    Raises:
-        ConfigError: the file cannot be read or a row is malformed; the text names the line.
-    """
-
-    def row(values: dict[str, str]) -> tuple[float, int, int]:
-        stamp = values["TIMESTAMP"]
-        # Seven decimals, one more than fromisoformat takes in every version.
-        head, _, fraction = stamp.partition(".")
-        seconds = datetime.fromisoformat(head + "+00:00").timestamp() + float(f"0.{fraction or 0}")
-        return seconds, int(values["ContextTokens"]), int(values["GeneratedTokens"])
-
-    rows = _csv_rows(path, ("TIMESTAMP", "ContextTokens", "GeneratedTokens"), row)
-    rows = [each for each in rows if each[1] > 0 and each[2] > 0]
-    rows.sort(key=lambda each: each[0])
-    table = np.array(rows, np.float64).reshape(-1, 3)
-    start_s = table[0, 0] if len(table) else 0.0
-    isl, answer = table[:, 1].astype(np.int64), table[:, 2].astype(np.int64)
-    return Workload(table[:, 0] - start_s, isl, np.zeros_like(answer), answer)
-
-
-def read_mooncake(path: Path) -> Workload:
-    """Mooncake trace: ``timestamp`` in ms, lengths, and ``hash_ids`` of 512-token prefix units (full ones are kept).
+def detect(path: Path) -> str:
+    """Name of a file's format, by its first line.
 
     Raises:
-        ConfigError: as for `read_azure`.
+        ConfigError: it cannot be read, or is of no known format.
     """
-    rows: list[tuple[float, int, int]] = []
-    hashes: list[list[int]] = []
-
-    def take(values: dict[str, Any]) -> None:
-        isl, osl = int(values["input_length"]), int(values["output_length"])
-        if isl > 0 and osl > 0:
-            rows.append((values["timestamp"] / 1000.0, isl, osl))
-            hashes.append([int(each) for each in values.get("hash_ids", ())[: isl // MOONCAKE_UNIT_TOKENS]])
-
-    _json_rows(path, take)
-    table = np.array(rows, np.float64).reshape(-1, 3)
-    order = np.argsort(table[:, 0], kind="stable")
-    hashes = [hashes[index] for index in order]
-    table = table[order]
-    answer = table[:, 2].astype(np.int64)
-    return Workload(
-        table[:, 0],
-        table[:, 1].astype(np.int64),
-        np.zeros_like(answer),
-        answer,
-        unit_starts=np.concatenate(([0], np.cumsum([len(each) for each in hashes]))).astype(np.int64),
-        units=np.array([unit for each in hashes for unit in each], np.int64),
-        unit_tokens=MOONCAKE_UNIT_TOKENS,
-    )
+    return sniff(path)
 
 
-def read_sample(path: Path) -> Workload:
-    """A sampled reasoning trace: ``arrival_s, client_id, input_tokens, output_tokens, reason_tokens, answer_tokens``.
+def load(
+    path: Path,
+    options: TraceOptions = PLAIN,
+    *,
+    form: str = "auto",
+    quantiles: Path | None = None,
+    rate_per_s: float | None = None,
+    seed: int = 0,
+) -> TraceReading:
+    """Read a trace of any format, with all there is to say about it.
+
+    Args:
+        path: The file; a folder of ServeGen's chunks too.
+        options: What the user says about it.
+        form: Name of the format; ``auto`` finds it.
+        quantiles: ServeGen's client windows need the file of their length quantiles.
+        rate_per_s: Arrivals for a file without times.
+        seed: Of what is drawn.
+    Raises:
+        ConfigError: no reader knows the file, something in it is malformed (the text names the line), or its unit of
+            time has to be said.
+    """
+    found = sniff(path) if form in ("auto", "servegen") else form
+    if found not in NAMES:
+        raise ConfigError(f"format {form}: expected auto or one of {', '.join(NAMES)}")
+    if form not in ("auto", found):
+        raise ConfigError(f"{path}: is {found}, not {form}")
+    rng = np.random.default_rng(seed)
+    if found not in _FORMATS:
+        return TraceReading("servegen", servegen(path, quantiles).draw(rng), "s", True, notes=(DRAWN,))
+    reading = plausible.checked(path, _FORMATS[found](path, options), _BY_CONVENTION)
+    if rate_per_s is None:
+        return reading
+    if reading.timed:
+        raise ConfigError(f"{path}: has times of its own: leave rate_per_s out")
+    return reading.at_rate(rate_per_s, rng)
+
+
+DRAWN = "requests are drawn from ServeGen's client windows, each length by itself"
+
+
+def servegen(path: Path, quantiles: Path | None) -> ServeGen:
+    """ServeGen's client windows, from its own folder of chunks or from two tables.
 
     Raises:
-        ConfigError: as for `read_azure`.
+        ConfigError: a file is malformed, or the second table was not given.
     """
-    names = ("arrival_s", "client_id", "input_tokens", "output_tokens", "reason_tokens", "answer_tokens")
-
-    def row(values: dict[str, str]) -> tuple[float, str, int, int, int]:
-        reason, answer = int(values["reason_tokens"]), int(values["answer_tokens"])
-        return float(values["arrival_s"]), values["client_id"], int(values["input_tokens"]), reason, answer
-
-    rows = [each for each in _csv_rows(path, names, row) if each[2] > 0 and each[3] + each[4] > 0]
-    rows.sort(key=lambda each: each[0])
-    tenants = tuple(sorted({each[1] for each in rows}, key=lambda name: (len(name), name))) or ("",)
-    number = {name: index for index, name in enumerate(tenants)}
-    return Workload(
-        np.array([each[0] for each in rows], np.float64),
-        np.array([each[2] for each in rows], np.int64),
-        np.array([each[3] for each in rows], np.int64),
-        np.array([each[4] for each in rows], np.int64),
-        tenant=np.array([number[each[1]] for each in rows], np.int64),
-        tenants=tenants,
-    )
+    if path.is_dir():
+        return ServeGen.read_folder(path)
+    if quantiles is None:
+        raise ConfigError(
+            f"{path}: ServeGen's client windows hold no requests: say --quantiles, the file of their length quantiles"
+        )
+    return ServeGen.read(path, quantiles)
 
 
-LOG_KEYS = ("arrival_s", "isl_tokens", "cached_tokens", "reasoning_tokens", "answer_tokens", "tenant", "priority")
-
-
-def read_log(path: Path) -> Workload:
-    """Baton's request log: one JSON object a line with the keys of `LOG_KEYS`; the last two and cached may be left out.
+def need_times(path: Path, reading: TraceReading, remedy: str = "--rate (`rate_per_s:`) for arrivals") -> TraceReading:
+    """The reading, where it says when requests come.
 
     Raises:
-        ConfigError: as for `read_azure`; an unknown key is an error too.
+        ConfigError: it does not; ``remedy`` is what to say then.
     """
-    rows: list[dict[str, Any]] = []
+    if not reading.timed:
+        raise ConfigError(f"{path}: holds lengths and no times: say {remedy}")
+    return reading
 
-    def take(values: dict[str, Any]) -> None:
-        unknown = values.keys() - set(LOG_KEYS)
-        if unknown:
-            raise ValueError(f"unknown key {sorted(unknown)[0]}")
-        for key in ("arrival_s", "isl_tokens", "reasoning_tokens", "answer_tokens"):
-            float(values[key])
-        rows.append(values)
 
-    _json_rows(path, take)
-    rows.sort(key=lambda each: float(each["arrival_s"]))
-    tenants = tuple(sorted({str(each.get("tenant", "")) for each in rows})) or ("",)
-    number = {name: index for index, name in enumerate(tenants)}
+def _workload(form: str, path: Path) -> Workload:
+    return _FORMATS[form](path, PLAIN).workload
 
-    def column(key: str) -> Any:
-        return np.array([int(each.get(key, 0)) for each in rows], np.int64)
 
-    return Workload(
-        np.array([float(each["arrival_s"]) for each in rows], np.float64),
-        column("isl_tokens"),
-        column("reasoning_tokens"),
-        column("answer_tokens"),
-        cached_tokens=column("cached_tokens"),
-        tenant=np.array([number[str(each.get("tenant", ""))] for each in rows], np.int64),
-        tenants=tenants,
-        priority=column("priority"),
-    )
+READERS: dict[str, Callable[[Path], Workload]] = {name: partial(_workload, name) for name in _FORMATS}
+"""Readers of files whose format is known, by its name."""
+read_log = READERS["log"]
 
 
 def write_log(workload: Workload, path: Path) -> None:
     """Write a workload as a request log; what prompts share is not kept."""
     with path.open("w") as file:
         for index in range(len(workload)):
-            line = {
+            line: dict[str, object] = {
                 "arrival_s": round(float(workload.arrival_s[index]), 6),
                 "isl_tokens": int(workload.isl_tokens[index]),
                 "cached_tokens": int(workload.cached_tokens[index]),
@@ -150,83 +136,8 @@ def write_log(workload: Workload, path: Path) -> None:
                 "tenant": workload.tenants[int(workload.tenant[index])],
                 "priority": int(workload.priority[index]),
             }
+            if workload.session[index] >= 0:
+                line["session"] = int(workload.session[index])
+            if not np.isnan(workload.think_s[index]):
+                line["think_s"] = float(workload.think_s[index])
             file.write(json.dumps(line) + "\n")
-
-
-READERS: dict[str, Callable[[Path], Workload]] = {
-    "azure": read_azure,
-    "mooncake": read_mooncake,
-    "sample": read_sample,
-    "log": read_log,
-}
-
-
-def read(path: Path) -> Workload:
-    """A trace of any form that one file holds.
-
-    Raises:
-        ConfigError: no reader knows it, or a row is malformed; the text names the line.
-    """
-    kind = detect(path)
-    if kind not in READERS:
-        raise ConfigError(f"{path}: client windows hold no requests; draw some with `baton trace fit --quantiles`")
-    return READERS[kind](path)
-
-
-def detect(path: Path) -> str:
-    """Name of the reader for a file, by its first line.
-
-    Raises:
-        ConfigError: none knows it.
-    """
-    try:
-        with path.open() as file:
-            first = file.readline()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the trace {path}: {error}") from error
-    squeezed = first.replace(" ", "")
-    marks = {
-        "TIMESTAMP,ContextTokens": "azure",
-        '"input_length"': "mooncake",
-        "reason_tokens": "sample",
-        '"isl_tokens"': "log",
-        "client_id,window_start_s": "servegen",
-    }
-    for mark, name in marks.items():
-        if mark in squeezed:
-            return name
-    raise ConfigError(f"{path}: not a trace I know; expected one of {', '.join(sorted({*READERS, 'servegen'}))}")
-
-
-def _csv_rows(path: Path, names: Iterable[str], row: Callable[[dict[str, str]], Any]) -> list[Any]:
-    rows = []
-    try:
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            missing = [name for name in names if name not in (reader.fieldnames or ())]
-            if missing:
-                raise ConfigError(f"{path}: column {missing[0]} is missing")
-            for values in reader:
-                try:
-                    rows.append(row(values))
-                except (ValueError, TypeError) as error:
-                    raise ConfigError(f"{path}: line {reader.line_num}: {error}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the trace {path}: {error}") from error
-    return rows
-
-
-def _json_rows(path: Path, take: Callable[[dict[str, Any]], None]) -> None:
-    try:
-        with path.open() as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    take(json.loads(line))
-                except KeyError as error:
-                    raise ConfigError(f"{path}: line {number}: {error.args[0]} is missing") from error
-                except (ValueError, TypeError, AttributeError) as error:
-                    raise ConfigError(f"{path}: line {number}: {error}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the trace {path}: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,9 @@ class Workload:
         tenant: Index into ``tenants`` of each request.
         tenants: Names.
         priority: Higher goes first. Left out, 0.
+        session: Number of the session that a request is a turn of; -1 for none. Left out, none.
+        think_s: Pause between the answer to a session's turn before and this one, in place of a time of its own;
+            NaN for a request that comes at its time. Arrival is then the earliest: what comes of instant answers.
         unit_starts, units: Prompt units: those of request ``i`` are ``units[unit_starts[i]:unit_starts[i + 1]]``.
             Equal leading units are equal prompts. Only full units are listed.
         unit_tokens: Prompt tokens to a unit; 0 where prompts are not known.
@@ -43,6 +47,8 @@ class Workload:
     tenant: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     tenants: tuple[str, ...] = ("",)
     priority: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    session: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    think_s: Floats = field(default_factory=lambda: np.zeros(0))
     unit_starts: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     units: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     unit_tokens: int = 0
@@ -52,9 +58,13 @@ class Workload:
         for name in ("cached_tokens", "tenant", "priority"):
             if not len(getattr(self, name)):
                 object.__setattr__(self, name, np.zeros(size, np.int64))
+        if not len(self.session):
+            object.__setattr__(self, "session", np.full(size, -1, np.int64))
+        if not len(self.think_s):
+            object.__setattr__(self, "think_s", np.full(size, np.nan))
         if not len(self.unit_starts):
             object.__setattr__(self, "unit_starts", np.zeros(size + 1, np.int64))
-        for name in ("isl_tokens", "reasoning_tokens", "answer_tokens", "cached_tokens", "tenant", "priority"):
+        for name in _PER_REQUEST:
             if len(getattr(self, name)) != size:
                 raise ConfigError(f"workload.{name}: {len(getattr(self, name))} values for {size} requests")
         if len(self.unit_starts) != size + 1:
@@ -69,6 +79,8 @@ class Workload:
             raise ConfigError("workload: token counts must be >= 0")
         if self.tenant.min() < 0 or self.tenant.max() >= len(self.tenants):
             raise ConfigError(f"workload.tenant: expected indices below {len(self.tenants)}")
+        if (self.think_s < 0).any() or np.isinf(self.think_s).any():
+            raise ConfigError("workload.think_s: expected seconds >= 0, or NaN")
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -82,6 +94,22 @@ class Workload:
     def duration_s(self) -> float:
         """Time of the last arrival."""
         return float(self.arrival_s[-1]) if len(self) else 0.0
+
+    @cached_property
+    def turn_before(self) -> Ints:
+        """Position of the turn whose answer a request waits for; -1 for one that comes at its time."""
+        before = np.full(len(self), -1, np.int64)
+        members = np.flatnonzero(self.session >= 0)
+        members = members[np.argsort(self.session[members], kind="stable")]
+        same = self.session[members[1:]] == self.session[members[:-1]]
+        before[members[1:][same]] = members[:-1][same]
+        before[np.isnan(self.think_s)] = -1
+        return before
+
+    @property
+    def follows(self) -> npt.NDArray[np.bool_]:
+        """Whether each request waits for the turn before it."""
+        return np.asarray(self.turn_before >= 0)
 
     def units_of(self, index: int) -> tuple[int, ...]:
         """Prompt units of one request."""
@@ -115,6 +143,8 @@ _PER_REQUEST = (
     "cached_tokens",
     "tenant",
     "priority",
+    "session",
+    "think_s",
 )
 
 
@@ -132,6 +162,7 @@ def merge(parts: list[Workload]) -> Workload:
     columns["tenant"] = np.concatenate(
         [np.array([names.index(name) for name in part.tenants], np.int64)[part.tenant] for part in parts]
     )
+    columns["session"] = np.concatenate(_apart([part.session for part in parts]))
     arrival_s = np.concatenate([part.arrival_s for part in parts])
     order = np.argsort(arrival_s, kind="stable")
     starts = np.concatenate(([0], np.cumsum(np.concatenate([np.diff(part.unit_starts) for part in parts]))))
@@ -144,6 +175,15 @@ def merge(parts: list[Workload]) -> Workload:
         unit_tokens=max(sizes, default=0),
     )
     return whole.rows(order, arrival_s[order])
+
+
+def _apart(sessions: list[Ints]) -> list[Ints]:
+    """Numbers of sessions such that those of different parts differ."""
+    moved, base = [], 0
+    for numbers in sessions:
+        moved.append(np.where(numbers >= 0, numbers + base, -1))
+        base = max(base, int(moved[-1].max(initial=-1)) + 1)
+    return moved
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,13 +243,40 @@ def _repeat(workload: Workload, rate: float, rng: np.random.Generator) -> Worklo
     parts = []
     top = int(workload.units.max()) + 1 if len(workload.units) else 0
     for copy in range(whole + 1):
-        part = workload if copy < whole else workload.select(rng.random(len(workload)) < rate - whole)
+        part = workload if copy < whole else workload.select(_chosen(workload, rate - whole, rng))
         if not len(part):
             continue
         if copy:
-            jittered = np.abs(part.arrival_s + rng.uniform(-30.0, 30.0, len(part)))
+            jittered = _jittered(part, rng)
             order = np.argsort(jittered, kind="stable")
             part = part.rows(order, jittered[order])
             part = replace(part, units=part.units + top * copy)
         parts.append(part)
     return merge(parts) if parts else workload.select(np.zeros(len(workload), np.bool_))
+
+
+def _chosen(workload: Workload, share: float, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+    """Requests kept, at random; the turns of a session together."""
+    drawn = rng.random(len(workload))
+    return np.asarray(_by_session(workload, drawn) < share)
+
+
+def _jittered(part: Workload, rng: np.random.Generator) -> Floats:
+    moves = rng.uniform(-30.0, 30.0, len(part))
+    moved = np.abs(part.arrival_s + moves)
+    inside = part.session >= 0
+    if inside.any():
+        # The turns of a session move together, or they would change places.
+        moved[inside] = np.maximum(0.0, part.arrival_s + _by_session(part, moves))[inside]
+    return moved
+
+
+def _by_session(workload: Workload, values: Floats) -> Floats:
+    """For each turn the value of its session's first; others keep their own."""
+    inside = np.flatnonzero(workload.session >= 0)
+    if not len(inside):
+        return values
+    _, first, place = np.unique(workload.session[inside], return_index=True, return_inverse=True)
+    shared = values.copy()
+    shared[inside] = values[inside[first]][place]
+    return shared

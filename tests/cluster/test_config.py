@@ -136,6 +136,14 @@ def test_a_bad_value_is_named_with_its_path(path: str, value: Any) -> None:
         ),
         ({"pools": {"colocated": {"replicas": 1, "engine": {"block_size_tokens": 48}}}}, "multiple of 32 on CPU"),
         ({"pools": {"colocated": {"replicas": 2, "max_replicas": 1}}}, "at least replicas"),
+        (
+            {"model": {**tree()["model"], "kv_cache_dtype": "fp8"}, "pools": {"colocated": {"replicas": 1}}},
+            "use auto, or GPU workers",
+        ),
+        (
+            {"model": {**tree()["model"], "quantization": "fp8"}, "pools": {"colocated": {"replicas": 1}}},
+            "leave it out, or use GPU workers",
+        ),
         ({"transfer": {"ticket_deadline_s": 30}}, "below lease_s"),
     ],
 )

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
+import cluster
 from cluster.model_path import cache_folder
+from orchestrator.api.client import Client
 from tests.support.live_cluster import (
     START_TIMEOUT_S,
     marked_processes,
@@ -20,8 +23,13 @@ from tests.support.live_cluster import (
     shared_memory_segments,
     start_cluster,
 )
+from tests.support.reference import greedy_reference
 
 pytestmark = [pytest.mark.engine, pytest.mark.ray]
+
+DEMO = Path(cluster.__file__).with_name("local.yaml")
+QUESTIONS = ("Why is the sky blue? Answer in two sentences.", "What is the capital of France?", "What is a KV cache?")
+"""The first is what `make demo` asks."""
 
 SPEC = """
 name: {name}
@@ -31,11 +39,12 @@ gateway: {{grpc_port: 0, http_port: 0, metrics_port: 0}}
 """
 
 
-def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
-    """The demo's model, in one colocated worker: it answers, and Ctrl-C ends everything."""
+def test_the_demo_answers_as_the_model_does_and_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     segments = shared_memory_segments()
     spec = tmp_path / "spec.yaml"
-    spec.write_text(SPEC.format(name="ctrl-c", model=cache_folder() / "models" / "SmolLM2-135M-Instruct"))
+    demo = yaml.safe_load(DEMO.read_text().replace("${BATON_CACHE}", str(cache_folder())))
+    ports_of_any = {"grpc_port": 0, "http_port": 0, "metrics_port": 0}
+    spec.write_text(yaml.safe_dump({**demo, "name": "ctrl-c", "gateway": ports_of_any}))
     process = subprocess.Popen(
         [sys.executable, "-m", "orchestrator.cli", "up", "-f", str(spec)],
         env=os.environ | {"BATON_CACHE": str(tmp_path)},
@@ -53,11 +62,18 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
             break
     else:
         raise AssertionError("".join(lines))
-    answer = run_baton(
-        tmp_path, "generate", "What is the capital of France?", "--max-tokens", "24", "--temperature", "0"
-    )
-    assert "Paris" in answer.stdout, answer.stdout + answer.stderr
-    ray_folder = read_state(tmp_path, "ctrl-c").ray_folder
+    state = read_state(tmp_path, "ctrl-c")
+    model = Path(demo["model"]["path"])
+    with Client(state.grpc_address) as client:
+        answers = [
+            client.complete(messages=[{"role": "user", "content": question}], max_tokens=24, temperature=0)
+            for question in QUESTIONS
+        ]
+    assert all(answer.handoff.bytes for answer in answers), "not handed over"
+    assert [list(answer.token_ids) for answer in answers] == greedy_reference(model, QUESTIONS, 24)
+    shown = run_baton(tmp_path, "generate", QUESTIONS[0], "--max-tokens", "24", "--temperature", "0")
+    assert answers[0].text in shown.stdout, shown.stdout + shown.stderr
+    ray_folder = state.ray_folder
     assert Path(ray_folder).is_dir()
     ports = [
         connection.laddr.port

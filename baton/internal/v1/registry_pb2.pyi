@@ -158,7 +158,7 @@ class WatchMembersResponse(_message.Message):
     def __init__(self, members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., pairs: _Optional[_Iterable[_Union[Pair, _Mapping]]] = ..., starting_decode_workers: _Optional[int] = ...) -> None: ...
 
 class Member(_message.Message):
-    __slots__ = ("worker_id", "role", "state", "address", "metrics_address", "incarnation", "node", "domain", "accelerator", "total_blocks", "block_size_tokens", "pid", "accelerators", "cpus", "revision", "spot")
+    __slots__ = ("worker_id", "role", "state", "address", "metrics_address", "incarnation", "node", "domain", "accelerator", "total_blocks", "block_size_tokens", "pid", "accelerators", "cpus", "revision", "spot", "attention_kernels")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -175,6 +175,7 @@ class Member(_message.Message):
     CPUS_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     SPOT_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_KERNELS_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     role: str
     state: str
@@ -191,7 +192,8 @@ class Member(_message.Message):
     cpus: float
     revision: str
     spot: bool
-    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[str] = ..., state: _Optional[str] = ..., address: _Optional[str] = ..., metrics_address: _Optional[str] = ..., incarnation: _Optional[str] = ..., node: _Optional[str] = ..., domain: _Optional[str] = ..., accelerator: _Optional[str] = ..., total_blocks: _Optional[int] = ..., block_size_tokens: _Optional[int] = ..., pid: _Optional[int] = ..., accelerators: _Optional[int] = ..., cpus: _Optional[float] = ..., revision: _Optional[str] = ..., spot: _Optional[bool] = ...) -> None: ...
+    attention_kernels: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[str] = ..., state: _Optional[str] = ..., address: _Optional[str] = ..., metrics_address: _Optional[str] = ..., incarnation: _Optional[str] = ..., node: _Optional[str] = ..., domain: _Optional[str] = ..., accelerator: _Optional[str] = ..., total_blocks: _Optional[int] = ..., block_size_tokens: _Optional[int] = ..., pid: _Optional[int] = ..., accelerators: _Optional[int] = ..., cpus: _Optional[float] = ..., revision: _Optional[str] = ..., spot: _Optional[bool] = ..., attention_kernels: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Pair(_message.Message):
     __slots__ = ("prefill", "decode", "transport", "handshake_s")

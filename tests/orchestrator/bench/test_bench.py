@@ -184,6 +184,23 @@ async def test_open_loop_sends_on_time_whatever_the_server_does() -> None:
     assert found["duration_s"] < 6 * 0.3
 
 
+async def test_turns_of_a_session_wait_for_the_answer_before() -> None:
+    async def handler(request: web.Request, number: int) -> web.StreamResponse:
+        return await stream(request, texts("a", tokens=1))
+
+    last = PlannedRequest(3, 7, 1, think_s=0.05)
+    second = PlannedRequest(2, 6, 1, then=last, think_s=0.1)
+    plan = [PlannedRequest(0, 5, 1, arrival_s=0.0, then=second), PlannedRequest(1, 4, 1, arrival_s=0.0)]
+    for concurrency in (None, 1):
+        async with FakeOpenAi(handler) as url:
+            found, records = await measure(BenchRun(url, plan, style(), concurrency=concurrency))
+        assert found["completed"] == 4
+        turns = [record for record in records if record.index != 1]
+        assert [record.isl_tokens for record in turns] == [5, 6, 7]
+        for before, after, think_s in ((turns[0], turns[1], 0.1), (turns[1], turns[2], 0.05)):
+            assert after.start_s >= before.start_s + before.end_s + think_s
+
+
 class FakeInference(inference_pb2_grpc.InferenceServicer):
     def __init__(self) -> None:
         self.requests: list[Any] = []
@@ -264,6 +281,15 @@ def test_the_command_prints_json_and_writes_records(tmp_path: Path) -> None:
         assert len(json.loads(out.read_text())["records"]) == 3
         table = CliRunner().invoke(app, arguments, catch_exceptions=False)
         assert "3 of 3 requests ended well" in table.stdout
+        trace = tmp_path / "trace.jsonl"
+        trace.write_text('{"input_lens": [4, 5], "output_lens": [2, 2]}')
+        untimed = CliRunner().invoke(app, [box["url"], "--trace", str(trace), "-c", "1", "--json"])
+        assert json.loads(untimed.stdout)["completed"] == 2
+        assert "vllm_bench, 2 requests, no times" in untimed.stderr
+        at_rate = CliRunner().invoke(app, [box["url"], "--trace", str(trace), "--rate", "50", "--json"])
+        assert json.loads(at_rate.stdout)["completed"] == 2
+        with pytest.raises(ConfigError, match="no times: say --rate for arrivals, or -c"):
+            CliRunner().invoke(app, [box["url"], "--trace", str(trace)], catch_exceptions=False)
         failed = CliRunner().invoke(app, [box["url"], "-n", "1", "--osl", "9"], catch_exceptions=False)
         assert failed.exit_code == 1
     finally:
@@ -271,7 +297,10 @@ def test_the_command_prints_json_and_writes_records(tmp_path: Path) -> None:
         thread.join()
 
 
-@pytest.mark.parametrize("arguments", [["--api", "x"], ["--rate", "1", "-c", "2"], ["--token-ids", "9:3"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--api", "x"], ["--rate", "1", "-c", "2"], ["--token-ids", "9:3"], ["--trace", "x", "--unit", "weeks"]],
+)
 def test_options_that_do_not_fit_are_refused(arguments: list[str]) -> None:
     app = typer.Typer()
     app.command()(bench)

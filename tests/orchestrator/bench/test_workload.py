@@ -43,3 +43,23 @@ def test_a_trace_is_cut_filtered_and_sped_up() -> None:
     plan = trace_plan(rows, count=2, speed=2, timed=True, max_total_tokens=35)
     assert plan == [PlannedRequest(0, 10, 5, 0.5), PlannedRequest(1, 20, 5, 1.0)]
     assert trace_plan(rows, count=None, speed=1, timed=False, max_total_tokens=None)[4].arrival_s is None
+
+
+def test_turns_hang_on_the_turn_before() -> None:
+    rows = [
+        TraceRow(0.0, 10, 5, 0),
+        TraceRow(1.0, 20, 5, 1),
+        TraceRow(2.0, 11, 5, 0, 0.5),
+        TraceRow(3.0, 21, 5, 1),
+        TraceRow(4.0, 12, 5, 0, 0.25),
+    ]
+    plan = trace_plan(rows, count=None, speed=2, timed=True, max_total_tokens=None)
+    assert [(each.index, each.arrival_s) for each in plan] == [(0, 0.0), (1, 0.5), (3, 1.5)]
+    second = plan[0].then
+    assert second is not None and second.then is not None
+    assert (second.index, second.isl_tokens, second.think_s, second.arrival_s) == (2, 11, 0.5, None)
+    assert (second.then.index, second.then.think_s, second.then.then) == (4, 0.25, None)
+    assert plan[1].then is None
+    # Without its first turn, the second comes at its own time.
+    short = trace_plan(rows[2:], count=None, speed=2, timed=True, max_total_tokens=None)
+    assert [(each.index, each.arrival_s) for each in short] == [(0, 1.0), (1, 1.5)]

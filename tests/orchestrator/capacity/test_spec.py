@@ -1,10 +1,13 @@
+import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cluster.errors import ConfigError
 from orchestrator.capacity.resolve import resolve
-from orchestrator.capacity.spec import load, parse
+from orchestrator.capacity.spec import kubernetes_name, load, parse
 
 from .plans import tree, workload
 
@@ -88,3 +91,24 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(ConfigError, match="expected keys"):
         load(tmp_path / "list.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [("llama_plain", "llama-plain"), ("Llama-3.1_70B", "llama-3-1-70b"), ("plan", "plan"), ("a_", "a"), ("7", "7")],
+)
+def test_a_name_is_taken_and_made_fit_for_kubernetes(name: str, made: str) -> None:
+    assert parse(tree(name=name)).name == name
+    assert kubernetes_name(name) == made
+
+
+@pytest.mark.parametrize("name", ["", "-a", "a b", "_", "a" * 64, "a/b"])
+def test_a_name_that_cannot_be_made_fit_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="name"):
+        parse(tree(name=name))
+
+
+@given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", fullmatch=True))
+def test_every_name_that_is_taken_is_one_of_kubernetes(name: str) -> None:
+    assert parse(tree(name=name)).name == name
+    assert re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", kubernetes_name(name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 from cluster.config import Role
 from orchestrator.policy.scaling import StartWorker
-from orchestrator.simulator import policies, simulate_command, trace_command
+from orchestrator.simulator import policies, simulate_command, trace_command, traces
 from orchestrator.simulator.block import WorkloadBlock
 from orchestrator.simulator.scenario import load
 from orchestrator.simulator.traces import write_log
@@ -51,6 +52,73 @@ def test_show(log: Path, tmp_path: Path) -> None:
     code, output = call("trace", "show", log, "--png", tmp_path / "log.png")
     assert code == 0 and "500 requests" in output
     assert (tmp_path / "log.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_show_says_what_was_read_and_asks_about_units(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    rows = [{"timestamp": at, "input_length": 900, "output_length": 9, "hash_ids": [2**64 - 1]} for at in range(200)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    code, output = call("trace", "show", path)
+    assert code == 2 and "200 requests in 0 s: are these seconds? use --unit s" in output
+    code, output = call("trace", "show", path, "--unit", "s")
+    assert code == 0 and "mooncake, 200 requests in 3.32 min, 1 a second (times are seconds: 0 to 199 s)" in output
+    assert "prefixes   57% of prompt tokens came before, in blocks of 512 tokens" in output
+    code, output = call("trace", "show", path, "--unit", "weeks")
+    assert code == 2 and "--unit weeks: expected one of auto, s, ms, us, ns" in output
+    code, output = call("trace", "show", path, "--format", "parquet")
+    assert code == 2 and "format parquet: expected auto or one of azure" in output
+    code, output = call("trace", "show", path, "--format", "azure")
+    assert code == 2 and "column TIMESTAMP is missing" in output
+    code, output = call("trace", "show", path, "--format", "servegen")
+    assert code == 2 and "is mooncake, not servegen" in output
+
+
+def test_lengths_without_times_take_a_rate(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps({"input_lens": [50] * 200, "output_lens": [20] * 200}))
+    code, output = call("trace", "show", path)
+    assert code == 0 and "vllm_bench, 200 requests, no times" in output and "rate/s" not in output
+    code, output = call("trace", "fit", path)
+    assert code == 2 and "holds lengths and no times: say --rate" in output
+    code, output = call("trace", "fit", path, "--rate", "4")
+    assert code == 0 and "arrivals are drawn at 4 a second (Poisson)" in output
+    scenario = SMALL[: SMALL.index("workload:")] + "workload: {trace: {path: result.json}}\n"
+    (tmp_path / "open.yaml").write_text(scenario)
+    code, output = call("simulate", "-f", tmp_path / "open.yaml")
+    assert code == 2 and "no times: say --rate (`rate_per_s:`) for arrivals" in output
+    (tmp_path / "closed.yaml").write_text(scenario + "closed_loop: {clients: 3}\n")
+    code, output = call("simulate", "-f", tmp_path / "closed.yaml")
+    assert code == 0 and "200 of 200 requests finished" in output
+
+
+def test_simulate_reads_a_trace_once_and_tells_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        {"session_id": "a", "timestamp": 0, "input_length": 500, "output_length": 20},
+        {"session_id": "a", "delay": 2500, "input_length": 600, "output_length": 20},
+        {"timestamp": 1000, "input_length": 300, "output_length": 10},
+    ]
+    (tmp_path / "trace.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    scenario = SMALL[: SMALL.index("workload:")] + "workload: {trace: {path: trace.jsonl}}\n"
+    (tmp_path / "small.yaml").write_text(scenario)
+    opened: list[Path] = []
+    load = traces.load
+
+    def counted(path: Path, *arguments: Any, **named: Any) -> Any:
+        opened.append(path)
+        return load(path, *arguments, **named)
+
+    monkeypatch.setattr(traces, "load", counted)
+    code, output = call("simulate", "-f", tmp_path / "small.yaml", "--policy", "static,requests")
+    assert code == 0, output
+    assert len(opened) == 1
+    assert "1 turns come after the answer before them, median pause 2.5 s" in output
+    text = scenario.replace("{path: trace.jsonl}", "{path: trace.jsonl, rate_per_s: 3}")
+    (tmp_path / "small.yaml").write_text(text)
+    code, output = call("simulate", "-f", tmp_path / "small.yaml")
+    assert code == 2 and "has times of its own: leave rate_per_s out" in output
+    (tmp_path / "small.yaml").write_text(scenario.replace("trace.jsonl}", "trace.jsonl, start_s: 900}"))
+    code, output = call("simulate", "-f", tmp_path / "small.yaml")
+    assert code == 2 and "no request between start_s and end_s: the last comes at 2 s" in output
 
 
 def test_simulate(tmp_path: Path) -> None:

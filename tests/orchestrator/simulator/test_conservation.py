@@ -125,13 +125,13 @@ def test_legs_whose_kv_comes_together_wait_for_their_next_block(total_blocks: in
     """Ten of one block each, which open a second with their first step; where they fill the worker, one makes way."""
 
     class Owner:
-        def pull(self, engine: Engine, leg: Leg, tokens: int) -> None:
+        def pull(self, leg: Leg, tokens: int) -> None:
             kernel.at(kernel.now_s + 0.01, engine.loaded, leg)
 
-        def leg_over(self, engine: Engine, leg: Leg) -> None:
+        def leg_over(self, leg: Leg) -> None:
             over.append(leg)
 
-        def leg_prefilled(self, engine: Engine, leg: Leg) -> None:
+        def leg_prefilled(self, leg: Leg) -> None:
             pass
 
     kernel, over = Kernel(), list[Leg]()

@@ -251,3 +251,13 @@ def test_prefill_first_lets_decode_wait_and_prompts_not(fleet: MakeFleet) -> Non
     mixed = found[False].records
     assert mixed.ttft_s()[1] > records.ttft_s()[1]
     assert mixed.e2e_s()[0] < records.e2e_s()[0]
+
+
+@pytest.mark.parametrize(("clients", "think_s", "stagger_s"), [(3, 0.0, 0.0), (3, 5.0, 0.0), (4, 0.0, 100.0)])
+def test_a_closed_loop_ends_with_its_last_request(
+    fleet: MakeFleet, clients: int, think_s: float, stagger_s: float
+) -> None:
+    """Equal requests end in the same instant, while what the others send next has not come yet."""
+    equal = Workload(np.zeros(20), np.full(20, 50), np.zeros(20, int), np.full(20, 20))
+    loop = ClosedLoop(clients, stagger_s, think_s)
+    assert (Simulation(fleet(), equal, closed_loop=loop).run().records["outcome"] == Outcome.FINISHED).all()
