@@ -157,9 +157,18 @@ async def test_logprobs_come_with_each_token(engines: EnginePair) -> None:
 # --- a grammar and a model that reasons -----------------------------------------------------------------------------
 
 
+NO_EOS = {2: -100.0}
+"""The reasoner ends a text of nonsense early; a grammar that is at its end leaves nothing else, whatever the bias."""
+
+
 def yes_or_no(**changes: Any) -> Sampling:
     choices = StructuredOutput.Choices(values=["yes"])
-    return Sampling(temperature=0.0, structured_output=StructuredOutput(choices=choices), **changes)
+    output = StructuredOutput(choices=choices)
+    return Sampling(temperature=0.0, logit_bias=NO_EOS, structured_output=output, **changes)
+
+
+def free() -> Sampling:
+    return Sampling(temperature=0.0, logit_bias=NO_EOS)
 
 
 async def test_a_grammar_may_begin_at_once(engines: EnginePair) -> None:
@@ -171,7 +180,7 @@ async def test_a_grammar_may_begin_at_once(engines: EnginePair) -> None:
 
 @pytest.mark.parametrize("marker_tokens", [1, 2, 3])
 async def test_a_grammar_begins_behind_the_end_marker(engines: EnginePair, marker_tokens: int) -> None:
-    plain = leg(max_tokens=6)
+    plain = leg(max_tokens=6, sampling=free())
     said = tokens(await outputs(engines.decode, plain))
     marker = said[3 - marker_tokens : 3]  # any tokens can be one
     end = next(at for at in range(1, 7) if ends_within(said[:at], 1, marker))
@@ -188,13 +197,13 @@ async def test_a_grammar_begins_behind_the_end_marker(engines: EnginePair, marke
 
 
 async def test_an_end_marker_in_the_prompt_begins_no_grammar(engines: EnginePair) -> None:
-    plain = leg(max_tokens=6)
+    plain = leg(max_tokens=6, sampling=free())
     said = tokens(await outputs(engines.decode, plain))
     pairs = (plain.token_ids[at : at + 2] for at in range(len(plain.token_ids) - 2, 0, -1))
     end = next(two for two in pairs if not ends_within([plain.token_ids[-1], *said], len(said), two))
     work = leg(
         token_ids=plain.token_ids,
-        sampling=yes_or_no(ignore_eos=True),
+        sampling=yes_or_no(),
         max_tokens=6,
         reasoning_ended=False,
         reasoning_end_ids=end,
@@ -206,7 +215,7 @@ async def test_an_end_marker_in_the_prompt_begins_no_grammar(engines: EnginePair
 async def test_a_grammar_begins_behind_a_handoff_though_the_marker_began_before_it(
     engines: EnginePair, marker: tuple[int, int]
 ) -> None:
-    plain = leg(max_tokens=4)
+    plain = leg(max_tokens=4, sampling=free())
     said = tokens(await outputs(engines.prefill, plain))
     fields = {"sampling": yes_or_no(), "reasoning_end_ids": said[slice(*marker)]}
     prompt = plain.token_ids
