@@ -22,9 +22,8 @@ from orchestrator.api.client import AsyncClient
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = (4, 12, 30, 60)
-ANSWER_TOKENS = 16
-"""Room for the answer. A model cut short in the middle of a line sometimes goes on thinking behind ``</think>``; with
-no bound on its answer it would think past its budget."""
+ANSWER_TOKENS = 66
+"""Room for the answer beyond the budget: what the cluster keeps for it, and the marker."""
 
 
 async def measure(address: str, problems: int) -> tuple[list[BudgetPoint], int, int]:

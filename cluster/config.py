@@ -55,8 +55,15 @@ class ReasoningSettings(Settings):
         "high": 32768,
     }
     """Thinking budget in tokens for each effort a caller may name."""
+    answer_reserve_tokens: int = Field(64, ge=1)
+    """Tokens of ``max_tokens`` kept for the answer: the reasoning is closed before it takes them. At most half of
+    ``max_tokens`` is kept."""
+    closing_window_tokens: int = Field(16, ge=0)
+    """A trace that is to be closed is closed at the end of a line, if one comes when fewer tokens than these are left
+    of its budget: behind half a line a model tends to think on. A budget below it holds no line and is none."""
     hard_stop_slack_tokens: int = Field(16, ge=0)
-    """Reasoning tokens past the budget that are borne before the gateway ends the request itself."""
+    """Tokens past the budget that may count as reasoning: the markers, and what a model thinks behind a closed marker
+    until it closes the reasoning once more. So many tokens of an answer are held back after a trace was closed."""
 
 
 class ModelSettings(Settings):

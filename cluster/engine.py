@@ -61,7 +61,10 @@ class EngineLeg:
     sampling: Sampling
     max_tokens: int
     min_tokens: int = 0
-    thinking_budget_tokens: int | None = None
+    reasoning_ended: bool | None = None
+    """Where the sampling has a grammar and the model reasons: whether the grammar begins with the first token (True) or
+    after the next ``reasoning_end_ids`` (False); None for a model that does not reason."""
+    reasoning_end_ids: list[int] = field(default_factory=list)
     transfer_params: dict[str, Any] | None = None
     priority: int = 0
     cache_salt: str = ""

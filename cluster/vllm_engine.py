@@ -26,6 +26,7 @@ from cluster.engine import (
 )
 from cluster.errors import EngineFailed, InvalidRequest, ServingError, TransferBroken, WorkerDied
 from cluster.model_path import uses_latent_attention
+from cluster.reasoning_end import PARSER, PARSER_MODULE
 from cluster.weight_sums import combine
 
 if TYPE_CHECKING:
@@ -51,8 +52,7 @@ class VllmSettings:
     quantization: str | None = None
     kv_cache_dtype: str = "auto"
     trust_remote_code: bool = False
-    reasoning_start: str | None = None
-    reasoning_end: str | None = None
+    reasons: bool = False
     kv_role: str | None = None
     kv_lease_s: int = 30
     speculative_num_tokens: int | None = None
@@ -159,9 +159,9 @@ class VllmEngine:
         )
 
     def _build(self) -> Any:
-        from vllm.config import KVTransferConfig
-        from vllm.config.reasoning import ReasoningConfig
+        from vllm.config import KVTransferConfig, StructuredOutputsConfig
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
         from vllm.v1.metrics.loggers import StatLoggerBase
 
@@ -208,9 +208,10 @@ class VllmEngine:
                 args["attention_backend"] = "CPU_MLA"  # or vLLM takes AMX_MLA where the processor has AMX
         else:
             args["gpu_memory_utilization"] = s.gpu_memory_utilization
-        if s.reasoning_start and s.reasoning_end:
-            args["reasoning_config"] = ReasoningConfig(
-                reasoning_start_str=s.reasoning_start, reasoning_end_str=s.reasoning_end
+        # Not by the argument `reasoning_parser`, which would also look for the parser in this process.
+        if s.reasons:
+            args["structured_outputs_config"] = StructuredOutputsConfig(
+                reasoning_parser=PARSER, reasoning_parser_plugin=PARSER_MODULE
             )
         if s.speculative_num_tokens:
             args["speculative_config"] = {
@@ -232,7 +233,11 @@ class VllmEngine:
         unknown = set(args) - known
         if unknown:
             raise EngineFailed(f"this vLLM has no engine argument {', '.join(sorted(unknown))}")
-        return AsyncLLM.from_engine_args(AsyncEngineArgs(**args), stat_loggers=[LoadLogger])
+        config = AsyncEngineArgs(**args).create_engine_config(UsageContext.ENGINE_CONTEXT)
+        # A model that is free to write white space may do nothing else to its limit. vLLM's check takes the setting
+        # only with a backend by name, which would end the choice per schema; those that `auto` chooses heed it.
+        config.structured_outputs_config.disable_any_whitespace = True
+        return AsyncLLM.from_vllm_config(config, stat_loggers=[LoadLogger])
 
     async def generate(self, leg: EngineLeg) -> AsyncIterator[EngineOutput]:
         """Run a leg; see `Engine.generate`."""
@@ -248,7 +253,7 @@ class VllmEngine:
             prompt: dict[str, Any] = {"prompt_token_ids": leg.token_ids}
             if leg.cache_salt:
                 prompt["cache_salt"] = leg.cache_salt
-            stream = self._llm.generate(prompt, sampling, leg.leg_id, priority=-leg.priority)
+            stream = self._llm.generate(prompt, sampling, leg.leg_id, priority=-leg.priority, **_grammar_start(leg))
             async for out in stream:
                 done = out.outputs[0]
                 finish = done.finish_reason or ""
@@ -371,8 +376,6 @@ def _sampling_params(leg: EngineLeg) -> Any:
         params["allowed_token_ids"] = list(given.allowed_token_ids)
     if given.bad_words:
         params["bad_words"] = list(given.bad_words)
-    if leg.thinking_budget_tokens is not None:
-        params["thinking_token_budget"] = leg.thinking_budget_tokens
     if leg.transfer_params:
         params["extra_args"] = {"kv_transfer_params": dict(leg.transfer_params)}
     match given.structured_output.WhichOneof("kind") if given.HasField("structured_output") else None:
@@ -387,6 +390,16 @@ def _sampling_params(leg: EngineLeg) -> Any:
         case "json_object":
             params["structured_outputs"] = StructuredOutputsParams(json_object=True)
     return SamplingParams(**params)
+
+
+def _grammar_start(leg: EngineLeg) -> dict[str, Any]:
+    """Where the grammar begins; vLLM asks the parser only while ``reasoning_ended`` is False."""
+    if leg.reasoning_ended is None:
+        return {}
+    return {
+        "reasoning_ended": leg.reasoning_ended,
+        "reasoning_parser_kwargs": {"end_ids": list(leg.reasoning_end_ids)},
+    }
 
 
 def _alternatives(position: dict[int, Any], chosen: int) -> TokenAlternatives:

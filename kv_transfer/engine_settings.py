@@ -18,7 +18,6 @@ def base_settings(
 ) -> VllmSettings:
     """Model, types, block size and lease from the spec; batch limits from the pool's profile."""
     speculative = pool.engine.speculative
-    reasoning = spec.model.reasoning
     return VllmSettings(
         model_path=expand(spec.model.path),
         max_model_len_tokens=spec.model.max_model_len_tokens,
@@ -36,8 +35,7 @@ def base_settings(
         quantization=spec.model.quantization,
         kv_cache_dtype=spec.model.kv_cache_dtype,
         trust_remote_code=spec.model.trust_remote_code,
-        reasoning_start=reasoning.start if reasoning else None,
-        reasoning_end=reasoning.end if reasoning else None,
+        reasons=spec.model.reasoning is not None,
         kv_role=kv_role,
         kv_lease_s=spec.transfer.lease_s,
         speculative_num_tokens=speculative.num_tokens if speculative else None,

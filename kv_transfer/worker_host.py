@@ -243,9 +243,8 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
                 sampling=submit.sampling,
                 max_tokens=submit.max_tokens,
                 min_tokens=submit.min_tokens,
-                thinking_budget_tokens=(
-                    submit.thinking_budget_tokens if submit.HasField("thinking_budget_tokens") else None
-                ),
+                reasoning_ended=submit.reasoning_ended if submit.HasField("reasoning_ended") else None,
+                reasoning_end_ids=list(submit.reasoning_end_ids),
                 transfer_params=params,
                 priority=submit.priority,
                 cache_salt=submit.cache_salt,

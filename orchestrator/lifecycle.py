@@ -5,7 +5,7 @@
     QUEUED ──placed──> PREFILLING ──ticket──> DECODING ──last token──> FINISHED
       │                   │  │                   │
       │                   │  └──last token───────┼─────────────────> FINISHED
-      │                   │  ^────────moved──────┤
+      │                   │  ^────────moved──────┤ <── turned: another leg on the same worker
       │                   └─────────failure──────┤
       └─ <── prefill the ledger again, preempted ┘      cancel, deadline, no retries left ──> ENDED
 
@@ -91,9 +91,31 @@ class WorkerLost:
 
 @dataclass(frozen=True, slots=True)
 class StopMatched:
-    """The gateway found the end in the text: a stop string, or the hard stop behind the thinking budget."""
+    """The gateway found the end in the text: a stop string."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Turned:
+    """The gateway wants the ledger to go on otherwise: what the decode leg says from here on is dropped, ``token_ids``
+    go into the ledger, and the same decode worker goes on from that.
+
+    With the end marker of a trace in it, what follows is the *closing leg*.
+    """
+
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """An engine counts over the output from here on (a grammar, behind the reasoning).
+
+    The next token must be one that the decode worker counts, not prefill's; with ``begun`` it has counted one, and no
+    other worker could go on with the same meaning.
+    """
+
+    begun: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +159,8 @@ Event = (
     | LegFailed
     | WorkerLost
     | StopMatched
+    | Turned
+    | Counted
     | Cancelled
     | DeadlinePassed
 )
@@ -229,7 +253,7 @@ class Lifecycle:
         handoff: How decode takes over.
         retry_budget: Times the ledger may be prefilled again after a failure.
         resumable: Whether the engine can go on from a ledger with the same meaning; if not, a failure before the
-            first token is retried and a later one ends the request.
+            first token is retried and a later one ends the request. `Counted` changes it.
     """
 
     request_id: str
@@ -300,6 +324,12 @@ class Lifecycle:
                 return self._worker_lost(event.worker_id)
             case StopMatched():
                 return [] if self.ended else [*self._give_up_leg(), *self._finish(event.reason)]
+            case Turned():
+                return self._turned(event.token_ids)
+            case Counted():
+                self.handoff = Handoff.PLAIN
+                self.resumable &= not event.begun
+                return []
             case Cancelled():
                 return self._end(RequestAborted("the caller cancelled", request_id=self.request_id))
             case DeadlinePassed():
@@ -348,6 +378,15 @@ class Lifecycle:
         self.prefill_id, self.decode_id, self._reserved_on = source_id, event.decode_id, event.decode_id
         self.moves += 1
         return [*actions, self._start_prefill(source_id)]
+
+    def _turned(self, token_ids: tuple[int, ...]) -> list[Action]:
+        """Stop the decode leg and start another one there, whose prompt the worker has in its cache."""
+        if self.state is not State.DECODING:
+            return []
+        actions = [*self._give_up_leg(), *self._take(token_ids)]
+        if self._remaining == 0:
+            return [*actions, *self._finish("length")]
+        return [*actions, self._start_decode(None)]
 
     def _preempted(self) -> list[Action]:
         """Stop where it decodes and queue again. No retry is spent: nothing failed."""

@@ -17,9 +17,10 @@ from baton.v1.inference_pb2 import Chat, Effort, GenerateRequest, Sampling
 from cluster.config import ClusterSpec
 from cluster.errors import ConfigError, DeadlineExceeded, InvalidRequest, ModelNotFound
 from orchestrator.lifecycle import Handoff
-from orchestrator.output_text import ReasoningMarkers, budget_survives, open_at_end
+from orchestrator.output_text import ReasoningMarkers, open_at_end
 from orchestrator.policy.budget_governor import BudgetAsk
 from orchestrator.policy.budget_governor import budget as reduced_budget
+from orchestrator.policy.closing import reasoning_limit
 from orchestrator.resume import Resumed, resumed
 
 MAX_STOPS = 16
@@ -46,7 +47,7 @@ _DEFAULTED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
-    """What the gateway runs. ``deadline_s`` is on the monotonic clock; ``seed`` per choice is ``seed + index``."""
+    """What the gateway runs. ``deadline_s`` is on the monotonic clock; see `choice_seed` for the seeds."""
 
     request_id: str
     prompt_ids: tuple[int, ...]
@@ -57,6 +58,11 @@ class PreparedRequest:
     handoff: Handoff
     resumable: bool
     thinking_budget_tokens: int | None
+    """What the caller asked for, or the cluster gave instead."""
+    reasoning_limit_tokens: int | None
+    """Reasoning tokens after which the trace is closed: the budget, and what leaves room for the answer."""
+    reasoning_closed: bool
+    """The prompt closes the reasoning: none was asked for, or there is no room for any."""
     stops: tuple[str, ...]
     skip_special_tokens: bool
     deadline_s: float
@@ -168,9 +174,9 @@ def prepare(
         ask = BudgetAsk(budget, request.tenant, priority, effort, front.max_model_len_tokens)
         reduced = reduced_budget(ask, severity, spec.autoscaling.thinking_budgets)
         budget = budget if reduced is None else reduced
-    if budget == 0 and front.markers is not None:
+    closed = budget == 0 and front.markers is not None
+    if closed and front.markers is not None:
         prompt += _closed_reasoning(prompt, front.markers)
-        budget = None
     room = front.max_model_len_tokens - len(prompt)
     if room < 1:
         raise InvalidRequest(
@@ -185,7 +191,24 @@ def prepare(
         raise InvalidRequest(
             f"min_tokens={sampling.min_tokens}: expected at most max_tokens={wanted}", field="sampling.min_tokens"
         )
-    handoff = _handoff(sampling)
+    limit = None
+    if front.markers is not None and spec.model.reasoning is not None:
+        reasoning = spec.model.reasoning
+        limit = budget
+        if not sampling.ignore_eos:  # its output is to be as long as asked for, whatever it says
+            limit = reasoning_limit(
+                budget,
+                max_tokens=min(wanted, room),
+                answer_reserve_tokens=reasoning.answer_reserve_tokens,
+                window_tokens=reasoning.closing_window_tokens,
+                markers=front.markers,
+            )
+        width = len(front.markers.end_ids)
+        if limit == 0 and not closed and room > width and open_at_end(prompt, front.markers):
+            prompt += front.markers.end_ids
+            room, closed = room - width, True
+    thinks = front.markers is not None and open_at_end(prompt, front.markers)
+    handoff = _handoff(sampling, thinks=thinks)
     resumable = handoff is Handoff.FIRST_TOKEN
     taken_up = None
     if request.HasField("resume"):
@@ -196,7 +219,6 @@ def prepare(
             max_tokens=min(wanted, room),
             vocab_size=front.vocab_size,
             resumable=resumable,
-            thinking_budget_tokens=budget,
             markers=front.markers,
         )
     return PreparedRequest(
@@ -209,6 +231,8 @@ def prepare(
         handoff=handoff,
         resumable=resumable,
         thinking_budget_tokens=budget,
+        reasoning_limit_tokens=limit,
+        reasoning_closed=closed,
         stops=tuple(sampling.stop),
         skip_special_tokens=sampling.skip_special_tokens if sampling.HasField("skip_special_tokens") else True,
         deadline_s=now_s + min(deadline, 10 * 365 * 86400.0),
@@ -377,13 +401,14 @@ def _budget(request: GenerateRequest, front: ModelFront, spec: ClusterSpec) -> i
     return min(budgets[name], front.max_model_len_tokens)
 
 
-def movable(request: PreparedRequest, markers: ReasoningMarkers | None, output_ids: Sequence[int]) -> bool:
-    """Whether a running request may go on elsewhere of our own will, with every token as if it had stayed."""
-    if not request.resumable:
-        return False
-    if request.thinking_budget_tokens is None or markers is None:
-        return True
-    return budget_survives(request.prompt_ids, output_ids, markers)
+def choice_seed(seed: int, index: int) -> int:
+    """The engine's seed of one choice: 63 bits, because to vLLM a seed of -1 is none at all.
+
+    Example:
+        >>> choice_seed(7, 2), choice_seed(-1, 0), choice_seed(-2, 1) == choice_seed(-1, 0)
+        (9, 9223372036854775807, True)
+    """
+    return (seed + index) & ((1 << 63) - 1)
 
 
 def _closed_reasoning(prompt: Sequence[int], markers: ReasoningMarkers) -> tuple[int, ...]:
@@ -391,14 +416,17 @@ def _closed_reasoning(prompt: Sequence[int], markers: ReasoningMarkers) -> tuple
     return markers.end_ids if open_at_end(prompt, markers) else markers.start_ids + markers.end_ids
 
 
-def _handoff(sampling: Sampling) -> Handoff:
-    """PLAIN where the engine must count the first token as its own output to keep the sampling's meaning."""
+def _handoff(sampling: Sampling, *, thinks: bool) -> Handoff:
+    """PLAIN where the engine must count the first token as its own output to keep the sampling's meaning.
+
+    A grammar counts the answer alone, so where the prompt leaves the reasoning open it has not begun by then.
+    """
     temperature = sampling.temperature if sampling.HasField("temperature") else 1.0
     counted = (
         sampling.presence_penalty != 0
         or sampling.frequency_penalty != 0
         or bool(sampling.bad_words)
-        or sampling.HasField("structured_output")
+        or (sampling.HasField("structured_output") and not thinks)
         # A seeded generator has drawn once for prefill's token; decode would draw the same number again.
         or (sampling.HasField("seed") and temperature > 0)
     )

@@ -1,7 +1,8 @@
 """Going on with a generation from what its caller has of it: whether that is exact, and what it is. Pure.
 
 The caller's tokens go after the prompt and are prefilled with it, as the gateway does when a worker dies. That
-is exact unless a setting counts or draws over the output, which the engine then takes for prompt.
+is exact unless a setting counts or draws over the output, which the engine then takes for prompt. A grammar counts the
+answer alone, so a trace may be gone on with.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from dataclasses import dataclass
 
 from baton.v1.inference_pb2 import FinishReason, Resume, Sampling
 from cluster.errors import InvalidRequest
-from orchestrator.output_text import ReasoningMarkers, budget_survives
+from orchestrator.output_text import ReasoningMarkers
+from orchestrator.policy.closing import OutputGate
 
 FIELD = "resume"
 
@@ -46,7 +48,6 @@ def resumed(
     max_tokens: int,
     vocab_size: int,
     resumable: bool,
-    thinking_budget_tokens: int | None,
     markers: ReasoningMarkers | None,
 ) -> Resumed:
     """Check what the caller has.
@@ -70,12 +71,11 @@ def resumed(
     if ids and not ends:
         if not resumable:
             raise _refused(f"{_counted(sampling)} counts over the output, so going on would not be exact; ask again")
-        budget_held = thinking_budget_tokens is None or markers is None or budget_survives(prompt_ids, ids, markers)
-        if not budget_held:
-            raise _refused(
-                "the thinking budget would be counted otherwise, because the reasoning did not begin with the output; "
-                "ask again"
-            )
+        if sampling.HasField("structured_output"):
+            gate = OutputGate(markers, prompt_ids)
+            gate.push(ids)
+            if gate.answer_began:
+                raise _refused("structured_output counts over the answer, which has begun; ask again")
     return Resumed(ids, resume.finish_reason, resume.stop_matched)
 
 

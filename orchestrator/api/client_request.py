@@ -51,6 +51,7 @@ class GenerateOptions(TypedDict, total=False):
     stop: Sequence[str]
     stop_token_ids: Sequence[int]
     include_stop_in_output: bool
+    stop_in_reasoning: bool
     ignore_eos: bool
     logprobs: int
     logit_bias: Mapping[int, float]

@@ -12,7 +12,7 @@ from typing import Any
 
 from baton.v1 import inference_pb2
 from cluster.errors import ServingError
-from orchestrator.api.http_logprobs import CompletionLogprobs, chat_logprobs
+from orchestrator.api.http_logprobs import CompletionLogprobs, by_phase, chat_logprobs
 from orchestrator.api.http_reply import FINISH_REASONS, prompt_token_ids, stop_reason, usage_object
 from orchestrator.api.http_request import HttpCall
 from orchestrator.api.status import openai_error
@@ -101,9 +101,10 @@ class Chunks:
         top = self._call.logprobs
         if top is None:
             return None
+        rows = by_phase([(delta.phase, delta.logprobs)])
         if self._call.chat:
-            return chat_logprobs(delta.logprobs, top)
-        return self._logprobs.setdefault(index, CompletionLogprobs(top)).take(delta.logprobs)
+            return chat_logprobs(rows, top)
+        return self._logprobs.setdefault(index, CompletionLogprobs(top)).take(rows)
 
 
 def error_chunk(error: ServingError) -> bytes:

@@ -6,25 +6,26 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from baton.v1 import inference_pb2
-from orchestrator.api.http_logprobs import CompletionLogprobs, chat_logprobs
+from orchestrator.api.http_logprobs import CompletionLogprobs, PhaseRows, by_phase, chat_logprobs
 from orchestrator.api.http_request import HttpCall
 
 FINISH_REASONS = {
     inference_pb2.FINISH_REASON_UNSPECIFIED: None,
     inference_pb2.FINISH_REASON_STOP: "stop",
     inference_pb2.FINISH_REASON_LENGTH: "length",
-    # OpenAI's clients know no other word for a limit that was hit; `stop_reason` tells which.
+    # Of gateways of an earlier version.
     inference_pb2.FINISH_REASON_THINKING_BUDGET: "length",
 }
 
 
 def stop_reason(delta: inference_pb2.Delta, request: inference_pb2.GenerateRequest) -> str | int | None:
-    """What ended the choice, as vLLM tells it: the stop string, or the stop token's id as a number."""
-    if delta.finish_reason == inference_pb2.FINISH_REASON_THINKING_BUDGET:
-        return "thinking_budget"
+    """What ended the choice, as vLLM tells it: the stop string, or the stop token's id as a number.
+
+    Without either, ``thinking_budget`` where the reasoning was closed at its budget, or to leave room for the answer.
+    """
     matched = delta.stop_matched
     if not matched:
-        return None
+        return "thinking_budget" if delta.reasoning_closed else None
     return int(matched) if matched not in request.sampling.stop and matched.isdecimal() else matched
 
 
@@ -54,7 +55,7 @@ class _Choice:
     reasoning: list[str] = field(default_factory=list)
     answer: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
-    logprobs: list[inference_pb2.TokenLogprobs] = field(default_factory=list)
+    logprobs: list[PhaseRows] = field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: str | int | None = None
 
@@ -102,7 +103,7 @@ class Reply:
         if self._call.return_token_ids:
             choice.token_ids.extend(delta.token_ids)
         if self._call.logprobs is not None:
-            choice.logprobs.extend(delta.logprobs)
+            choice.logprobs.append((delta.phase, delta.logprobs))
         if delta.finish_reason:
             choice.finish_reason = FINISH_REASONS[delta.finish_reason]
             choice.stop_reason = stop_reason(delta, self._call.requests[prompt])
@@ -127,7 +128,8 @@ class Reply:
         top = self._call.logprobs
         if top is None:
             return None
-        return chat_logprobs(choice.logprobs, top) if self._call.chat else CompletionLogprobs(top).take(choice.logprobs)
+        rows = by_phase(choice.logprobs)
+        return chat_logprobs(rows, top) if self._call.chat else CompletionLogprobs(top).take(rows)
 
 
 def prompt_token_ids(request: inference_pb2.GenerateRequest) -> list[int] | None:

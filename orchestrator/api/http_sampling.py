@@ -41,6 +41,7 @@ def read_sampling(fields: Fields) -> inference_pb2.Sampling:
     sampling.min_tokens = fields.integer("min_tokens") or 0
     sampling.stop.extend(_stop(fields))
     sampling.stop_token_ids.extend(fields.ids("stop_token_ids") or ())
+    sampling.stop_in_reasoning = bool(fields.flag("stop_in_reasoning"))
     sampling.include_stop_in_output = bool(fields.flag("include_stop_str_in_output"))
     sampling.ignore_eos = bool(fields.flag("ignore_eos"))
     for token_id, bias in (fields.biases("logit_bias") or {}).items():

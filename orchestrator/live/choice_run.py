@@ -7,6 +7,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,7 @@ from orchestrator.lifecycle import (
     Action,
     AskPlacement,
     Cancelled,
+    Counted,
     DeadlinePassed,
     Event,
     Fail,
@@ -35,11 +37,15 @@ from orchestrator.lifecycle import (
     StartLeg,
     State,
     StopMatched,
+    Turned,
 )
+from orchestrator.live.choice_figures import ChoiceFigures
+from orchestrator.live.choice_logprobs import ChoiceLogprobs
 from orchestrator.live.worker_link import leg_error
 from orchestrator.output_text import OutputText, Phase, Piece
+from orchestrator.policy.closing import OutputGate, Turn
 from orchestrator.policy.prefix_index import block_hashes
-from orchestrator.request import PreparedRequest, movable
+from orchestrator.request import PreparedRequest, choice_seed
 from orchestrator.resume import fingerprint
 
 if TYPE_CHECKING:
@@ -51,7 +57,6 @@ PHASES = {Phase.REASONING: pb.PHASE_REASONING, Phase.ANSWER: pb.PHASE_ANSWER}
 FINISH_REASONS = {
     "stop": pb.FINISH_REASON_STOP,
     "length": pb.FINISH_REASON_LENGTH,
-    "thinking_budget": pb.FINISH_REASON_THINKING_BUDGET,
 }
 
 
@@ -83,7 +88,8 @@ class ChoiceRun:
         )
         self.hashes = block_hashes(request.prompt_ids, gateway.block_size_tokens)
         self.prefilled = asyncio.Event()
-        self.summary = pb.ChoiceSummary(choice=index)
+        self._figures = ChoiceFigures(gateway.metrics, index, received_s, received_unix_s)
+        self.summary = self._figures.summary
         self.charged_tokens = 0.0
         """What its tenant was charged when it was placed."""
         self.no_room_since_s: float | None = None
@@ -91,33 +97,43 @@ class ChoiceRun:
         self.waits_for_room = False
         """It made way and is yet to come back."""
         self._gateway = gateway
-        self._received_s = received_s
-        self._received_unix_s = received_unix_s
         self._text = OutputText(
             gateway.front.tokenizer,
             request.prompt_ids,
             gateway.front.markers,
             stops=request.stops,
+            stop_in_reasoning=request.sampling.stop_in_reasoning,
             include_stop=request.sampling.include_stop_in_output,
             min_tokens=request.min_tokens,
             skip_special_tokens=request.skip_special_tokens,
         )
+        reasoning, markers = gateway.spec.model.reasoning, gateway.front.markers
+        self._grammar = request.sampling.HasField("structured_output")
+        self._gate = OutputGate(
+            markers,
+            request.prompt_ids,
+            limit_tokens=request.reasoning_limit_tokens,
+            window_tokens=reasoning.closing_window_tokens if reasoning else 0,
+            ends_line=gateway.line_ends,
+            grammar=self._grammar,
+            closed=request.reasoning_closed,
+        )
+        self._second_end_within_tokens = 0
+        if reasoning and markers and not self._grammar:
+            # Both markers are within the slack, too.
+            self._second_end_within_tokens = max(0, reasoning.hard_stop_slack_tokens - 2 * len(markers.end_ids))
         if request.resumed:
+            self._gate.push(request.resumed.token_ids)
+            self._tell_counted()
             self._text.push(request.resumed.token_ids)  # the caller has the text of these
             self.summary.resumed_tokens = len(request.resumed.token_ids)
         self._inbox: deque[Event] = deque()
         self._todo: deque[Action] = deque()
         self._wake = asyncio.Event()
-        self._logprobs: deque[pb.TokenLogprobs] = deque()
-        self._arrived_logprobs: dict[str, deque[pb.TokenLogprobs]] = {}
-        self._gaps_s: list[float] = []
-        self._last_token_s = 0.0
+        self._logprobs = ChoiceLogprobs(gateway.front.tokenizer, request.sampling)
         self._stop_reason = ""
         self._ended = False
-        self._cached_tokens = 0
-        self._handoff_begun_s = 0.0
-        self._cost_usd = 0.0
-        self._leg_since_s = 0.0
+        self._turned = False
 
     # --- events in ------------------------------------------------------------------------------------------
 
@@ -139,9 +155,9 @@ class ChoiceRun:
         now = time.monotonic()
         self._gateway.leg_progress(action, output)
         if output.HasField("transfer"):
-            self._note_transfer(output.transfer)
+            self._figures.transferred(output.transfer)
         if output.logprobs:
-            self._arrived_logprobs.setdefault(action.leg_id, deque()).extend(output.logprobs)
+            self._logprobs.arrive(action.leg_id, output.logprobs)
         if output.finish_reason in ("error", "abort") and output.token_ids:
             # Tokens that were still on their way when the leg ended come in the same message; they are as good.
             self.post(LegOutput(action.leg_id, tuple(output.token_ids)))
@@ -161,14 +177,14 @@ class ChoiceRun:
                 return
         if self.life.leg_id == action.leg_id:
             if action.export and action.generated_tokens and self.life.moves and output.token_ids:
-                recomputed = len(action.token_ids) - output.cached_tokens
-                self.summary.moved_recomputed_tokens += recomputed
-                self._gateway.metrics.moved_recomputed.inc(recomputed)
-            if not self.summary.timings.first_token_s and output.cached_tokens:
-                self._cached_tokens = output.cached_tokens
+                self._figures.moved(len(action.token_ids) - output.cached_tokens)
+            self._figures.cached(output.cached_tokens)
             self._stop_reason = output.stop_reason
-            if action.ticket is not None and self._handoff_begun_s and output.token_ids:
-                self._note_handoff(action, now)
+            if action.ticket is not None and self._figures.handing_over and output.token_ids:
+                source_id = action.ticket.source_id
+                transport = self._gateway.transport(source_id, action.worker_id)
+                self._figures.handed_over(action.ticket, transport, now)
+                self._gateway.count_handoff(source_id, action.worker_id, self.summary.handoff)
         self.post(LegOutput(action.leg_id, tuple(output.token_ids), output.finish_reason, ticket))
 
     @property
@@ -179,7 +195,7 @@ class ChoiceRun:
     @property
     def movable(self) -> bool:
         """Whether it could decode elsewhere from here on and nobody would notice."""
-        return movable(self.request, self._gateway.front.markers, self.life.output_ids)
+        return self.life.resumable
 
     @property
     def preempted(self) -> bool:
@@ -252,17 +268,45 @@ class ChoiceRun:
                     self._do(action)
 
     def _take_in(self, event: Event) -> None:
-        if isinstance(event, LegOutput):
-            self._take_logprobs(event)
-        self._todo.extend(self.life.handle(event))
+        if not isinstance(event, LegOutput) or event.leg_id != self.life.leg_id:
+            if isinstance(event, LegOutput):
+                self._logprobs.forget(event.leg_id)
+            self._todo.extend(self.life.handle(event))
+            return
+        self._logprobs.take(event.leg_id, len(event.token_ids))
+        if self.life.state is not State.DECODING:
+            known = len(self.life.output_ids)
+            if event.token_ids and self._gate.closes_before(event.token_ids[0]):
+                # Decode says it once more, and is turned.
+                self._logprobs.drop(len(event.token_ids))
+                event = replace(event, token_ids=())
+            self._todo.extend(self.life.handle(event))
+            self._gate.push(self.life.output_ids[known:])
+        else:
+            fresh = self._gate.held_tokens + len(event.token_ids)
+            token_ids, turn = self._gate.take(event.token_ids, ends=bool(event.finish_reason))
+            if turn is None:
+                self._todo.extend(self.life.handle(replace(event, token_ids=token_ids)))
+            else:
+                self._logprobs.drop(fresh - len(token_ids))
+                self._turn(event.leg_id, token_ids, turn)
+        self._tell_counted()
 
-    def _take_logprobs(self, event: LegOutput) -> None:
-        """Log-probabilities go with the tokens: those of a leg that was given up are dropped."""
-        arrived = self._arrived_logprobs.get(event.leg_id)
-        if arrived and self.life.leg_id == event.leg_id:
-            self._logprobs.extend(arrived.popleft() for _ in event.token_ids if arrived)
-        elif arrived:
-            del self._arrived_logprobs[event.leg_id]
+    def _tell_counted(self) -> None:
+        """The grammar begins with the answer."""
+        gate, life = self._gate, self.life
+        if self._grammar and life.resumable and not gate.awaits_answer:
+            life.handle(Counted(gate.answer_began))
+
+    def _turn(self, leg_id: str, token_ids: tuple[int, ...], turn: Turn) -> None:
+        """Go on otherwise than the leg would: close the reasoning, or begin the answer anew under its grammar."""
+        self._todo.extend(self.life.handle(LegOutput(leg_id, token_ids)))
+        self._stop_reason = ""
+        self._logprobs.add_certain(turn.token_ids)
+        if turn.closes:
+            self._text.expect_second_end(self._second_end_within_tokens)
+        self._turned = True
+        self._todo.extend(self.life.handle(Turned(turn.token_ids)))
 
     async def _wait(self) -> None:
         self._wake.clear()
@@ -303,19 +347,11 @@ class ChoiceRun:
             priority=self.request.priority,
         )
         prefill_leg = self.life.state is State.PREFILLING
-        if prefill_leg:
-            if not self.summary.timings.prefill_start_s:
-                self.summary.timings.prefill_start_s = now - self._received_s
-        else:
-            if action.ticket is not None:
-                self._handoff_begun_s = now
-                if not self.summary.timings.handoff_start_s:
-                    self.summary.timings.handoff_start_s = now - self._received_s
-        budget = self.request.thinking_budget_tokens
-        # The first token is within any budget; a ledger that is prefilled again may be at its end.
-        if budget is not None and (not prefill_leg or action.generated_tokens):
-            message.thinking_budget_tokens = budget
-        message.moves_away = self.life.prefill_id == action.worker_id and self.life.moves > 0
+        self._figures.leg_starts(prefills=prefill_leg, ticket=action.ticket is not None, now=now)
+        self._logprobs.drop(self._gate.forget_held())
+        moves = self.life.prefill_id == action.worker_id and self.life.moves > 0
+        # A draining worker lets what it has go on after a turn, too.
+        message.moves_away = moves or (self._turned and not prefill_leg)
         plain_prefill = prefill_leg and self.life.handoff is Handoff.PLAIN
         if plain_prefill:
             # Its token is dropped, so neither penalties nor a grammar need to be kept up for it.
@@ -323,21 +359,19 @@ class ChoiceRun:
         else:
             message.sampling.CopyFrom(self.request.sampling)
             if message.sampling.HasField("seed"):
-                seed = message.sampling.seed + self.index
-                message.sampling.seed = seed if seed < 1 << 63 else seed - (1 << 64)
+                message.sampling.seed = choice_seed(message.sampling.seed, self.index)
+            markers = self._gateway.front.markers
+            if self._grammar and markers is not None:
+                message.reasoning_ended = not self._gate.awaits_answer
+                message.reasoning_end_ids.extend(markers.end_ids)
             message.min_tokens = min(action.max_tokens, max(0, self.request.min_tokens - action.generated_tokens))
-        self._leg_since_s = now
         self._gateway.submit(self, action, message, self._on_output)
 
     # --- messages out ---------------------------------------------------------------------------------------
 
     def _admitted(self, event: Placed) -> pb.GenerateResponse:
-        queue_s = time.monotonic() - self._received_s
         workers = pb.Workers(prefill=event.prefill_id or "", decode=event.decode_id)
-        self.summary.workers.CopyFrom(workers)
-        if not self.summary.timings.queue_s:
-            self.summary.timings.queue_s = queue_s
-            self._gateway.metrics.queue_s.observe(queue_s)
+        queue_s = self._figures.placed(workers, time.monotonic())
         return pb.GenerateResponse(
             admitted=pb.Admitted(
                 request_id=self.request.request_id,
@@ -352,49 +386,22 @@ class ChoiceRun:
     def _tokens(self, token_ids: list[int]) -> list[pb.GenerateResponse]:
         """Deltas for new tokens."""
         now = time.monotonic()
-        timings = self.summary.timings
         messages: list[pb.GenerateResponse] = []
-        count = len(token_ids)
-        if not timings.first_token_s:
-            timings.first_token_s = now - self._received_s
-            self._gateway.metrics.ttft_s.observe(timings.first_token_s)
-            first = pb.FirstToken(choice=self.index, ttft_s=timings.first_token_s, cached_tokens=self._cached_tokens)
+        ttft_s = self._figures.tokens(len(token_ids), self._usd_per_s(), now)
+        if ttft_s is not None:
+            first = pb.FirstToken(choice=self.index, ttft_s=ttft_s, cached_tokens=self._figures.cached_tokens)
             messages.append(pb.GenerateResponse(first_token=first))
-            count -= 1
-        if count > 0:
-            # Tokens that came together: one gap as the caller saw it, then none.
-            self._gaps_s.append(now - self._last_token_s)
-            self._gaps_s.extend([0.0] * (count - 1))
-            self._gateway.metrics.itl_s.observe(now - self._last_token_s)
-        self._charge(now)
-        self._last_token_s = now
         pieces = self._text.push(token_ids)
         for piece in pieces:
-            if piece.phase is Phase.ANSWER and not timings.first_answer_token_s:
-                timings.first_answer_token_s = now - self._received_s
-                self._gateway.metrics.ttfat_s.observe(timings.first_answer_token_s)
+            if piece.phase is Phase.ANSWER:
+                self._figures.answers(now)
             messages.append(self._delta(piece))
         return messages
 
     def _delta(self, piece: Piece) -> pb.GenerateResponse:
         delta = pb.Delta(choice=self.index, phase=PHASES[piece.phase], text=piece.text, token_ids=piece.token_ids)
-        if self.request.sampling.HasField("logprobs"):
-            for _ in piece.token_ids:
-                if self._logprobs:
-                    delta.logprobs.append(self._with_text(self._logprobs.popleft()))
+        delta.logprobs.extend(self._logprobs.send(len(piece.token_ids)))
         return pb.GenerateResponse(delta=delta)
-
-    def _with_text(self, entry: pb.TokenLogprobs) -> pb.TokenLogprobs:
-        tokenizer = self._gateway.front.tokenizer
-        for logprob in (entry.chosen, *entry.top):
-            logprob.text = tokenizer.decode([logprob.token_id], skip_special_tokens=False)
-        wanted = self.request.sampling.logprobs
-        if wanted and all(top.token_id != entry.chosen.token_id for top in entry.top) and entry.chosen.rank <= wanted:
-            entry.top.insert(0, entry.chosen)
-        ordered = sorted(entry.top, key=lambda top: top.rank)[:wanted]
-        del entry.top[:]
-        entry.top.extend(ordered)
-        return entry
 
     def _ended_before(self) -> str | None:
         """Why a resumed generation is at its end already, if it is."""
@@ -415,17 +422,7 @@ class ChoiceRun:
     def _early_stop(self) -> str | None:
         if self.life.ended:
             return None
-        if self._text.stop_matched is not None:
-            return "stop"
-        budget = self.request.thinking_budget_tokens
-        reasoning = self._gateway.spec.model.reasoning
-        over = (
-            budget is not None
-            and reasoning is not None
-            and self._text.phase is Phase.REASONING
-            and self._text.reasoning_tokens > budget + reasoning.hard_stop_slack_tokens
-        )
-        return "thinking_budget" if over else None
+        return "stop" if self._text.stop_matched is not None else None
 
     def _finish(self, reason: str) -> list[pb.GenerateResponse]:
         if self.request.resumed and self.request.resumed.finish_reason:
@@ -440,71 +437,37 @@ class ChoiceRun:
         last = messages[-1].delta
         last.finish_reason = FINISH_REASONS.get(reason, pb.FINISH_REASON_STOP)
         last.stop_matched = self._text.stop_matched or self._stop_reason
+        last.reasoning_closed = self._reasoning_closed
         self._summarise(last.finish_reason)
         return messages
 
     # --- figures --------------------------------------------------------------------------------------------
 
     def _summarise(self, reason: pb.FinishReason) -> None:
-        summary, metrics = self.summary, self._gateway.metrics
-        summary.finish_reason = reason
+        summary, request = self.summary, self.request
         summary.retries = self.life.retries
         summary.moves = self.life.moves
-        summary.usage.CopyFrom(
-            pb.Usage(
-                prompt_tokens=len(self.request.prompt_ids),
-                cached_tokens=self._cached_tokens,
-                reasoning_tokens=self._text.reasoning_tokens,
-                answer_tokens=self._text.answer_tokens,
-            )
+        summary.reasoning_closed = self._reasoning_closed
+        summary.handoff.plain = request.handoff is Handoff.PLAIN and bool(summary.workers.prefill)
+        usage = pb.Usage(
+            prompt_tokens=len(request.prompt_ids),
+            reasoning_tokens=self._text.reasoning_tokens,
+            answer_tokens=self._text.answer_tokens,
         )
-        if self.request.reduced_budget:
-            given = self.request.thinking_budget_tokens or 0
-            clipped = self._text.reasoning_tokens >= given
-            summary.usage.reduced_budget_tokens, summary.usage.clipped_traces = given, int(clipped)
-            metrics.reduced_budgets.inc()
-            metrics.clipped_traces.inc(int(clipped))
-        summary.handoff.plain = self.life.handoff is Handoff.PLAIN and bool(summary.workers.prefill)
-        timings = summary.timings
-        timings.last_token_s = self._last_token_s - self._received_s if self._last_token_s else 0.0
-        if self._gaps_s:
-            p50, p99 = np.percentile(self._gaps_s, [50, 99])
-            timings.itl_p50_s, timings.itl_p99_s = float(p50), float(p99)
-        metrics.e2e_s.observe(timings.last_token_s)
-        metrics.tokens.labels("prompt").inc(len(self.request.prompt_ids))
-        metrics.tokens.labels("cached").inc(self._cached_tokens)
-        metrics.tokens.labels("reasoning").inc(self._text.reasoning_tokens)
-        metrics.tokens.labels("answer").inc(self._text.answer_tokens)
+        self._figures.end(reason, usage, request.thinking_budget_tokens or 0 if request.reduced_budget else None)
 
-    def _note_transfer(self, transfer: worker_pb2.Transfer) -> None:
-        handoff, timings = self.summary.handoff, self.summary.timings
-        handoff.bytes += transfer.bytes
-        handoff.transfer_s += transfer.duration_s
-        start = transfer.start_unix_s - self._received_unix_s
-        timings.transfer_start_s = timings.transfer_start_s or start
-        timings.transfer_end_s = start + transfer.duration_s
-        self._gateway.metrics.transfer_s.observe(transfer.duration_s)
-        self._gateway.metrics.handoff_bytes.observe(transfer.bytes)
+    @property
+    def _reasoning_closed(self) -> bool:
+        """Whether the caller is told that it got less thought than the model would have had."""
+        unasked = self.request.reasoning_closed and self.request.thinking_budget_tokens != 0
+        return self._gate.closed or unasked
 
-    def _note_handoff(self, action: StartLeg, now: float) -> None:
-        handoff, timings = self.summary.handoff, self.summary.timings
-        handoff.handoff_s += now - self._handoff_begun_s
-        self._handoff_begun_s = 0.0
-        timings.decode_first_token_s = timings.decode_first_token_s or now - self._received_s
-        assert action.ticket is not None
-        handoff.tokens = action.ticket.num_tokens
-        handoff.transport = self._gateway.transport(action.ticket.source_id, action.worker_id)
-        self._gateway.metrics.handoff_s.observe(handoff.handoff_s)
-        self._gateway.count_handoff(action.ticket.source_id, action.worker_id, handoff)
-
-    def _charge(self, now: float) -> None:
-        """Add this request's share of its worker's price since the last tokens."""
+    def _usd_per_s(self) -> float:
+        """This request's share of its worker's price."""
         worker_id = self.life.decode_id if self.life.state is not State.PREFILLING else self.life.prefill_id
-        if self._leg_since_s and worker_id:
-            self._cost_usd += (now - self._leg_since_s) * self._gateway.usd_per_request_s(worker_id)
-        self._leg_since_s = now
+        return self._gateway.usd_per_request_s(worker_id) if worker_id else 0.0
 
     @property
     def cost_usd(self) -> float:
         """Share of the workers' price."""
-        return self._cost_usd
+        return self._figures.cost_usd

@@ -35,6 +35,7 @@ from orchestrator.live.metrics import GatewayMetrics
 from orchestrator.live.peaks import Peaks
 from orchestrator.live.preemption import Preemption
 from orchestrator.live.worker_link import ticket_message
+from orchestrator.output_text import LineEnds
 from orchestrator.policy.admission import AdmissionQueue
 from orchestrator.policy.length import RecentLengths
 from orchestrator.policy.router import Placement, RequestView, Wait, is_batch, place
@@ -63,6 +64,7 @@ class Gateway:
             rpc=InternalRpc(spec.security),
         )
         self._drainer = Drainer(self)
+        self.line_ends = LineEnds(front.tokenizer)
         self.block_size_tokens = next(pool.engine.block_size_tokens for _, pool in spec.pools.items())
         self._queue: AdmissionQueue[ChoiceRun] = AdmissionQueue(
             spec.gateway.max_queued_requests, lambda tenant: spec.tenant(tenant).weight

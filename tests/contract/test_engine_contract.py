@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
-from baton.v1.inference_pb2 import Sampling
+from baton.v1.inference_pb2 import Sampling, StructuredOutput
 from cluster.engine import Engine, EngineInfo, EngineLeg, EngineOutput
 from cluster.errors import ServingError
+from cluster.reasoning_end import ends_within
 from kv_transfer.ticket import HandoffTicket, issue
+from models.tokenizer import encode
 from tests.fakes.engine import FakeEngine, Network
 from tests.support.remote_engine import remote_engines
 
@@ -29,6 +31,8 @@ class EnginePair:
     decode: Engine
     prefill_info: EngineInfo
     decode_info: EngineInfo
+    encode: Callable[[str], list[int]]
+    """Token ids of a text."""
 
 
 @pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.engine)])
@@ -37,11 +41,11 @@ async def engines(request: pytest.FixtureRequest) -> AsyncIterator[EnginePair]:
         cluster = request.getfixturevalue("cluster")
         async with remote_engines(cluster.state.registry) as real:
             (prefill, prefill_info), (decode, decode_info) = real["prefill-0"], real["decode-0"]
-            yield EnginePair(prefill, decode, prefill_info, decode_info)
+            yield EnginePair(prefill, decode, prefill_info, decode_info, encode)
         return
     network = Network()
     prefill, decode = FakeEngine(network), FakeEngine(network)
-    yield EnginePair(prefill, decode, await prefill.start(), await decode.start())
+    yield EnginePair(prefill, decode, await prefill.start(), await decode.start(), lambda text: list(text.encode()))
     await prefill.stop()
     await decode.stop()
 
@@ -159,6 +163,87 @@ async def test_logprobs_come_with_each_token(engines: EnginePair) -> None:
     rows = [position.rows for output in made for position in output.logprobs]
     assert [row[0][0] for row in rows] == tokens(made)
     assert all(len(row) >= 2 and row[0][1] <= 0 for row in rows)
+
+
+# --- a grammar and a model that reasons -----------------------------------------------------------------------------
+
+
+NO_EOS = {2: -100.0}
+"""The reasoner ends a text of nonsense early; a grammar that is at its end leaves nothing else, whatever the bias."""
+
+
+def yes_or_no(**changes: Any) -> Sampling:
+    choices = StructuredOutput.Choices(values=["yes"])
+    output = StructuredOutput(choices=choices)
+    return Sampling(temperature=0.0, logit_bias=NO_EOS, structured_output=output, **changes)
+
+
+def free() -> Sampling:
+    return Sampling(temperature=0.0, logit_bias=NO_EOS)
+
+
+async def test_a_grammar_may_begin_at_once(engines: EnginePair) -> None:
+    work = leg(sampling=yes_or_no(), reasoning_ended=True, reasoning_end_ids=[1])
+    made = await outputs(engines.decode, work)
+    assert tokens(made)[:3] == engines.encode("yes")
+    assert made[-1].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("marker_tokens", [1, 2, 3])
+async def test_a_grammar_begins_behind_the_end_marker(engines: EnginePair, marker_tokens: int) -> None:
+    plain = leg(max_tokens=6, sampling=free())
+    said = tokens(await outputs(engines.decode, plain))
+    marker = said[3 - marker_tokens : 3]  # any tokens can be one
+    end = next(at for at in range(1, 7) if ends_within(said[:at], 1, marker))
+    work = leg(
+        token_ids=plain.token_ids,
+        sampling=yes_or_no(),
+        max_tokens=16,
+        reasoning_ended=False,
+        reasoning_end_ids=marker,
+    )
+    made = await outputs(engines.decode, work)
+    assert tokens(made)[: end + 3] == [*said[:end], *engines.encode("yes")]
+    assert made[-1].finish_reason == "stop"
+
+
+async def test_an_end_marker_in_the_prompt_begins_no_grammar(engines: EnginePair) -> None:
+    plain = leg(max_tokens=6, sampling=free())
+    said = tokens(await outputs(engines.decode, plain))
+    pairs = (plain.token_ids[at : at + 2] for at in range(len(plain.token_ids) - 2, 0, -1))
+    end = next(two for two in pairs if not ends_within([plain.token_ids[-1], *said], len(said), two))
+    work = leg(
+        token_ids=plain.token_ids,
+        sampling=yes_or_no(),
+        max_tokens=6,
+        reasoning_ended=False,
+        reasoning_end_ids=end,
+    )
+    assert tokens(await outputs(engines.decode, work)) == said
+
+
+@pytest.mark.parametrize("marker", [(0, 1), (0, 2), (1, 3), (2, 3)])
+async def test_a_grammar_begins_behind_a_handoff_though_the_marker_began_before_it(
+    engines: EnginePair, marker: tuple[int, int]
+) -> None:
+    plain = leg(max_tokens=4, sampling=free())
+    said = tokens(await outputs(engines.prefill, plain))
+    fields = {"sampling": yes_or_no(), "reasoning_end_ids": said[slice(*marker)]}
+    prompt = plain.token_ids
+    first, ticket = await export(
+        engines,
+        leg(token_ids=prompt, max_tokens=1, transfer_params=dict(EXPORT), reasoning_ended=False, **fields),
+    )
+    assert first == said[:1]
+    ended = ends_within(first, 1, fields["reasoning_end_ids"])
+    work = leg(token_ids=prompt + first, max_tokens=16, transfer_params=ticket.params, reasoning_ended=ended, **fields)
+    made = await outputs(engines.decode, work)
+    text = first + tokens(made)
+    end = next(at for at in range(1, 5) if ends_within(text[:at], 1, fields["reasoning_end_ids"]))
+    assert text[: end + 3] == [*said[:end], *engines.encode("yes")]
+    assert made[-1].finish_reason == "stop"
+    await until_idle(engines.prefill)
+    await until_idle(engines.decode)
 
 
 async def test_bad_settings_raise_an_error_of_ours(engines: EnginePair) -> None:

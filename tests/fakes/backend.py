@@ -156,7 +156,14 @@ def finished(
     )
 
 
-def reply(answer: Sequence[str] = ("Hel", "lo"), reasoning: Sequence[str] = (), finish: str = "STOP") -> Script:
+def reply(
+    answer: Sequence[str] = ("Hel", "lo"),
+    reasoning: Sequence[str] = (),
+    finish: str = "STOP",
+    *,
+    stop_matched: str = "",
+    reasoning_closed: bool = False,
+) -> Script:
     """A whole answer for each choice asked for, with log-probabilities where asked for."""
 
     def play(request: inference_pb2.GenerateRequest) -> Sequence[Step]:
@@ -170,16 +177,18 @@ def reply(answer: Sequence[str] = ("Hel", "lo"), reasoning: Sequence[str] = (), 
                 if position == 0:
                     steps.append(first_token(choice))
                 last = position == len(texts) - 1
-                steps.append(
-                    delta(
-                        text,
-                        choice=choice,
-                        reasoning=thinks,
-                        finish=finish if last else "",
-                        ids=(100 + position,),
-                        logprobs=logprobs,
-                    )
+                step = delta(
+                    text,
+                    choice=choice,
+                    reasoning=thinks,
+                    finish=finish if last else "",
+                    ids=(100 + position,),
+                    logprobs=logprobs,
                 )
+                if last:
+                    step.delta.stop_matched = step.delta.stop_matched or stop_matched
+                    step.delta.reasoning_closed = reasoning_closed
+                steps.append(step)
         usage = {"reasoning": len(reasoning) * count, "answer": len(answer) * count}
         return [*steps, finished(**usage, choices=count, finish=finish)]
 

@@ -24,6 +24,7 @@ from cluster.engine import (
     WeightSums,
 )
 from cluster.errors import InvalidRequest, TransferBroken, WorkerDied
+from cluster.reasoning_end import ends_within
 
 BLOCK_SIZE_TOKENS = 32
 VOCAB_SIZE = 256
@@ -84,6 +85,8 @@ class _Leg:
     ledger: list[int]
     blocks: int = 0
     aborted: bool = False
+    answers: list[int] = field(default_factory=list)
+    """What a grammar still has to say."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -186,16 +189,15 @@ class FakeEngine:
                     yield EngineOutput(leg.leg_id, fresh, "abort")
                     return
                 if len(state.ledger) % BLOCK_SIZE_TOKENS == 0:
-                    self._remember(
-                        leg.cache_salt, state.ledger
-                    )  # a full block is cached from here on, however the leg ends
-                token = self._rule(state.ledger)
+                    # A full block is cached from here on, however the leg ends.
+                    self._remember(leg.cache_salt, state.ledger)
+                token, last = self._next(leg, state, made)
                 state.ledger.append(token)
                 state.blocks = self._blocks(len(state.ledger))
                 fresh.append(token)
                 made += 1
                 self._output_tokens += 1
-                finish, reason = self._finish(leg, token, made)
+                finish, reason = ("stop", "") if last else self._finish(leg, token, made)
                 if failure is not None and made == self.fail_after:
                     raise failure
                 if not finish and len(fresh) < self._tokens_per_step:
@@ -281,6 +283,16 @@ class FakeEngine:
             self._steps += 1
             self._under_way = asyncio.create_task(asyncio.sleep(self._step_s))
         await asyncio.shield(self._under_way)
+
+    def _next(self, leg: EngineLeg, state: _Leg, made: int) -> tuple[int, bool]:
+        """The next token, and whether a grammar ends with it. The one grammar known is a single choice."""
+        given = leg.sampling.structured_output
+        if leg.sampling.HasField("structured_output") and not state.answers:
+            begins = leg.reasoning_ended is not False or ends_within(state.ledger, made, leg.reasoning_end_ids)
+            state.answers = list(given.choices.values[0].encode()) if begins else []
+        if state.answers:
+            return state.answers.pop(0), not state.answers
+        return self._rule(state.ledger), False
 
     def _finish(self, leg: EngineLeg, token: int, made: int) -> tuple[str, str]:
         if made >= leg.min_tokens:

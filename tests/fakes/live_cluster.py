@@ -20,7 +20,8 @@ from tests.fakes.tokenizer import MARKERS, front
 
 SPEC = """
 model:
-  {{path: m, served_name: fake, max_model_len_tokens: 1024, reasoning: {{hard_stop_slack_tokens: 2}}}}
+  {{path: m, served_name: fake, max_model_len_tokens: 1024, reasoning: {{hard_stop_slack_tokens: 2,
+   closing_window_tokens: 0}}}}
 pools: {{prefill: {{replicas: 1}}, decode: {{replicas: 1}}}}
 gateway: {{max_queued_requests: {queue}}}
 transfer: {{retry_budget: 2}}
@@ -115,10 +116,16 @@ class Cluster:
 
 @contextlib.asynccontextmanager
 async def cluster_of(
-    *worker_ids: str, queue: int = 8, more: str = "", **engine_settings: Any
+    *worker_ids: str,
+    queue: int = 8,
+    more: str = "",
+    closing_window_tokens: int = 0,
+    **engine_settings: Any,
 ) -> AsyncIterator[Cluster]:
     """``more`` is YAML added to the spec."""
-    cluster = Cluster(Gateway(parse(SPEC.format(queue=queue) + more), front(markers=MARKERS)))
+    text = SPEC.format(queue=queue).replace("window_tokens: 0", f"window_tokens: {closing_window_tokens}")
+    spec = parse(text + more)
+    cluster = Cluster(Gateway(spec, front(markers=MARKERS)))
     try:
         for worker_id in worker_ids:
             await cluster.add(worker_id, **engine_settings)
@@ -136,6 +143,8 @@ def ask(prompt: list[int], max_tokens: int = 8, **fields: Any) -> pb.GenerateReq
             value = fields.pop(name)
             if isinstance(value, list):
                 getattr(sampling, name).extend(value)
+            elif name == "structured_output":
+                sampling.structured_output.CopyFrom(value)
             else:
                 setattr(sampling, name, value)
     return pb.GenerateRequest(prompt_token_ids=pb.TokenIds(ids=prompt), sampling=sampling, **fields)

@@ -23,6 +23,7 @@ from orchestrator.lifecycle import (
     Action,
     AskPlacement,
     Cancelled,
+    Counted,
     DeadlinePassed,
     Event,
     Fail,
@@ -40,6 +41,7 @@ from orchestrator.lifecycle import (
     StartLeg,
     State,
     StopMatched,
+    Turned,
     WorkerLost,
 )
 
@@ -324,6 +326,57 @@ def test_a_source_lost_during_the_move_is_a_failure_like_any_other() -> None:
     assert run.handle(WorkerLost("d0")) == [FreeReservation("d1"), AskPlacement(frozenset({"d0"}))]
 
 
+# --- turns ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_turn_goes_on_from_the_ledger_on_the_same_worker() -> None:
+    run = life()
+    prefilled(run)
+    run.handle(LegOutput("r/2", (11,)))
+    assert run.handle(Turned((99,))) == [
+        AbortLeg("r/2", "d0"),
+        SendTokens((99,)),
+        StartLeg("r/3", "d0", (*PROMPT, 10, 11, 99), 3, max_tokens=5),
+    ]
+    assert run.handle(LegOutput("r/2", (12,), "abort")) == []
+    assert run.handle(LegOutput("r/3", (13,), "stop"))[0] == SendTokens((13,))
+    assert (run.moves, run.retries) == (0, 0)
+
+
+def test_a_turn_with_no_room_left_ends_the_request() -> None:
+    run = life(max_tokens=2)
+    prefilled(run)
+    assert run.handle(Turned((98, 99))) == [
+        AbortLeg("r/2", "d0"),
+        SendTokens((98,)),
+        FreeReservation("d0"),
+        Finish("length"),
+    ]
+
+
+def test_only_what_decodes_can_turn() -> None:
+    run = life()
+    assert run.handle(Turned((99,))) == []
+    run.handle(Placed("p0", "d0"))
+    assert run.handle(Turned((99,))) == []
+
+
+def test_a_worker_lost_before_the_first_counted_token_is_followed_by_a_plain_handoff() -> None:
+    run = life()
+    prefilled(run)
+    run.handle(LegOutput("r/2", (99,)))
+    run.handle(Counted(begun=False))
+    run.handle(WorkerLost("d0"))
+    run.handle(Placed("p1", "d1"))
+    kept = ticket("p1", tokens=5)
+    assert run.handle(LegOutput("r/3", (20,), "length", kept)) == [
+        StartLeg("r/4", "d1", (*PROMPT, 10, 99), 2, max_tokens=6, ticket=kept)
+    ]
+    run.handle(LegOutput("r/4", (20,)))
+    run.handle(Counted(begun=True))
+    assert isinstance(run.handle(WorkerLost("d1"))[-1], Fail)
+
+
 # --- any order of events --------------------------------------------------------------------------------------------
 
 PREFILLS = ("p0", "p1")
@@ -449,6 +502,21 @@ class AnyOrder(RuleBasedStateMachine):
         self.reserved.add(decode)
         self.feed(Moved(decode))
         assert self.life.decode_id == decode or decode not in self.reserved or was is not self.life.state
+
+    @rule(ids=tokens)
+    def turn(self, ids: tuple[int, ...]) -> None:
+        could = self.life.state is State.DECODING
+        retries, leg_id = self.life.retries, self.life.leg_id
+        if could and leg_id in self.over:
+            return  # a turn comes of an output, and before the leg's end is told
+        assert bool(self.feed(Turned(ids))) is could
+        assert self.life.retries == retries
+        assert self.life.leg_id is None or self.life.leg_id != leg_id or not could
+
+    @rule(begun=st.booleans(), really=st.integers(0, 3))
+    def counted(self, begun: bool, really: int) -> None:
+        if really == 0:
+            assert self.feed(Counted(begun)) == []
 
     @rule()
     def preempt(self) -> None:

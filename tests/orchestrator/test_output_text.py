@@ -64,8 +64,40 @@ def test_a_marker_of_several_tokens_may_be_begun_in_vain() -> None:
     assert told(list(b"<<a>>b>>>?c"), [3, 6], LONG, [])[:2] == ("a>>b>", "c")
 
 
-def test_a_second_opening_after_the_answer_is_text() -> None:
-    assert told([THINK, END_THINK, *b"a", THINK], [], MARKERS, [])[:2] == ("", "a<think>")
+def test_a_marker_is_never_text_and_the_answer_goes_on_behind_it() -> None:
+    ids = [THINK, END_THINK, *b"a", THINK, *b"b", END_THINK, *b"c"]
+    assert told(ids, [], MARKERS, [])[:2] == ("", "abc")
+    assert told([*b"a", END_THINK, *b"b", THINK, *b"c"], [], MARKERS, [])[:2] == ("", "abc")
+    assert told(list(b"<<a>>?b>>?c<<d"), [3, 6], LONG, [])[:2] == ("a", "bcd")
+
+
+def closed(ids: list[int], within_tokens: int) -> tuple[str, str]:
+    """Reasoning and answer where the trace in ``ids`` was closed by us."""
+    out = OutputText(TOKENIZER, [72, THINK], MARKERS)
+    out.expect_second_end(within_tokens)
+    pieces = [piece for token in ids for piece in out.push([token])] + out.finish()
+    assert [token for piece in pieces for token in piece.token_ids] == ids
+    assert out.reasoning_tokens + out.answer_tokens == len(ids)
+    text = {phase: "".join(piece.text for piece in pieces if piece.phase is phase) for phase in Phase}
+    return text[Phase.REASONING], text[Phase.ANSWER]
+
+
+def test_what_a_model_thinks_behind_a_closed_marker_is_reasoning_if_it_closes_it_soon() -> None:
+    assert closed([*b"17 + 5", END_THINK, *b" = 22", END_THINK, *b"22"], 5) == ("17 + 5 = 22", "22")
+    assert closed([*b"17 + 5", END_THINK, *b" = 22", END_THINK, *b"22"], 4) == ("17 + 5", " = 2222")
+    assert closed([*b"17", END_THINK, *b"22"], 5) == ("17", "22")
+    assert closed([*b"17", END_THINK, END_THINK, *b"22"], 5) == ("17", "22")
+    assert closed([*b"17", END_THINK, *b"answer"], 5) == ("17", "answer")
+
+
+def test_stop_strings_count_in_the_answer_alone_unless_asked_otherwise() -> None:
+    ids = [THINK, *b"so ab", END_THINK, *b"b ab c"]
+    assert told(ids, [], MARKERS, ["ab"]) == ("so ab", "b ", ids[:-2], "ab")
+    assert told(ids, [], MARKERS, ["ab"], stop_in_reasoning=True)[:2] == ("so ", "")
+
+
+def test_a_stop_string_does_not_begin_in_the_reasoning() -> None:
+    assert told([THINK, *b"xa", END_THINK, *b"bc"], [], MARKERS, ["ab"])[:2] == ("xa", "bc")
 
 
 def test_the_prompt_may_leave_the_reasoning_open() -> None:

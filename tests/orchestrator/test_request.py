@@ -161,7 +161,7 @@ def test_effort_and_budget(reasoning: pb.Reasoning, budget: int | None) -> None:
 def test_a_budget_of_zero_closes_the_reasoning(reasoning: pb.Reasoning, prompt: list[int], closing: list[int]) -> None:
     made = ready(ask(prompt_token_ids=pb.TokenIds(ids=prompt), reasoning=reasoning))
     assert list(made.prompt_ids) == prompt + closing
-    assert made.thinking_budget_tokens is None
+    assert (made.reasoning_limit_tokens, made.reasoning_closed) == (0, True)
 
 
 def test_a_model_that_does_not_think_refuses_a_budget_and_takes_effort_none() -> None:

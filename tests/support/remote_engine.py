@@ -45,8 +45,9 @@ class RemoteEngine:
             sampling=leg.sampling,
             max_tokens=leg.max_tokens,
             min_tokens=leg.min_tokens,
-            thinking_budget_tokens=leg.thinking_budget_tokens,
             cache_salt=leg.cache_salt,
+            reasoning_ended=leg.reasoning_ended,
+            reasoning_end_ids=leg.reasoning_end_ids,
         )
         params = leg.transfer_params or {}
         message.export = bool(params.get("do_remote_decode"))

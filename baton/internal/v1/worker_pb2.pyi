@@ -18,30 +18,32 @@ class WorkerCommand(_message.Message):
     def __init__(self, submit: _Optional[_Union[SubmitLeg, _Mapping]] = ..., abort: _Optional[_Union[AbortLeg, _Mapping]] = ..., release: _Optional[_Union[ReleaseTicket, _Mapping]] = ...) -> None: ...
 
 class SubmitLeg(_message.Message):
-    __slots__ = ("leg_id", "token_ids", "sampling", "max_tokens", "min_tokens", "thinking_budget_tokens", "export", "ticket", "priority", "moves_away", "cache_salt")
+    __slots__ = ("leg_id", "token_ids", "sampling", "max_tokens", "min_tokens", "export", "ticket", "priority", "moves_away", "reasoning_ended", "reasoning_end_ids", "cache_salt")
     LEG_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MIN_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    THINKING_BUDGET_TOKENS_FIELD_NUMBER: _ClassVar[int]
     EXPORT_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     MOVES_AWAY_FIELD_NUMBER: _ClassVar[int]
+    REASONING_ENDED_FIELD_NUMBER: _ClassVar[int]
+    REASONING_END_IDS_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     leg_id: str
     token_ids: bytes
     sampling: _inference_pb2.Sampling
     max_tokens: int
     min_tokens: int
-    thinking_budget_tokens: int
     export: bool
     ticket: Ticket
     priority: int
     moves_away: bool
+    reasoning_ended: bool
+    reasoning_end_ids: _containers.RepeatedScalarFieldContainer[int]
     cache_salt: str
-    def __init__(self, leg_id: _Optional[str] = ..., token_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[_inference_pb2.Sampling, _Mapping]] = ..., max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., thinking_budget_tokens: _Optional[int] = ..., export: _Optional[bool] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., priority: _Optional[int] = ..., moves_away: _Optional[bool] = ..., cache_salt: _Optional[str] = ...) -> None: ...
+    def __init__(self, leg_id: _Optional[str] = ..., token_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[_inference_pb2.Sampling, _Mapping]] = ..., max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., export: _Optional[bool] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., priority: _Optional[int] = ..., moves_away: _Optional[bool] = ..., reasoning_ended: _Optional[bool] = ..., reasoning_end_ids: _Optional[_Iterable[int]] = ..., cache_salt: _Optional[str] = ...) -> None: ...
 
 class Ticket(_message.Message):
     __slots__ = ("ticket_id", "source_id", "incarnation", "num_tokens", "expires_in_s", "params_json")

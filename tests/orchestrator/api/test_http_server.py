@@ -154,12 +154,23 @@ async def test_status_and_health(edge: Edge) -> None:
         assert (answer.status, await answer.json()) == (200, {"status": "ok"})
 
 
+async def test_a_closed_trace_is_told(edge: Edge) -> None:
+    edge.backend.script = reply(answer=("4", "2"), reasoning=("Hm", "m"), finish="STOP", reasoning_closed=True)
+    [choice] = (await edge.chat())[1]["choices"]
+    assert (choice["message"]["content"], choice["message"]["reasoning_content"]) == ("42", "Hmm")
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", "thinking_budget")
+    edge.backend.script = reply(
+        answer=("4", "2"), reasoning=("Hm",), finish="STOP", stop_matched="END", reasoning_closed=True
+    )
+    assert (await edge.chat())[1]["choices"][0]["stop_reason"] == "END"
+
+
 async def test_cut_off_while_thinking(edge: Edge) -> None:
-    edge.backend.script = reply(answer=(), reasoning=("Hm", "m"), finish="THINKING_BUDGET")
+    edge.backend.script = reply(answer=(), reasoning=("Hm", "m"), finish="LENGTH")
     [choice] = (await edge.chat())[1]["choices"]
     assert choice["message"]["content"] is None
     assert choice["message"]["reasoning_content"] == "Hmm"
-    assert (choice["finish_reason"], choice["stop_reason"]) == ("length", "thinking_budget")
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("length", None)
     [choice] = (await edge.complete())[1]["choices"]
     assert (choice["text"], choice["reasoning_content"]) == ("", "Hmm")
 
@@ -184,6 +195,26 @@ async def test_logprobs_of_a_chat(edge: Edge) -> None:
     [choice] = (await edge.chat(logprobs=True))[1]["choices"]
     assert [item["top_logprobs"] for item in choice["logprobs"]["content"]] == [[], []]
     assert (await edge.chat())[1]["choices"][0]["logprobs"] is None
+
+
+async def test_logprobs_of_reasoning_stand_beside_those_of_the_content(edge: Edge) -> None:
+    edge.backend.script = reply(answer=("4", "2"), reasoning=("Hm", "m"))
+    [choice] = (await edge.chat(logprobs=True))[1]["choices"]
+    shown = choice["logprobs"]
+    assert [item["token"] for item in shown["content"]] == ["4", "2"]
+    assert [item["token"] for item in shown["reasoning_content"]] == ["Hm", "m"]
+    [choice] = (await edge.complete(logprobs=0))[1]["choices"]
+    shown = choice["logprobs"]
+    assert (shown["tokens"], shown["text_offset"]) == (["4", "2"], [0, 1])
+    assert (shown["reasoning_content"]["tokens"], shown["reasoning_content"]["text_offset"]) == (["Hm", "m"], [0, 2])
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "logprobs": True}
+    events = (await edge.stream("/v1/chat/completions", **body))[:-1]
+    parts = [json.loads(event[6:])["choices"][0] for event in events]
+    assert len(parts) == 4
+    for part in parts:
+        thinks = "reasoning_content" in part["delta"]
+        assert bool(part["logprobs"].get("reasoning_content")) is thinks
+        assert bool(part["logprobs"]["content"]) is not thinks
 
 
 async def test_logprobs_of_a_completion(edge: Edge) -> None:

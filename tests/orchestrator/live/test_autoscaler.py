@@ -149,7 +149,7 @@ async def test_a_clipped_trace_is_told_and_counted() -> None:
         reply = await run(cluster, ask([*PROMPT, THINK], 64, reasoning=asked))
         assert reply.finished is not None
         assert (reply.finished.usage.reduced_budget_tokens, reply.finished.usage.clipped_traces) == (8, 1)
-        assert reply.summary.finish_reason == pb.FINISH_REASON_THINKING_BUDGET
+        assert reply.summary.reasoning_closed
         details = usage_object([reply.finished.usage])["completion_tokens_details"]
         assert (details["reduced_thinking_budget_tokens"], details["clipped_traces"]) == (8, 1)
         assert cluster.gateway.metrics.clipped_traces._value.get() == 1

@@ -11,7 +11,7 @@ from baton.v1 import inference_pb2 as pb
 from cluster.errors import ConfigError, WorkerDied
 from orchestrator.live.drain import serve_drain
 from tests.fakes.live_cluster import Cluster, Reply, ask, cluster_of, eventually, expected, run
-from tests.fakes.tokenizer import THINK
+from tests.fakes.tokenizer import END_THINK, THINK
 
 PROMPT = [ord(char) for char in "The baton goes from hand to hand, over forty tokens."]
 WORKERS = ("prefill-0", "decode-0", "decode-1")
@@ -131,15 +131,15 @@ async def test_what_would_change_its_meaning_finishes_where_it_is(three: Cluster
 async def test_a_thinking_budget_goes_along(three: Cluster) -> None:
     source = await first_decode(three)
     target = next(worker for worker in WORKERS[1:] if worker != source)
-    request = ask([*PROMPT, THINK], 90, reasoning=pb.Reasoning(budget_tokens=89))
+    request = ask([*PROMPT, THINK], 90, reasoning=pb.Reasoning(budget_tokens=60), ignore_eos=True)
     task = await held_on(three, request, source)
     three.workers[source].service.drain()
     reply = await task
-    assert reply.token_ids[0] == expected([*PROMPT, THINK], 90)
+    trace = expected([*PROMPT, THINK], 60)
+    assert reply.token_ids[0] == [*trace, END_THINK, *expected([*PROMPT, THINK, *trace, END_THINK], 29)]
     assert reply.summary.moves == 1
-    export = three.engine(source).started[-1]
-    assert (export.max_tokens, export.thinking_budget_tokens) == (1, 89)
-    assert three.engine(target).started[-1].thinking_budget_tokens == 89
+    assert reply.summary.reasoning_closed
+    assert three.engine(target).started[-1].token_ids[-1] == END_THINK
 
 
 async def test_a_request_still_prefilling_decodes_elsewhere_and_is_not_retried(three: Cluster) -> None:

@@ -127,16 +127,6 @@ async def test_logprobs_go_with_their_tokens_across_the_handoff(pair: Cluster) -
 # --- the thinking budget --------------------------------------------------------------------------------------------
 
 
-async def test_a_hard_stop_stands_behind_the_thinking_budget(pair: Cluster) -> None:
-    request = ask([*PROMPT, THINK], 200, reasoning=pb.Reasoning(budget_tokens=5))
-    reply = await run(pair, request)
-    assert reply.summary.finish_reason == pb.FINISH_REASON_THINKING_BUDGET
-    assert all(delta.phase == pb.PHASE_REASONING for delta in reply.deltas)
-    assert 5 + 2 < reply.summary.usage.reasoning_tokens < 200
-    assert pair.engine("decode-0").started[0].thinking_budget_tokens == 5
-    await pair.idle()
-
-
 async def test_a_budget_of_zero_closes_the_reasoning_in_the_prompt(pair: Cluster) -> None:
     reply = await run(pair, ask([*PROMPT, THINK], 4, reasoning=pb.Reasoning(budget_tokens=0)))
     assert reply.summary.usage.reasoning_tokens == 0

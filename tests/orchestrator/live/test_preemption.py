@@ -99,9 +99,8 @@ async def test_the_long_trace_waits_and_no_token_is_lost_or_different(comes_firs
         (GROWS, 1, {"priority": 1}),
         (GROWS, 1, {"presence_penalty": 1.0}),
         (GROWS, 1, {"temperature": 0.7, "seed": 3}),
-        (GROWS, 1, {"reasoning": pb.Reasoning(budget_tokens=390)}),
     ],
-    ids=["none starts", "not scaled", "off", "too soon", "priority", "penalty", "seed", "budget"],
+    ids=["none starts", "not scaled", "off", "too soon", "priority", "penalty", "seed"],
 )
 async def test_nobody_makes_way_who_may_not(more: str, starting: int, changes: dict[str, Any]) -> None:
     async with cluster_of("prefill-0", "decode-0", total_blocks=BLOCKS, more=more) as cluster:

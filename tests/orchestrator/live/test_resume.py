@@ -49,6 +49,7 @@ REQUESTS = {
     ),
     "stop token": ask(PROMPT, COUNT, stop_token_ids=[expected(PROMPT, 5)[4]]),
     "reasoning within its budget": ask([*PROMPT, THINK], COUNT, reasoning=pb.Reasoning(budget_tokens=50)),
+    "closed at its budget": ask([*PROMPT, THINK], COUNT, reasoning=pb.Reasoning(budget_tokens=3)),
     "logprobs": ask(PROMPT, COUNT, logprobs=2),
     "repetition penalty": ask(PROMPT, COUNT, repetition_penalty=1.1),
 }
@@ -89,11 +90,14 @@ async def test_a_ledger_that_ends_in_the_end_of_sequence_is_done(pair: Cluster) 
     assert reply.token_ids[0] == expected(PROMPT, COUNT)[4:]
 
 
-async def test_a_ledger_past_the_hard_stop_of_the_budget_is_done(pair: Cluster) -> None:
-    request = ask([*PROMPT, THINK], COUNT, reasoning=pb.Reasoning(budget_tokens=2))
-    reply = await run(pair, resume(request, [65] * 5))
-    assert reply.summary.finish_reason == pb.FINISH_REASON_THINKING_BUDGET
-    assert not pair.engine("prefill-0").started
+async def test_a_ledger_at_the_end_of_its_budget_is_closed_and_answered(pair: Cluster) -> None:
+    request = ask([*PROMPT, THINK], COUNT, reasoning=pb.Reasoning(budget_tokens=4))
+    whole = await run(pair, request)
+    reply = await run(pair, resume(request, whole.token_ids[0][:4]))
+    assert whole.token_ids[0][4] == END_THINK
+    assert reply.token_ids[0] == whole.token_ids[0][4:]
+    assert reply.summary.usage.reasoning_tokens == whole.summary.usage.reasoning_tokens == 5
+    assert reply.summary.reasoning_closed
 
 
 async def test_a_worker_may_die_after_a_resume_as_before_it() -> None:
@@ -118,7 +122,6 @@ SCHEMA = pb.StructuredOutput(json_schema="{}")
         (ask(PROMPT, COUNT, seed=1, temperature=1.0), "seed"),
         (ask(PROMPT, COUNT, n=2), "several choices"),
         (ask(PROMPT, 2), "more than max_tokens"),
-        (ask(PROMPT, COUNT, reasoning=pb.Reasoning(budget_tokens=5)), "thinking budget"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
