@@ -83,14 +83,14 @@ def test_the_demo_answers_as_the_model_does_and_ctrl_c_leaves_nothing(tmp_path: 
     assert answers[0].text in shown.stdout, shown.stdout + shown.stderr
     ray_folder = state.ray_folder
     assert Path(ray_folder).is_dir()
-    ports = [
-        connection.laddr.port
+    listeners = [
+        connection.laddr
         for found in psutil.process_iter()
         if found.pid in {int(text.split()[0]) for text in marked_processes(tmp_path, wait_s=0)}
         for connection in found.net_connections(kind="tcp")
         if connection.status == psutil.CONN_LISTEN
     ]
-    assert ports
+    assert listeners
     process.send_signal(signal.SIGINT)
     rest, _ = process.communicate(timeout=90)
     assert process.returncode == 0, rest
@@ -99,8 +99,9 @@ def test_the_demo_answers_as_the_model_does_and_ctrl_c_leaves_nothing(tmp_path: 
     assert not Path(ray_folder).exists()
     left = shared_memory_segments() - segments
     assert not {name for name in left if not name.startswith("__KMP")}, left
-    listening = {c.laddr.port for c in psutil.net_connections(kind="tcp") if c.status == psutil.CONN_LISTEN}
-    assert not listening & set(ports)
+    # By address, too: another cluster's worker may listen at the same port of another one.
+    listening = {c.laddr for c in psutil.net_connections(kind="tcp") if c.status == psutil.CONN_LISTEN}
+    assert not listening & set(listeners)
 
 
 def test_down_cleans_up_after_a_killed_up(tmp_path: Path, test_model: Path) -> None:
