@@ -221,10 +221,13 @@ class RayRuntime:
 
         Raises:
             WorkerDied: the actor is gone.
+            TimeoutError: it cannot be reached at present.
             ServingError: what the method raised.
         """
         try:
             return await getattr(handle.actor, method).remote(*arguments)
+        except ray.exceptions.ActorUnavailableError as error:
+            raise TimeoutError(f"worker {handle.worker_id} cannot be reached: {error}") from error
         except ray.exceptions.RayTaskError as error:
             raise (error.cause if isinstance(error.cause, Exception) else error) from error
         except RayError as error:

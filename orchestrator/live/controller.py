@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from orchestrator.live.pool_changes import PoolChanges
 from orchestrator.live.registry import RegistryService
 from orchestrator.live.role_change import serve_role_change
 from orchestrator.live.warm_up import WarmUp
+from orchestrator.policy.silence import CutOff
 from orchestrator.policy.standby import Place, exchanges
 from prefill_workers.worker import PrefillWorker
 
@@ -50,6 +52,14 @@ GiveBack = Callable[[Sequence[str]], Awaitable[None]]
 """Takes addresses of nodes that nobody needs."""
 Progress = Callable[[str, str, str], None]
 """Called with a subject (``ray``, a worker id, a pair), a stage and a detail."""
+
+
+class Health(Enum):
+    """What a worker answers when it is asked how it is."""
+
+    WELL = "well"
+    SILENT = "silent"
+    LOST = "lost"
 
 
 @dataclass(slots=True)
@@ -346,7 +356,7 @@ class Controller:
         started_s = time.monotonic()
         try:
             facts = await self._runtime.call(handle, "start")
-        except ServingError as error:
+        except (ServingError, TimeoutError) as error:
             folder = self._keep_logs()
             raise EngineFailed(f"{plan.worker_id} did not start: {error}; its logs are in {folder}") from error
         worker.member = registry_pb2.Member(
@@ -498,25 +508,33 @@ class Controller:
     # --- health ---------------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
+        cut_off = CutOff(self._spec.health.silence_timeout_s)
         while True:
             await asyncio.sleep(self._spec.health.interval_s)
             ready = [worker for worker in self._workers.values() if worker.up]
-            results = await asyncio.gather(*(self._is_healthy(worker) for worker in ready))
-            for worker, healthy in zip(ready, results, strict=True):
-                if not healthy and not self._stopping and not worker.draining:
+            found = await asyncio.gather(*(self._health(worker) for worker in ready))
+            silent = sum(each is Health.SILENT for each in found)
+            if cut_off.observe(time.monotonic(), heard=Health.WELL in found, silent=silent):
+                log.warning("no worker answers: this host is cut off, or all of them are; none is replaced yet")
+                continue
+            for worker, health in zip(ready, found, strict=True):
+                if health is not Health.WELL and worker.up and not self._stopping and not worker.draining:
                     await self._replace(worker)
 
-    async def _is_healthy(self, worker: ManagedWorker) -> bool:
+    async def _health(self, worker: ManagedWorker) -> Health:
         try:
             load = await self.call(worker, "check_health")
-            worker.load, worker.load_s = load, time.monotonic()
-            if load["draining"] and not worker.draining:
-                log.warning("worker %s was told to end; it is drained and replaced", worker.plan.worker_id)
-                self.drain([worker.plan.worker_id], self._spec.drain.timeout_s, replace=True)
-        except (ServingError, TimeoutError) as error:
-            log.error("worker %s is lost: %s", worker.plan.worker_id, error or "it does not answer")
-            return False
-        return True
+        except TimeoutError:
+            log.error("worker %s does not answer", worker.plan.worker_id)
+            return Health.SILENT
+        except ServingError as error:
+            log.error("worker %s is lost: %s", worker.plan.worker_id, error)
+            return Health.LOST
+        worker.load, worker.load_s = load, time.monotonic()
+        if load["draining"] and not worker.draining:
+            log.warning("worker %s was told to end; it is drained and replaced", worker.plan.worker_id)
+            self.drain([worker.plan.worker_id], self._spec.drain.timeout_s, replace=True)
+        return Health.WELL
 
     async def _replace(self, worker: ManagedWorker) -> None:
         worker.member.state = "lost"

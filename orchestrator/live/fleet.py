@@ -16,6 +16,7 @@ from orchestrator.live.node_health import LOADED
 from orchestrator.live.worker_link import WorkerLink
 from orchestrator.policy.prefix_index import PrefixIndex
 from orchestrator.policy.router import WorkerView
+from orchestrator.policy.silence import CutOff
 
 log = logging.getLogger("baton.gateway")
 
@@ -131,6 +132,8 @@ class Fleet:
         self._closing: set[asyncio.Task[None]] = set()
         self._wanted: dict[str, registry_pb2.Member] = {}
         self._silence_timeout_s = silence_timeout_s
+        self._cut_off = CutOff(silence_timeout_s)
+        self._was_cut_off = False
         self._looked_s = -math.inf
 
     def views(self, peak_blocks: Mapping[str, int] | None = None) -> list[WorkerView]:
@@ -215,12 +218,15 @@ class Fleet:
     def drop_silent(self, now_s: float) -> None:
         """Give up workers that have said nothing for too long: a stopped process keeps its connections open.
 
-        Call it often. After a pause of its own (a stopped or starved gateway) each worker has its time anew, since
-        what they said meanwhile was not read.
+        Call it often. After a pause of its own (a stopped or starved gateway, a host that was cut off) each worker has
+        its time anew, since what they said meanwhile was not read.
         """
         paused = now_s - self._looked_s > self._silence_timeout_s / 3
         self._looked_s = now_s
-        if paused:
+        if self._is_cut_off(now_s):
+            return
+        if paused or self._was_cut_off:
+            self._was_cut_off = False
             for worker in self.workers.values():
                 worker.link.last_event_s = max(worker.link.last_event_s, now_s)
             return
@@ -228,6 +234,16 @@ class Fleet:
             if worker.connected and now_s - worker.link.last_event_s >= self._silence_timeout_s:
                 log.warning("worker %s is silent; its requests go on elsewhere", worker_id)
                 self._link_lost(worker_id)
+
+    def _is_cut_off(self, now_s: float) -> bool:
+        """Whether nobody at all is heard, so that it is likely this gateway that is away."""
+        heard_s = [worker.link.last_event_s for worker in self.workers.values() if worker.connected]
+        heard = not heard_s or now_s - max(heard_s) < self._silence_timeout_s / 3
+        cut_off = self._cut_off.observe(now_s, heard=heard, silent=len(heard_s))
+        if cut_off and not self._was_cut_off:
+            log.warning("no worker is heard: this gateway is cut off, or all of them are; none is given up yet")
+        self._was_cut_off |= cut_off
+        return cut_off
 
     async def close(self) -> None:
         """Close all links."""

@@ -234,6 +234,29 @@ async def test_a_silent_worker_is_given_up(three: Cluster) -> None:
     assert reply.summary.retries == 1
 
 
+async def test_a_gateway_that_hears_nobody_gives_nobody_up_and_each_has_its_time_anew(three: Cluster) -> None:
+    source = await first_decode(three)
+    task = await held_on(three, ask(PROMPT, 60), source)
+    fleet, began = three.gateway.fleet, time.monotonic()
+
+    def silent_for(seconds: float, *workers: str) -> None:
+        for worker_id in workers or fleet.workers:
+            fleet.workers[worker_id].link.last_event_s = began - seconds
+        fleet.drop_silent(began)
+
+    known = set(fleet.workers)
+    silent_for(16)
+    silent_for(40)
+    assert set(fleet.workers) == known
+    silent_for(0, next(iter(known - {source})))  # one is heard again: the others may be, too
+    assert set(fleet.workers) == known
+    assert fleet.workers[source].link.last_event_s == began
+    silent_for(16, source)
+    assert source not in fleet.workers
+    three.engine(source).holds.clear()
+    assert (await task).token_ids[0] == expected(PROMPT, 60)
+
+
 async def test_a_gateway_that_was_stopped_does_not_blame_its_workers(three: Cluster) -> None:
     source = await first_decode(three)
     hold = three.engine(source).hold(40)
