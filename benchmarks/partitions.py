@@ -110,17 +110,25 @@ async def partitions(
     then = questions(late, 72, min(osl, OSL_LATE_TOKENS))
     answers = Answers()
     await answers.learn(cluster.client(), [*first, *then], clients=early)
+    # Of the whole cluster: after a scenario Ray dials a healed link again only when it has something to say.
+    whole = cluster.sockets()
     rows: dict[str, Any] = {}
     for name in names:
-        rows[name] = await _one(cluster, PARTITIONS[name], first, then, answers)
+        rows[name] = await _one(cluster, PARTITIONS[name], first, then, answers, sockets=max(whole, cluster.sockets()))
         on_row(name, rows[name])
     return rows
 
 
 async def _one(
-    cluster: HostCluster, fault: Partition, first: list[Question], then: list[Question], answers: Answers
+    cluster: HostCluster,
+    fault: Partition,
+    first: list[Question],
+    then: list[Question],
+    answers: Answers,
+    *,
+    sockets: int,
 ) -> dict[str, Any]:
-    sockets, before, ray = cluster.sockets(), cluster.incarnations(), cluster.ray_restarts
+    before, ray = cluster.incarnations(), cluster.ray_restarts
     early = [Trace(question) for question in first]
     tasks = [asyncio.create_task(follow(cluster.client(), each.question, trace=each)) for each in early]
     while any(len(each.ids) < BEGUN_TOKENS and each.error is None for each in early):  # noqa: ASYNC110
