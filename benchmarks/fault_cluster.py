@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -262,10 +262,7 @@ class FaultCluster:
 
     async def leaked_blocks(self, lease_s: float) -> int:
         """Blocks still in use one lease after the last request."""
-        deadline_s = time.monotonic() + lease_s + 10
-        while (used := await self.used_blocks()) and time.monotonic() < deadline_s:  # noqa: ASYNC110
-            await asyncio.sleep(0.5)
-        return used
+        return await blocks_left(self.used_blocks, lease_s)
 
     def sockets(self) -> int:
         """Open TCP connections of the gateways, listeners left out."""
@@ -277,10 +274,7 @@ class FaultCluster:
 
     async def leaked_sockets(self, before: int) -> int:
         """Connections above ``before`` that are still open some seconds after the last request."""
-        deadline_s = time.monotonic() + CLOSE_TIMEOUT_S
-        while (more := self.sockets() - before) > 0 and time.monotonic() < deadline_s:  # noqa: ASYNC110
-            await asyncio.sleep(0.5)
-        return max(0, more)
+        return await sockets_left(self.sockets, before)
 
     def memory_bytes(self) -> dict[str, int]:
         """Unique memory of each gateway, and of each worker with its engine core."""
@@ -299,6 +293,22 @@ class FaultCluster:
 def _memory(pid: int) -> int:
     process = psutil.Process(pid)
     return sum(each.memory_full_info().uss for each in (process, *process.children(recursive=True)))
+
+
+async def blocks_left(used: Callable[[], Awaitable[int]], lease_s: float) -> int:
+    """Blocks in use, once none is or one lease has passed."""
+    deadline_s = time.monotonic() + lease_s + 10
+    while (found := await used()) and time.monotonic() < deadline_s:  # noqa: ASYNC110
+        await asyncio.sleep(0.5)
+    return found
+
+
+async def sockets_left(count: Callable[[], int], before: int) -> int:
+    """Connections above ``before``, once there is none or they have had time to close."""
+    deadline_s = time.monotonic() + CLOSE_TIMEOUT_S
+    while (more := count() - before) > 0 and time.monotonic() < deadline_s:  # noqa: ASYNC110
+        await asyncio.sleep(0.5)
+    return max(0, more)
 
 
 async def until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:

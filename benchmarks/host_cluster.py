@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from baton.internal.v1 import registry_pb2
-from benchmarks.fault_cluster import CLOSE_TIMEOUT_S, START_TIMEOUT_S, until
+from benchmarks.fault_cluster import CLOSE_TIMEOUT_S, START_TIMEOUT_S, blocks_left, sockets_left, until
 from benchmarks.host_namespaces import Hosts, connections, hosts
 from orchestrator.api.client import AsyncClient
 from orchestrator.live.node import WORKER_TITLES
@@ -205,10 +205,7 @@ class HostCluster:
 
     async def leaked_blocks(self, lease_s: float) -> int:
         """Blocks still in use one lease after the last request."""
-        deadline_s = time.monotonic() + lease_s + 10
-        while (used := await self.used_blocks()) and time.monotonic() < deadline_s:  # noqa: ASYNC110
-            await asyncio.sleep(0.5)
-        return used
+        return await blocks_left(self.used_blocks, lease_s)
 
     def sockets(self) -> int:
         """Open TCP connections of gateway and controller."""
@@ -218,10 +215,7 @@ class HostCluster:
 
     async def leaked_sockets(self, before: int) -> int:
         """Connections above ``before`` that are still open some seconds after the last request."""
-        deadline_s = time.monotonic() + CLOSE_TIMEOUT_S
-        while (more := self.sockets() - before) > 0 and time.monotonic() < deadline_s:  # noqa: ASYNC110
-            await asyncio.sleep(0.5)
-        return max(0, more)
+        return await sockets_left(self.sockets, before)
 
     async def strays(self) -> list[str]:
         """Engines and workers that are no member's, some seconds after."""

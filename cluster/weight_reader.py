@@ -1,4 +1,4 @@
-"""Reads the weights inside a vLLM worker process, as its kernels see them. vLLM mixes the class into its worker.
+"""Reads the weights inside a vLLM worker process, as its kernels see them; part of `vllm_worker.WorkerExtension`.
 
 Where kernels read the parameters, their bytes are summed. vLLM's CPU linear layers keep a packed copy of their weight
 inside oneDNN (or sgl-kernel) that no one can look into; there the layer multiplies rows of the identity matrix: each
@@ -32,7 +32,7 @@ class _Piece:
 
 
 class WeightReader:
-    """Mixed into vLLM's worker by ``worker_extension_cls``; called by ``collective_rpc``."""
+    """A part of what vLLM mixes into its worker; called by ``collective_rpc``."""
 
     def baton_read_weights(self, first: int, budget_s: float) -> dict[str, Any]:
         """Sums of pieces from ``first`` on, as many as fit the time and at least one; see `cluster.weight_sums`."""
