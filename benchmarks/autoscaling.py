@@ -22,29 +22,29 @@ from typing import Any
 
 import numpy as np
 
-from cluster.config import Role
-from cluster.engine_constants import engine_constants
-from cluster.hardware import gpu
-from cluster.model import ModelSpec
+from cluster.hardware.catalogue import gpu
+from cluster.hardware.engine_constants import engine_constants
+from cluster.model.model_spec import ModelSpec
+from cluster.spec.config import Role
 from decode_workers.cost import DecodeCost
 from kv_transfer.blocks import kv_bytes_per_token
-from orchestrator.lifecycle import Handoff
 from orchestrator.policy.autoscaler import AutoscalerSettings
 from orchestrator.policy.autoscaling import Autoscaler
 from orchestrator.policy.baselines import KvThreshold, MeanLengths, RequestsPerReplica
 from orchestrator.policy.capacity import WorkerCapacity
 from orchestrator.policy.demand import BAND_S, Demand, DemandForecaster, horizons_s
 from orchestrator.policy.scaling import ChangeRole, DrainWorker, FleetView, ScalingAction, ScalingPolicy, StartWorker
-from orchestrator.simulator.cost import AffineTransfer
-from orchestrator.simulator.engine import EngineProfile
-from orchestrator.simulator.fleet import FleetSpec, PoolSpec
-from orchestrator.simulator.forecast import CappedForecast, RecentForecast
-from orchestrator.simulator.policies import help_share
-from orchestrator.simulator.result import Result
-from orchestrator.simulator.servegen import ServeGen
-from orchestrator.simulator.simulation import GatewaySpec, Simulation
-from orchestrator.simulator.traces import READERS
-from orchestrator.simulator.workload import Change, Workload
+from orchestrator.request.lifecycle import Handoff
+from planner.simulator.cost import AffineTransfer
+from planner.simulator.engine import EngineProfile
+from planner.simulator.fleet import FleetSpec, PoolSpec
+from planner.simulator.forecast import CappedForecast, RecentForecast
+from planner.simulator.policies import help_share
+from planner.simulator.result import Result
+from planner.simulator.servegen import ServeGen
+from planner.simulator.simulation import GatewaySpec, Simulation
+from planner.simulator.traces import READERS
+from planner.simulator.workload import Change, Workload
 from prefill_workers.cost import PrefillCost
 
 TTFT_S, ITL_S = 2.0, 0.05

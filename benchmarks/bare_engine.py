@@ -25,7 +25,7 @@ def measure(
     from vllm.sampling_params import RequestOutputKind
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    from orchestrator.bench.workload import PlannedRequest, prompt_ids
+    from bench.workload import PlannedRequest, prompt_ids
 
     engine = LLMEngine.from_engine_args(
         EngineArgs(

@@ -6,7 +6,7 @@
 
 Two prefill and two decode workers serve the small reasoning model, which is copied and given a reference first.
 Figures are printed as JSON; docs/reliability.md and docs/lab-notes.md have them. The faults are those of
-`cluster/fault_injection.py`: real engines that compute wrongly from then on.
+`cluster/engine/fault_injection.py`: real engines that compute wrongly from then on.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 from baton.internal.v1 import registry_pb2
 from benchmarks.fault_cluster import FaultCluster, until
 from benchmarks.fault_load import Answers, draw_questions, run_load
-from orchestrator.live.registry import watch
+from orchestrator.registry import watch
 
 ROOT = Path(__file__).resolve().parent.parent
 INTERVAL_S = 5.0
@@ -128,7 +128,7 @@ async def started(dtype: str, *, interval_s: float, max_share: float) -> AsyncIt
             raise RuntimeError(f"no reference: {checked.stderr}")
         up = await asyncio.to_thread(
             subprocess.run,
-            [sys.executable, "-m", "orchestrator.cli", "up", "-f", str(spec_path), "--detach", "--json"],
+            [sys.executable, "-m", "interface.cli.main", "up", "-f", str(spec_path), "--detach", "--json"],
             env=cluster.env | {"BATON_TEST_FAULTS": str(faults)},
             capture_output=True,
             text=True,

@@ -32,12 +32,12 @@ from contenders import DidNotStart, Server, baton, environment, vllm_server
 from result import BARE, BASE, Row, failed, insert, markdown, ratios
 from tiny_model import write_tiny_model
 
+from bench.cpu import CpuMeter
+from bench.measure import BenchRun, measure_sync
+from bench.target import RequestStyle
+from bench.workload import ClosedPlan
 from cluster.errors import ServingError
-from cluster.model_path import cache_folder
-from orchestrator.bench.cpu import CpuMeter
-from orchestrator.bench.measure import BenchRun, measure_sync
-from orchestrator.bench.target import RequestStyle
-from orchestrator.bench.workload import ClosedPlan
+from cluster.model.model_path import cache_folder
 
 HERE = Path(__file__).resolve().parent
 SEED = 20261122

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import psutil
 
+from bench.cpu import marked
 from cluster.ray_runtime import engine_env
-from orchestrator.bench.cpu import marked
 
 MARK = "BATON_BENCHMARK"
 START_TIMEOUT_S = 400.0
@@ -126,7 +126,7 @@ def _baton(arguments: list[str], mark: str, log: Path, timeout_s: float) -> None
     with log.open("ab") as output:
         try:
             code = subprocess.run(
-                [sys.executable, "-m", "orchestrator.cli", *arguments],
+                [sys.executable, "-m", "interface.cli.main", *arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment(mark, engine=False),

@@ -17,13 +17,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from cluster.config import Role
+from cluster.spec.config import Role
 from orchestrator.policy.autoscaling import Autoscaler
 from orchestrator.policy.capacity import WorkerCapacity
 from orchestrator.policy.demand import DemandForecaster, horizons_s
 from orchestrator.policy.router import WorkerView
 from orchestrator.policy.scaling import Arrival, FinishedRequest, InFlight, WorkerStatus
-from orchestrator.simulator.cost import AffineCost
+from planner.simulator.cost import AffineCost
 
 COST = AffineCost(0.0150, 2.0e-5, 4.9e-8, 0.0150, 5.5e-5, 6.0e-10)
 KV_TOKENS = 270_000

@@ -23,8 +23,8 @@ import grpc
 import psutil
 
 from baton.internal.v1 import registry_pb2, registry_pb2_grpc
-from orchestrator.api.client import AsyncClient
-from orchestrator.live.registry import RegistryService, watch
+from interface.client.client import AsyncClient
+from orchestrator.registry import RegistryService, watch
 
 START_TIMEOUT_S = 600.0
 CHUNK_BYTES = 1 << 16
@@ -199,7 +199,7 @@ class FaultCluster:
             process = await asyncio.to_thread(
                 subprocess.Popen,
                 [
-                    sys.executable, "-m", "orchestrator.live.gateway_main", "--with-parent", str(os.getpid()),
+                    sys.executable, "-m", "interface.gateway_main", "--with-parent", str(os.getpid()),
                     "--spec", str(self.spec_path), "--controller", self._address, "--ports-file", str(ports),
                 ],
                 env=self.env, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file,
@@ -285,7 +285,7 @@ class FaultCluster:
         """Run a `baton` command against the cluster."""
         return await asyncio.to_thread(
             subprocess.run,
-            [sys.executable, "-m", "orchestrator.cli", *arguments],
+            [sys.executable, "-m", "interface.cli.main", *arguments],
             env=self.env, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
         )  # fmt: skip
 

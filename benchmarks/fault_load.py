@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from baton.v1 import inference_pb2 as pb
 from cluster.errors import RequestError, ServingError
-from orchestrator.api.client import AsyncClient
+from interface.client.client import AsyncClient
 
 VOCABULARY = (5, 60)
 """Token ids of prompts: the reasoner's digits, letters and signs."""

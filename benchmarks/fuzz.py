@@ -32,13 +32,13 @@ from google.protobuf.message import DecodeError
 
 from baton.v1.inference_pb2 import GenerateRequest
 from benchmarks import fuzz_cases as cases
-from cluster.config import ClusterSpec, GatewaySettings, parse
 from cluster.errors import ServingError
+from cluster.spec.config import ClusterSpec, GatewaySettings, parse
+from interface.client.client import AsyncClient
+from interface.http.body import parse_json
+from interface.http.request import read_chat_call, read_completion_call
 from kv_transfer import ticket as tickets
-from orchestrator.api.client import AsyncClient
-from orchestrator.api.http_body import parse_json
-from orchestrator.api.http_request import read_chat_call, read_completion_call
-from orchestrator.request import ModelFront, load_model_front, prepare
+from orchestrator.request.prepare import ModelFront, load_model_front, prepare
 
 ANSWER_TIMEOUT_S = 120.0
 """A request without an answer after this hangs. Generous: nothing here takes a second on a machine that is free."""
@@ -179,8 +179,8 @@ async def _many(one: Callable[[], Awaitable[None]], requests: int, check: Callab
 @contextlib.asynccontextmanager
 async def fake_cluster() -> AsyncIterator[tuple[str, str, Callable[[], Awaitable[None]]]]:
     """The real gateway and worker services over fake engines; yields gRPC address, URL and a check that all is free."""
-    from orchestrator.api.grpc_server import serve_grpc
-    from orchestrator.api.http_server import serve_http
+    from interface.grpc_server import serve_grpc
+    from interface.http.server import serve_http
     from tests.fakes.live_cluster import cluster_of
 
     async with cluster_of("prefill-0", "decode-0", total_blocks=4096, queue=64) as cluster:

@@ -15,9 +15,7 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-with atheris.instrument_imports(
-    include=["cluster.config", "kv_transfer.ticket", "orchestrator.api", "orchestrator.request", "orchestrator.resume"]
-):
+with atheris.instrument_imports(include=["cluster.spec", "kv_transfer.ticket", "interface", "orchestrator.request"]):
     from benchmarks import fuzz, fuzz_cases
 
 

@@ -214,7 +214,7 @@ def body(rng: random.Random, model: str) -> tuple[str, bytes]:
 
 # --- spec and ticket ------------------------------------------------------------------------------------------------
 
-SPEC = resources.files("cluster").joinpath("local.yaml").read_text()
+SPEC = resources.files("cluster.spec").joinpath("local.yaml").read_text()
 
 
 REASONER_SPEC = """

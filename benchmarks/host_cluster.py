@@ -24,9 +24,9 @@ import psutil
 from baton.internal.v1 import registry_pb2
 from benchmarks.fault_cluster import CLOSE_TIMEOUT_S, START_TIMEOUT_S, blocks_left, sockets_left, until
 from benchmarks.host_namespaces import Hosts, connections, hosts
-from orchestrator.api.client import AsyncClient
-from orchestrator.live.node import WORKER_TITLES
-from orchestrator.live.registry import watch
+from interface.client.client import AsyncClient
+from orchestrator.node.node import WORKER_TITLES
+from orchestrator.registry import watch
 
 HEAD = "head"
 ENGINE_TITLE = "VLLM::"
@@ -107,7 +107,7 @@ class HostCluster:
         state = json.loads((self.folder / "clusters" / ready["cluster"] / "state.json").read_text())
         self._controller = psutil.Process(ready["pid"])
         (self._gateway,) = (
-            child for child in self._controller.children() if "orchestrator.live.gateway_main" in child.cmdline()
+            child for child in self._controller.children() if "interface.gateway_main" in child.cmdline()
         )
         registry = f"{self.net.address(HEAD)}:{state['registry'].rsplit(':', 1)[1]}"
         self._client = AsyncClient(self.grpc_address)
@@ -151,7 +151,7 @@ class HostCluster:
 
     async def baton(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a `baton` command on the head."""
-        command = self.net.command(HEAD, [sys.executable, "-m", "orchestrator.cli", *arguments])
+        command = self.net.command(HEAD, [sys.executable, "-m", "interface.cli.main", *arguments])
         return await asyncio.to_thread(
             subprocess.run,
             command, env=self.env, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,

@@ -30,9 +30,9 @@ from baton.v1 import cluster_pb2
 from benchmarks.autoscaling import most_within
 from benchmarks.fault_cluster import FaultCluster, started
 from benchmarks.fault_load import Answers, Question, Tally, Trace, count, draw_questions, follow
-from cluster.config import Role
-from orchestrator.api.client import AsyncClient
-from orchestrator.live.role_change import change_role
+from cluster.spec.config import Role
+from interface.client.client import AsyncClient
+from orchestrator.controller.role_change import change_role
 from orchestrator.policy.decision_log import Replayed, replay
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -27,11 +27,11 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from cluster.hardware import GpuSpec
-from orchestrator.capacity.calibrate import Errors, calibrate, predict
-from orchestrator.capacity.measured import Point, read_points
-from orchestrator.capacity.resolve import Problem, resolve
-from orchestrator.capacity.spec import ScalesPlan, parse
+from cluster.hardware.catalogue import GpuSpec
+from planner.capacity.calibrate import Errors, calibrate, predict
+from planner.capacity.measured import Point, read_points
+from planner.capacity.resolve import Problem, resolve
+from planner.capacity.spec import ScalesPlan, parse
 
 SIX = ((1, 128, 64), (1, 1024, 64), (4, 256, 128), (8, 512, 64), (16, 128, 128), (8, 1024, 32))
 TWELVE = (
@@ -85,7 +85,7 @@ def live(model: Path, port: int) -> Iterator[str]:
 
 
 def baton(*arguments: str, env: dict[str, str] | None = None, timeout_s: float) -> str:
-    command = [sys.executable, "-m", "orchestrator.cli", *arguments]
+    command = [sys.executable, "-m", "interface.cli.main", *arguments]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout_s, check=False)
     if done.returncode:
         raise RuntimeError(f"baton {' '.join(arguments)}: {done.stderr or done.stdout}")

@@ -22,9 +22,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.silicon import DENSE, Measured, full_table, generator, held_out, parse_all, read
-from cluster.engine_constants import engine_constants
+from cluster.hardware.engine_constants import engine_constants
 from decode_workers.cost import DecodeCost
-from orchestrator.capacity.closed_loop import closed_loop
+from planner.capacity.closed_loop import closed_loop
 
 Prediction = tuple[float, float]
 

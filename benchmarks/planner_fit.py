@@ -1,4 +1,4 @@
-"""Fit the engines' constants on the calibration rows alone and print the table ``cluster/engine_constants.csv``.
+"""Fit the engines' constants on the calibration rows and print ``cluster/hardware/engine_constants.csv``.
 
     python benchmarks/planner_fit.py ../shared/data/silicon_h100_h200_calibration.csv
 
@@ -23,10 +23,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.silicon import DENSE, Measured, generator, parse_all, read
-from cluster.engine_constants import EngineConstants, engine_constants
+from cluster.hardware.engine_constants import EngineConstants, engine_constants
 from decode_workers.cost import DecodeCost
-from orchestrator.capacity.closed_loop import closed_loop
-from orchestrator.capacity.least_squares import Vector, fit
+from planner.capacity.closed_loop import closed_loop
+from planner.capacity.least_squares import Vector, fit
 
 # name, prior, lower, upper, width of the prior in log units
 CONSTANTS = (

@@ -20,12 +20,12 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.silicon import CONFIGURATION, DENSE, MODELS, full_table, read
-from cluster.engine_constants import engine_constants
 from cluster.errors import ConfigError
-from cluster.hardware import gpu
-from cluster.model import ModelSpec
+from cluster.hardware.catalogue import gpu
+from cluster.hardware.engine_constants import engine_constants
+from cluster.model.model_spec import ModelSpec
 from decode_workers.cost import DecodeCost
-from orchestrator.capacity.closed_loop import LoadGenerator, closed_loop
+from planner.capacity.closed_loop import LoadGenerator, closed_loop
 
 GPUS = {
     "b200_sxm": "B200-SXM",

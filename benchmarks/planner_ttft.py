@@ -24,16 +24,16 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.planner_accuracy import read_aiconfigurator
 from benchmarks.silicon import DENSE, Measured, full_table, held_out, parse_all, read
-from cluster.config import Role
-from cluster.engine_constants import engine_constants
 from cluster.errors import PlacementInfeasible
+from cluster.hardware.engine_constants import engine_constants
+from cluster.spec.config import Role
 from kv_transfer.blocks import kv_bytes_per_token
 from kv_transfer.cost import TransferCost
-from orchestrator.simulator.engine import EngineProfile
-from orchestrator.simulator.fleet import FleetSpec, PoolSpec
-from orchestrator.simulator.forecast import FixedForecast
-from orchestrator.simulator.simulation import ClosedLoop, GatewaySpec, Simulation
-from orchestrator.simulator.workload import Workload
+from planner.simulator.engine import EngineProfile
+from planner.simulator.fleet import FleetSpec, PoolSpec
+from planner.simulator.forecast import FixedForecast
+from planner.simulator.simulation import ClosedLoop, GatewaySpec, Simulation
+from planner.simulator.workload import Workload
 from prefill_workers.cost import PrefillCost
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from contenders import baton
 
+from interface.client.client import AsyncClient
 from models.evaluate import BudgetPoint, budget_curve, plot_budget
 from models.problems import generate_many
-from orchestrator.api.client import AsyncClient
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = (4, 12, 30, 60)

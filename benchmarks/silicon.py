@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.engine_constants import EngineConstants
-from cluster.hardware import GpuSpec, gpu
-from cluster.model import ModelSpec
-from cluster.precision import Precision
+from cluster.hardware.catalogue import GpuSpec, gpu
+from cluster.hardware.engine_constants import EngineConstants
+from cluster.model.model_spec import ModelSpec
+from cluster.model.precision import Precision
 from decode_workers.cost import DecodeCost
-from orchestrator.capacity.closed_loop import LoadGenerator
+from planner.capacity.closed_loop import LoadGenerator
 
 GPUS = {"h100_sxm": "H100-SXM", "h200_sxm": "H200-SXM"}
 MODELS = {

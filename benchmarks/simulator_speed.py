@@ -16,15 +16,15 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster.config import Role
-from orchestrator.simulator.cost import AffineCost, AffineTransfer
-from orchestrator.simulator.engine import EngineProfile
-from orchestrator.simulator.fleet import FleetSpec, PoolSpec
-from orchestrator.simulator.forecast import FixedForecast
-from orchestrator.simulator.simulation import GatewaySpec, Simulation
-from orchestrator.simulator.theory import mm1_wait_s
-from orchestrator.simulator.traces import READERS
-from orchestrator.simulator.workload import Workload
+from cluster.spec.config import Role
+from planner.simulator.cost import AffineCost, AffineTransfer
+from planner.simulator.engine import EngineProfile
+from planner.simulator.fleet import FleetSpec, PoolSpec
+from planner.simulator.forecast import FixedForecast
+from planner.simulator.simulation import GatewaySpec, Simulation
+from planner.simulator.theory import mm1_wait_s
+from planner.simulator.traces import READERS
+from planner.simulator.workload import Workload
 
 # Qwen3-32B on two H100, rounded from the analytic model.
 STEP = AffineCost(0.0150, 2.0e-5, 4.9e-8, 0.0150, 5.5e-5, 6.0e-10)

@@ -16,9 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from cluster.engine_constants import engine_constants
-from cluster.hardware import GpuSpec, gpu
-from cluster.model import ModelSpec
+from cluster.hardware.catalogue import GpuSpec, gpu
+from cluster.hardware.engine_constants import engine_constants
+from cluster.model.model_spec import ModelSpec
 from decode_workers.cost import DecodeCost
 
 GPUS_PER_NODE = 8

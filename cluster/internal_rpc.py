@@ -11,10 +11,10 @@ from typing import Any
 
 import grpc
 
-from cluster.config import SecuritySettings
 from cluster.errors import ConfigError, Unauthenticated
 from cluster.rpc_guard import AUTHORIZATION, Guard, Metadata
 from cluster.secret_file import read_bytes, read_secret, same_secret
+from cluster.spec.config import SecuritySettings
 
 Options = Sequence[tuple[str, Any]]
 

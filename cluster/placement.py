@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from cluster.config import ClusterSpec, PoolSettings, Role
 from cluster.errors import PlacementInfeasible
+from cluster.spec.config import ClusterSpec, PoolSettings, Role
 from cluster.topology import NodeView
 
 GIB = 1 << 30
@@ -60,7 +60,7 @@ def worker_plans(spec: ClusterSpec, *, gpus_per_node: int = 8) -> list[WorkerPla
     nodes as Ray can, and vLLM's Ray executor runs in it.
 
     Example:
-        >>> from cluster.config import load
+        >>> from cluster.spec.config import load
         >>> [(plan.worker_id, plan.strategy) for plan in worker_plans(load())]
         [('prefill-0', 'STRICT_PACK'), ('decode-0', 'STRICT_PACK')]
     """

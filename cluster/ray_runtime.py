@@ -24,8 +24,8 @@ from ray.exceptions import RayError
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from cluster.engine.nixl_progress import CPU_PROGRESS_DELAY_US, PROGRESS_DELAY_ENV
 from cluster.errors import PlacementInfeasible, ServingError, WorkerDied
-from cluster.nixl_progress import CPU_PROGRESS_DELAY_US, PROGRESS_DELAY_ENV
 from cluster.placement import WorkerPlan
 from cluster.ray_token import own_token, token_of
 from cluster.topology import NodeView, node_view

@@ -6,7 +6,7 @@ import hmac
 from pathlib import Path
 
 from cluster.errors import ConfigError
-from cluster.model_path import expand
+from cluster.model.model_path import expand
 
 MIN_SECRET_CHARS = 32
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from cluster.engine_constants import EngineConstants
+from cluster.engine.speculation import Speculation
 from cluster.errors import PlacementInfeasible
-from cluster.hardware import GpuSpec
-from cluster.memory import kv_budget_bytes
-from cluster.model import ModelSpec
-from cluster.roofline import StepCost
-from cluster.speculation import Speculation
+from cluster.hardware.catalogue import GpuSpec
+from cluster.hardware.engine_constants import EngineConstants
+from cluster.hardware.memory import kv_budget_bytes
+from cluster.hardware.roofline import StepCost
+from cluster.model.model_spec import ModelSpec
 from kv_transfer.kv_layout import KvLayout, kv_layout
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cluster.config import ClusterSpec, PoolSettings, Role
-from cluster.vllm_engine import VllmSettings
+from cluster.engine.vllm_engine import VllmSettings
+from cluster.spec.config import ClusterSpec, PoolSettings, Role
 from kv_transfer.engine_settings import base_settings
 
 MAX_SEQS_GPU = 256

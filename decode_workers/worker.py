@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from cluster.config import ClusterSpec, PoolSettings, Role
-from cluster.vllm_engine import VllmEngine
+from cluster.engine.vllm_engine import VllmEngine
+from cluster.spec.config import ClusterSpec, PoolSettings, Role
 from decode_workers.profile import engine_settings
-from kv_transfer.worker_host import WorkerHost
+from workers.worker_host import WorkerHost
 
 
 class DecodeWorker(WorkerHost):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cluster.errors import ConfigError
-from cluster.model import ModelSpec
+from cluster.model.model_spec import ModelSpec
 
 
 def kv_bytes_per_token(model: ModelSpec, kv_dtype_bytes: float = 2.0) -> float:

@@ -22,9 +22,9 @@ from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_scheduler import Nix
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_worker import NixlPullConnectorWorker
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.stats import NixlKVConnectorStats
 
-from cluster import fault_injection
-from cluster.engine import HANDOFFS
-from cluster.nixl_progress import let_progress_thread_sleep
+from cluster.engine import fault_injection
+from cluster.engine.nixl_progress import let_progress_thread_sleep
+from cluster.engine.protocol import HANDOFFS
 from kv_transfer.keepalive import keep_accepted_alive
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from cluster.errors import ConfigError
-from cluster.hardware import GpuSpec
+from cluster.hardware.catalogue import GpuSpec
 
 
 class Link(StrEnum):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from cluster.config import ClusterSpec, PoolSettings
-from cluster.model_path import expand
-from cluster.vllm_engine import VllmSettings
+from cluster.engine.vllm_engine import VllmSettings
+from cluster.model.model_path import expand
+from cluster.spec.config import ClusterSpec, PoolSettings
 
 
 def base_settings(

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 from cluster.errors import ConfigError
-from cluster.model import ModelSpec
+from cluster.model.model_spec import ModelSpec
 from kv_transfer.blocks import kv_shards
 
 

@@ -19,8 +19,8 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from cluster.engine.nixl_progress import let_progress_thread_sleep
 from cluster.errors import ServingError, TransferBroken, TransferTimeout
-from cluster.nixl_progress import let_progress_thread_sleep
 from kv_transfer import link_channel
 
 PATTERN_PERIOD = 251

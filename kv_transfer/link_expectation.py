@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.config import Transport
+from cluster.spec.config import Transport
 
 GIB = 1 << 30
 

@@ -25,8 +25,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal
 
+from cluster.engine.nixl_progress import CPU_PROGRESS_DELAY_US, PROGRESS_DELAY_ENV
 from cluster.errors import TransferBroken, TransferError, TransferTimeout
-from cluster.nixl_progress import CPU_PROGRESS_DELAY_US, PROGRESS_DELAY_ENV
 from kv_transfer import ucx_report
 from kv_transfer.link_fit import LinkFit, fit, typical_s
 from kv_transfer.ucx_report import ReadProtocol

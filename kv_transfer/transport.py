@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.config import Transport
+from cluster.spec.config import Transport
 
 _UCX_TLS: dict[Transport, str] = {
     Transport.NVLINK: "cuda_ipc,cuda_copy",

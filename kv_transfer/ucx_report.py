@@ -17,7 +17,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.config import Transport
+from cluster.spec.config import Transport
 
 _FAMILIES: tuple[tuple[str, Transport], ...] = (
     ("cuda_ipc", Transport.NVLINK),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cluster.engine_constants import EngineConstants
-from cluster.hardware import GpuSpec
-from cluster.model import ModelSpec
-from cluster.roofline import StepCost
+from cluster.hardware.catalogue import GpuSpec
+from cluster.hardware.engine_constants import EngineConstants
+from cluster.hardware.roofline import StepCost
+from cluster.model.model_spec import ModelSpec
 
 
 class PrefillCost:

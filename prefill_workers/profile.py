@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cluster.config import ClusterSpec, PoolSettings
-from cluster.vllm_engine import VllmSettings
+from cluster.engine.vllm_engine import VllmSettings
+from cluster.spec.config import ClusterSpec, PoolSettings
 from kv_transfer.engine_settings import base_settings
 
 BATCHED_TOKENS_GPU = 16384

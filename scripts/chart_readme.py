@@ -10,7 +10,7 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from cluster.config import ClusterSpec
+from cluster.spec.config import ClusterSpec
 from scripts.chart_pod import Pod
 from scripts.chart_schema import OLDEST
 from scripts.chart_values import ChartValues
@@ -19,11 +19,11 @@ from scripts.chart_workers import ExtraGroup, Group
 HEAD = f"""\
 # Values of Baton's chart
 
-Written by `make chart` from `scripts/chart_values.py` and `cluster/config.py`: edit those. How to install, size, secure
-and upgrade is in [docs/kubernetes.md](../docs/kubernetes.md). Only `config` and where the model comes from have no
-default; `helm/ci/` has values for four clusters. Unknown keys are refused, and so is null where it says nothing: leave
-a key out to have its default. Objects of Kubernetes' own forms (`tolerations`, `affinity`, `extraVolumes`...) may have
-the fields that Kubernetes {OLDEST} knows, so that every newer version takes them, too.
+Written by `make chart` from `scripts/chart_values.py` and `cluster/spec/config.py`: edit those. How to install, size,
+secure and upgrade is in [docs/kubernetes.md](../docs/kubernetes.md). Only `config` and where the model comes from have
+no default; `helm/ci/` has values for four clusters. Unknown keys are refused, and so is null where it says nothing:
+leave a key out to have its default. Objects of Kubernetes' own forms (`tolerations`, `affinity`, `extraVolumes`...) may
+have the fields that Kubernetes {OLDEST} knows, so that every newer version takes them, too.
 """
 PODS = """\
 These keys stand at the top level for all pods, and in `head`, `gateway`, `prefillWorkers`, `decodeWorkers`,

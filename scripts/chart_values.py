@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, WithJsonSchema
 
-from cluster.config import ClusterSpec
+from cluster.spec.config import ClusterSpec
 from scripts.chart_gateway import Gateway, GrpcRoute, HttpRoute, Ingress
 from scripts.chart_model import ModelVolume
 from scripts.chart_pod import Pod
@@ -301,7 +301,7 @@ class ChartValues(Pod):
     """What a parent chart sets for all its charts; keys of others are let be."""
     config: ClusterSpec
     """The cluster spec, copied as it is into the ConfigMap and read by every process: pools, model, objectives.
-    `baton plan emit` writes it; ready ones are in helm/ci/. Keys and units: cluster/config.py."""
+    `baton plan emit` writes it; ready ones are in helm/ci/. Keys and units: cluster/spec/config.py."""
     model: ModelVolume = ModelVolume()
     """Model volume."""
     head: Head = Head()

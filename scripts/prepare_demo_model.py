@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cluster.model_path import cache_folder
+from cluster.model.model_path import cache_folder
 
 
 def main() -> None:

@@ -1,1 +1,1 @@
-"""What callers see: gRPC and HTTP servers, the client, and the error table."""
+"""Old names of `interface.client`, kept for one version."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from pydantic import Field
 
-from cluster.config import Role, Settings
+from cluster.spec.config import Role, Settings
 from orchestrator.policy.demand import RECENT_S, Demand
 from orchestrator.policy.scaling import ChangeRole, DrainWorker, ScalingAction, StartWorker
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from cluster.config import Role
+from cluster.spec.config import Role
 from orchestrator.policy.autoscaler import AutoscalerSettings, Decision, Memory, WorkerRow, decide
 from orchestrator.policy.demand import Demand, DemandForecaster
 from orchestrator.policy.scaling import FleetView, ScalingAction, WorkerStatus

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from cluster.config import Role
+from cluster.spec.config import Role
 from orchestrator.policy.capacity import WorkerCapacity
 from orchestrator.policy.scaling import DrainWorker, FleetView, ScalingAction, StartWorker, WorkerStatus
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.autoscaling_settings import ThinkingBudgetSettings
+from cluster.spec.autoscaling_settings import ThinkingBudgetSettings
 
 TARGET_PRESSURE = 0.95
 """Forecast demand over what can be had that severity steers to: a little under full."""

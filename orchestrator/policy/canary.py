@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
-from cluster.config import Role
+from cluster.spec.config import Role
 from orchestrator.policy.canary_blame import Fault, Link, judge, judge_links
 from orchestrator.policy.canary_probe import Answers, farthest
 from orchestrator.policy.canary_record import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cluster.config import Role
+from cluster.spec.config import Role
 from orchestrator.policy.canary_probe import Answers
 
 

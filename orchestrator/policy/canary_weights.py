@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from cluster.engine import WeightSums
+from cluster.engine.protocol import WeightSums
 
 
 class WeightBook:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from cluster.config import Role
+from cluster.spec.config import Role
 from orchestrator.policy.router import WorkerView
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cluster.config import Role
+from cluster.spec.config import Role
 from orchestrator.policy.drain import HeldRequest, Hold
 from orchestrator.policy.router import WorkerView
 

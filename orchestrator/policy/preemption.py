@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cluster.config import Role
+from cluster.spec.config import Role
 from orchestrator.policy.router import WorkerView
 
 RESUME_MARGIN = 0.05

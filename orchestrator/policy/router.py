@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.config import Role
+from cluster.spec.config import Role
 
 LOCAL_PREFILL_SHARE = 0.8
 """A decode worker helps out with a prefill when it takes less than this share of the prefill pool's time."""
@@ -111,7 +111,7 @@ def place(
         avoid: Workers that failed this request before; used only if no other is left.
 
     Example:
-        >>> from cluster.config import Role
+        >>> from cluster.spec.config import Role
         >>> p = WorkerView("p0", Role.PREFILL, total_blocks=100, free_blocks=100)
         >>> d = WorkerView("d0", Role.DECODE, total_blocks=100, free_blocks=100)
         >>> place(RequestView(64, 64, 32, {}), [p, d])

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from cluster.config import Role
+from cluster.spec.config import Role
 from orchestrator.policy.router import WorkerView
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cluster.config import Role
+from cluster.spec.config import Role
 
 
 @dataclass(frozen=True, slots=True)

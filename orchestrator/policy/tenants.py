@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cluster.config import TenantSettings
 from cluster.errors import RequestRejected
+from cluster.spec.config import TenantSettings
 from orchestrator.policy.admission import MAX_RETRY_AFTER_S, MIN_RETRY_AFTER_S
 
 FORGET_ABOVE = 4096

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import cast
 
 from benchmarks.autoscaling import Counted, most_within
-from cluster.config import Role
+from cluster.spec.config import Role
 from orchestrator.policy.scaling import ChangeRole, DrainWorker, FleetView, ScalingAction, StartWorker
 
 

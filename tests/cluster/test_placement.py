@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.config import PoolSettings, Role
 from cluster.errors import PlacementInfeasible
 from cluster.placement import WorkerPlan, assign, worker_plan
+from cluster.spec.config import PoolSettings, Role
 from cluster.topology import NodeView
 
 

@@ -17,7 +17,7 @@ SCRIPT = """
 import asyncio, json
 import ray
 from ray.cluster_utils import Cluster
-from cluster.config import PoolSettings, Role
+from cluster.spec.config import PoolSettings, Role
 from cluster.placement import assign, worker_plan
 from cluster.ray_runtime import RayRuntime
 

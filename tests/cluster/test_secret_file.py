@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config import SecuritySettings
 from cluster.errors import ConfigError, Unauthenticated
 from cluster.internal_rpc import InternalRpc
 from cluster.secret_file import read_secret
+from cluster.spec.config import SecuritySettings
 
 SECRET = "0123456789abcdef0123456789abcdef"
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from baton.v1.inference_pb2 import Sampling, StructuredOutput
-from cluster.engine import Engine, EngineInfo, EngineLeg, EngineOutput
+from cluster.engine.protocol import Engine, EngineInfo, EngineLeg, EngineOutput
+from cluster.engine.reasoning_end import ends_within
 from cluster.errors import ServingError
-from cluster.reasoning_end import ends_within
 from kv_transfer.ticket import HandoffTicket, issue
 from models.tokenizer import encode
 from tests.fakes.engine import FakeEngine, Network

@@ -2,10 +2,10 @@ import timeit
 
 import pytest
 
-from cluster.engine_constants import engine_constants
 from cluster.errors import PlacementInfeasible
-from cluster.hardware import gpu
-from cluster.model import ModelSpec
+from cluster.hardware.catalogue import gpu
+from cluster.hardware.engine_constants import engine_constants
+from cluster.model.model_spec import ModelSpec
 from decode_workers.cost import DecodeCost
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from orchestrator.live.health_check import is_alive
+from orchestrator.node.health_check import is_alive
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = ROOT / "docker" / "Dockerfile"
@@ -182,7 +182,7 @@ def livez() -> Iterator[tuple[list[int], int]]:
 def test_the_health_check_asks_livez(livez: tuple[list[int], int]) -> None:
     for target in TARGETS:
         (check,) = STAGES[target].of("HEALTHCHECK")
-        assert json.loads(check.split(" CMD ", 1)[1]) == ["python", "-m", "orchestrator.live.health_check"]
+        assert json.loads(check.split(" CMD ", 1)[1]) == ["python", "-m", "orchestrator.node.health_check"]
     statuses, port = livez
     environment = {"BATON_PROBE_PORT": str(port)}
     assert is_alive(environment)

@@ -10,7 +10,7 @@ import pytest
 
 from baton.v1 import inference_pb2 as pb
 from models.problems import Problem, generate_many
-from orchestrator.live.gateway import Gateway
+from orchestrator.gateway.gateway import Gateway
 from tests.fakes.live_cluster import Reply
 from tests.support.live_cluster import LiveCluster
 

@@ -25,11 +25,11 @@ from typing import Any
 import pytest
 import yaml
 
+from interface.client.client import Client
 from models.evaluate import verify_answer
 from models.problems import generate
 from models.tokenizer import build_tokenizer
-from orchestrator.api.client import Client
-from orchestrator.live.health_check import is_alive
+from orchestrator.node.health_check import is_alive
 from scripts.fetch_helm import fetch
 from tests.helm.chart import CHART, Chart, Manifest, Rendered
 from tests.support.ending import end_marked

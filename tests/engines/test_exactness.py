@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from baton.v1 import inference_pb2 as pb
-from orchestrator.live.gateway import Gateway
+from orchestrator.gateway.gateway import Gateway
 from tests.support.live_cluster import LiveCluster
 
 pytestmark = pytest.mark.engine

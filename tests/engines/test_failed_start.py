@@ -28,7 +28,7 @@ def test_a_killed_start_leaves_nothing(how: list[str], tmp_path: Path, test_mode
     spec.write_text(SPEC.format(model=test_model))
     with ended(tmp_path):
         process = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.cli", "up", "-f", str(spec), *how],
+            [sys.executable, "-m", "interface.cli.main", "up", "-f", str(spec), *how],
             env=os.environ | {"BATON_CACHE": str(tmp_path)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -10,7 +10,7 @@ import pytest
 
 from baton.v1 import inference_pb2 as pb
 from cluster.errors import InvalidRequest, ModelNotFound, RequestTooLarge
-from orchestrator.api.client import AsyncClient, Client
+from interface.client.client import AsyncClient, Client
 from tests.support.live_cluster import LiveCluster
 
 pytestmark = pytest.mark.engine

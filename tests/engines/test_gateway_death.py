@@ -9,8 +9,8 @@ import pytest
 
 from baton.v1 import inference_pb2 as pb
 from cluster.errors import InvalidRequest
-from orchestrator.api.client import AsyncClient
-from orchestrator.api.completion import Completion
+from interface.client.client import AsyncClient
+from interface.client.completion import Completion
 from tests.support.gateway_process import gateway_processes
 from tests.support.live_cluster import LiveCluster
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.api.client import Client
+from interface.client.client import Client
 from tests.support.ending import ended
 from tests.support.live_cluster import marked_processes, start_cluster
 

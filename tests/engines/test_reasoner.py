@@ -10,7 +10,7 @@ from baton.v1 import inference_pb2 as pb
 from models.evaluate import verify_answer
 from models.problems import Problem, generate_many
 from models.tokenizer import build_tokenizer
-from orchestrator.live.gateway import Gateway
+from orchestrator.gateway.gateway import Gateway
 from tests.support.live_cluster import LiveCluster
 
 pytestmark = pytest.mark.engine

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.live.gateway import Gateway
+from orchestrator.gateway.gateway import Gateway
 from tests.support.live_cluster import LiveCluster
 from tests.support.streams import Stream, ready, request
 

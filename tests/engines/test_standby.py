@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.live.gateway import Gateway
+from orchestrator.gateway.gateway import Gateway
 from tests.support.live_cluster import LiveCluster, start_cluster
 from tests.support.streams import Stream, ready, request
 

@@ -13,9 +13,9 @@ import psutil
 import pytest
 import yaml
 
-import cluster
-from cluster.model_path import cache_folder
-from orchestrator.api.client import Client
+from cluster.model.model_path import cache_folder
+from cluster.spec import config
+from interface.client.client import Client
 from tests.support.ending import ended
 from tests.support.live_cluster import (
     START_TIMEOUT_S,
@@ -29,7 +29,7 @@ from tests.support.reference import greedy_reference
 
 pytestmark = [pytest.mark.engine, pytest.mark.ray]
 
-DEMO = Path(cluster.__file__).with_name("local.yaml")
+DEMO = Path(config.__file__).with_name("local.yaml")
 QUESTIONS = ("Why is the sky blue? Answer in two sentences.", "What is the capital of France?", "What is a KV cache?")
 """The first is what `make demo` asks."""
 
@@ -54,7 +54,7 @@ def test_the_demo_answers_as_the_model_does_and_ctrl_c_leaves_nothing(tmp_path: 
     ports_of_any = {"grpc_port": 0, "http_port": 0, "metrics_port": 0}
     spec.write_text(yaml.safe_dump({**demo, "name": "ctrl-c", "gateway": ports_of_any}))
     process = subprocess.Popen(
-        [sys.executable, "-m", "orchestrator.cli", "up", "-f", str(spec)],
+        [sys.executable, "-m", "interface.cli.main", "up", "-f", str(spec)],
         env=os.environ | {"BATON_CACHE": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.engine import (
+from cluster.engine.protocol import (
     EngineInfo,
     EngineLeg,
     EngineLoad,
@@ -23,8 +23,8 @@ from cluster.engine import (
     TransferFigures,
     WeightSums,
 )
+from cluster.engine.reasoning_end import ends_within
 from cluster.errors import InvalidRequest, TransferBroken, WorkerDied
-from cluster.reasoning_end import ends_within
 
 BLOCK_SIZE_TOKENS = 32
 VOCAB_SIZE = 256

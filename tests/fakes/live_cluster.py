@@ -12,11 +12,11 @@ import grpc
 
 from baton.internal.v1 import registry_pb2, worker_pb2_grpc
 from baton.v1 import inference_pb2 as pb
-from cluster.config import parse
-from kv_transfer.worker_host import WorkerService
-from orchestrator.live.gateway import Gateway
+from cluster.spec.config import parse
+from orchestrator.gateway.gateway import Gateway
 from tests.fakes.engine import BLOCK_SIZE_TOKENS, FakeEngine, Network, continuation
 from tests.fakes.tokenizer import MARKERS, front
+from workers.worker_host import WorkerService
 
 SPEC = """
 model:

@@ -10,18 +10,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from cluster.config import Role, parse
 from cluster.errors import PlacementInfeasible, WorkerDied
 from cluster.placement import WorkerPlan
 from cluster.ray_runtime import ProcessId, RayRuntime, WorkerHandle
+from cluster.spec.config import Role, parse
 from cluster.topology import NodeView
-from kv_transfer.worker_host import WorkerHost
-from orchestrator.live.controller import Controller
-from orchestrator.live.gateway import Gateway
-from orchestrator.live.registry import watch
+from orchestrator.controller.controller import Controller
+from orchestrator.gateway.gateway import Gateway
+from orchestrator.registry import watch
 from tests.fakes.engine import FakeEngine, Network
 from tests.fakes.live_cluster import eventually
 from tests.fakes.tokenizer import MARKERS, front
+from workers.worker_host import WorkerHost
 
 
 class FakeRuntime:

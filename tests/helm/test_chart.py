@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster import config
 from cluster.placement import worker_plans
+from cluster.spec import config
 from tests.helm.chart import CI_VALUES, ROOT, VERSIONS, Chart, Manifest, RenderFailed, merged
 
 ids = {"ids": lambda path: path.stem}
@@ -342,7 +342,7 @@ def test_notes(chart: Chart, trial: Manifest, h100: Manifest) -> None:
 def test_alerts_and_dashboard_name_real_metrics(chart: Chart, h100: Manifest) -> None:
     import re
 
-    from orchestrator.live.metrics import GatewayMetrics
+    from orchestrator.gateway.metrics import GatewayMetrics
 
     known = {*GatewayMetrics().names(), "vllm:nixl_num_kv_expired_reqs", "vllm:nixl_num_failed_transfers"}
     rendered = chart.render(h100)
@@ -361,7 +361,7 @@ def test_alerts_and_dashboard_name_real_metrics(chart: Chart, h100: Manifest) ->
 def test_burn_rates_use_a_bucket_that_there_is(chart: Chart, h100: Manifest) -> None:
     import re
 
-    from orchestrator.live.metrics import GatewayMetrics
+    from orchestrator.gateway.metrics import GatewayMetrics
 
     h100["config"]["slo"] = {"ttft_p95_s": 3, "itl_p95_s": 0.045, "ttfat_p95_s": 7.5, "e2e_p95_s": 90}
     metrics = GatewayMetrics(config.parse(yaml.safe_dump(h100["config"])).slo)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.capacity.emit import helm_values
-from orchestrator.capacity.planner import plan_for
-from orchestrator.capacity.resolve import resolve
-from orchestrator.capacity.spec import Mode, load
+from planner.capacity.emit import helm_values
+from planner.capacity.planner import plan_for
+from planner.capacity.resolve import resolve
+from planner.capacity.spec import Mode, load
 from tests.helm.chart import ROOT, Chart
 
 PLANS = sorted((ROOT / "examples" / "plans").glob("users-*.yaml"))

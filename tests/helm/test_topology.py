@@ -62,7 +62,7 @@ def test_head_command_is_one_that_baton_node_knows(chart: Chart, h100: Manifest)
 
     from typer.main import get_command
 
-    from orchestrator.cli import app
+    from interface.cli.main import app
 
     node = get_command(app).commands["node"]  # type: ignore[attr-defined]
     known = {name for parameter in node.params for name in parameter.opts}

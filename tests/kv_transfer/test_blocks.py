@@ -1,7 +1,7 @@
 import pytest
 
 from cluster.errors import ConfigError
-from cluster.model import ModelSpec
+from cluster.model.model_spec import ModelSpec
 from kv_transfer.blocks import blocks_for, kv_bytes, kv_bytes_per_token, kv_bytes_per_token_per_gpu, kv_shards
 
 # bf16 bytes per token, all layers (public model cards and vLLM logs).

@@ -1,7 +1,7 @@
 import pytest
 
 from cluster.errors import ConfigError
-from cluster.hardware import gpu
+from cluster.hardware.catalogue import gpu
 from kv_transfer.cost import Link, TransferCost
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import ConfigError
-from cluster.model import ModelSpec, known_models
+from cluster.model.model_spec import ModelSpec, known_models
 from kv_transfer.kv_layout import KvGroups, kv_layout
 
 SCRIPT = Path(__file__).parent.parent / "support" / "vllm_kv_room.py"

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.config import Transport
+from cluster.spec.config import Transport
 from kv_transfer.link_expectation import Expectation, LinkFacts, expected, judge
 
 rates = st.floats(1e3, 1e13)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.config import Transport
+from cluster.spec.config import Transport
 from kv_transfer.transport import Endpoint, choose, ucx_tls
 
 ALL = list(Transport)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.config import Transport
+from cluster.spec.config import Transport
 from kv_transfer.ucx_report import ReadProtocol, problem, read_protocols, transport_of, used_for
 
 LOG = """\

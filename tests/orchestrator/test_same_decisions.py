@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.config import Role
-from orchestrator import lifecycle as lc
-from orchestrator.simulator.cost import AffineCost, AffineTransfer
-from orchestrator.simulator.engine import EngineProfile
-from orchestrator.simulator.failures import FailurePlan
-from orchestrator.simulator.fleet import FleetSpec, PoolSpec
-from orchestrator.simulator.forecast import FixedForecast
-from orchestrator.simulator.simulation import GatewaySpec, Simulation
-from orchestrator.simulator.workload import Workload
+from cluster.spec.config import Role
+from orchestrator.request import lifecycle as lc
+from planner.simulator.cost import AffineCost, AffineTransfer
+from planner.simulator.engine import EngineProfile
+from planner.simulator.failures import FailurePlan
+from planner.simulator.fleet import FleetSpec, PoolSpec
+from planner.simulator.forecast import FixedForecast
+from planner.simulator.simulation import GatewaySpec, Simulation
+from planner.simulator.workload import Workload
 from tests.fakes.engine import BLOCK_SIZE_TOKENS
 from tests.fakes.live_cluster import ask, cluster_of, run
 

@@ -2,9 +2,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.engine_constants import engine_constants
-from cluster.hardware import gpu
-from cluster.model import ModelSpec
+from cluster.hardware.catalogue import gpu
+from cluster.hardware.engine_constants import engine_constants
+from cluster.model.model_spec import ModelSpec
 from prefill_workers.cost import PrefillCost
 
 COST = PrefillCost(ModelSpec.named("Qwen3-32B"), gpu("H100-SXM"), engine_constants("vllm"), 2)

@@ -20,10 +20,10 @@ from typing import Any
 import ray
 from ray.cluster_utils import FAKE_HEAD_NODE_ID, AutoscalingCluster
 
-from cluster.config import PoolSettings, Role
 from cluster.placement import assign, worker_plan
 from cluster.ray_runtime import RayRuntime, WorkerHandle
-from kv_transfer.worker_host import free_port
+from cluster.spec.config import PoolSettings, Role
+from workers.worker_host import free_port
 
 POOLS = {role: PoolSettings(replicas=1, node_resource=role.value) for role in (Role.PREFILL, Role.DECODE)}
 WAIT_S = 60.0

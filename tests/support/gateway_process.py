@@ -16,11 +16,11 @@ from typing import Any
 import yaml
 
 from baton.internal.v1 import registry_pb2, registry_pb2_grpc, worker_pb2_grpc
-from cluster.config import ClusterSpec, parse
 from cluster.internal_rpc import InternalRpc
-from kv_transfer.worker_host import WorkerService
-from orchestrator.live.registry import RegistryService
+from cluster.spec.config import ClusterSpec, parse
+from orchestrator.registry import RegistryService
 from tests.fakes.engine import BLOCK_SIZE_TOKENS, FakeEngine, Network
+from workers.worker_host import WorkerService
 
 ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 240
@@ -117,7 +117,7 @@ async def gateway_processes(
             log, ports = folder / f"gateway-{index}.log", folder / f"ports-{index}.json"
             with log.open("w") as out:
                 process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", "orchestrator.live.gateway_main", "--with-parent", str(os.getpid()),
+                    sys.executable, "-m", "interface.gateway_main", "--with-parent", str(os.getpid()),
                     "--spec", str(spec_path), "--controller", registry, "--ports-file", str(ports),
                     stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=ROOT,
                     env=os.environ | {"PYTHONPATH": str(ROOT)},

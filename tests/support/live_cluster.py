@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from baton.internal.v1 import registry_pb2
-from cluster.config import ClusterSpec, load, parse
-from orchestrator.live.gateway import Gateway
-from orchestrator.live.registry import watch
-from orchestrator.live.state_file import ClusterState
-from orchestrator.request import load_model_front
+from cluster.spec.config import ClusterSpec, load, parse
+from orchestrator.gateway.gateway import Gateway
+from orchestrator.local.state_file import ClusterState
+from orchestrator.registry import watch
+from orchestrator.request.prepare import load_model_front
 from tests.support.ending import end_marked, ended, marked, named
 
 START_TIMEOUT_S = 420
@@ -100,7 +100,7 @@ class LiveCluster:
 def run_baton(folder: Path, *arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
     """Run a `baton` command with its own cache folder."""
     return subprocess.run(
-        [sys.executable, "-m", "orchestrator.cli", *arguments],
+        [sys.executable, "-m", "interface.cli.main", *arguments],
         env=os.environ | {"BATON_CACHE": str(folder)},
         capture_output=True,
         text=True,
@@ -138,7 +138,7 @@ def kept_cluster(folder: Path, spec_text: str) -> LiveCluster:
 
 def read_state(folder: Path, name: str) -> ClusterState:
     """State file of a cluster under another cache folder."""
-    from orchestrator.live import state_file
+    from orchestrator.local import state_file
 
     old = os.environ.get("BATON_CACHE")
     os.environ["BATON_CACHE"] = str(folder)

@@ -14,8 +14,8 @@ import grpc
 import numpy as np
 
 from baton.internal.v1 import registry_pb2, registry_pb2_grpc, worker_pb2
-from cluster.engine import EngineInfo, EngineLeg, EngineLoad, EngineOutput, TokenAlternatives, TransferFigures
-from orchestrator.live.worker_link import WorkerLink, leg_error
+from cluster.engine.protocol import EngineInfo, EngineLeg, EngineLoad, EngineOutput, TokenAlternatives, TransferFigures
+from workers.worker_link import WorkerLink, leg_error
 
 _names = itertools.count()
 

@@ -6,7 +6,7 @@ import asyncio
 import random
 
 from baton.v1 import inference_pb2 as pb
-from orchestrator.live.gateway import Gateway
+from orchestrator.gateway.gateway import Gateway
 
 OUTPUT_TOKENS = 800
 """Enough to run on for some seconds while a `baton` command starts; 400 were sometimes done before it acted."""

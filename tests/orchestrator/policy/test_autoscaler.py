@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.config import Role
 from cluster.errors import ConfigError
+from cluster.spec.config import Role
 from orchestrator.policy.autoscaler import (
     PREFILL_PATIENCE_S,
     AutoscalerSettings,

@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.autoscaling_settings import ThinkingBudgetSettings
+from cluster.spec.autoscaling_settings import ThinkingBudgetSettings
 from orchestrator.policy.budget_governor import BudgetAsk, Governor, budget, rank
 
 SETTINGS = ThinkingBudgetSettings(

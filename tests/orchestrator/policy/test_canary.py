@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.config import Role
-from cluster.engine import WeightSums
+from cluster.engine.protocol import WeightSums
+from cluster.spec.config import Role
 from orchestrator.policy.canary import Canary
 from orchestrator.policy.canary_blame import judge, judge_links
 from orchestrator.policy.canary_probe import (

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.reasoning_end import ends_within
-from orchestrator.output_text import LineEnds, ReasoningMarkers
+from cluster.engine.reasoning_end import ends_within
 from orchestrator.policy.closing import OutputGate, Turn, reasoning_limit
+from orchestrator.request.output_text import LineEnds, ReasoningMarkers
 from tests.fakes.tokenizer import END_THINK, MARKERS, THINK, byte_tokenizer
 
 LONG = ReasoningMarkers((60, 60), (62, 62, 63))

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.config import Role
+from cluster.spec.config import Role
 from orchestrator.policy.drain import HeldRequest, Hold, next_moves
 from orchestrator.policy.router import WorkerView
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.config import Role
+from cluster.spec.config import Role
 from orchestrator.policy.drain import HeldRequest, Hold
 from orchestrator.policy.peak import TARGET_FILL, peak_tokens, shifts
 from orchestrator.policy.router import WorkerView

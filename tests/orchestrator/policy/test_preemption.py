@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.config import Role
+from cluster.spec.config import Role
 from orchestrator.policy.preemption import RESUME_MARGIN, Running, may_take_back, victim
 from orchestrator.policy.router import WorkerView
 

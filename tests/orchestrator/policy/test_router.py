@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.config import Role
+from cluster.spec.config import Role
 from orchestrator.policy.router import Placement, RequestView, Wait, WorkerView, expected_ttft_s, is_batch, place
 
 

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from cluster.config import Role
+from cluster.spec.config import Role
 from orchestrator.policy.standby import Exchange, Place, exchanges
 
 SERVING, STANDBY = 2, 1

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.config import TenantSettings
 from cluster.errors import RequestRejected
+from cluster.spec.config import TenantSettings
 from orchestrator.policy import tenants
 from orchestrator.policy.tenants import TenantLimits, TokenBucket
 

@@ -1,0 +1,89 @@
+"""Runs a plan against a target: closed loop, or open loop by arrival times."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from bench.cpu import CpuMeter
+from bench.record import RequestRecord
+from bench.target import RequestStyle, Target
+from bench.workload import PlannedRequest
+
+
+@dataclass(frozen=True, slots=True)
+class RunOutcome:
+    """Records in order of sending, the wall time from first send to last end, and CPU seconds."""
+
+    records: list[RequestRecord]
+    duration_s: float
+    server_cpu_s: float | None
+    client_cpu_s: float
+
+
+async def run(
+    target: Target,
+    plan: Sequence[PlannedRequest],
+    style: RequestStyle,
+    *,
+    concurrency: int | None,
+    meter: CpuMeter,
+    duration_s: float | None = None,
+    on_done: Callable[[RequestRecord], None] = lambda record: None,
+) -> RunOutcome:
+    """Send a plan.
+
+    Args:
+        target: Where to.
+        plan: Requests; with arrival times they are sent at those times whatever the server does (open loop).
+        style: What they have in common.
+        concurrency: Clients of a closed loop; None for an open loop.
+        meter: Reads CPU times around the run.
+        duration_s: Stop sending after so long; what is under way is waited for.
+        on_done: Told each record.
+    """
+    meter.start()
+    epoch_s = time.perf_counter()
+    records: list[RequestRecord] = []
+    waiting = iter(plan)
+
+    def late() -> bool:
+        return duration_s is not None and time.perf_counter() - epoch_s >= duration_s
+
+    async def one(request: PlannedRequest) -> None:
+        turn: PlannedRequest | None = request
+        while turn is not None:
+            record = await target.send(turn, style, epoch_s)
+            if turn.arrival_s is not None:
+                record.lag_s = max(0.0, record.start_s - turn.arrival_s)
+            records.append(record)
+            on_done(record)
+            turn = turn.then
+            if turn is not None:
+                await asyncio.sleep(turn.think_s)
+                if late():
+                    return
+
+    async def client() -> None:
+        for request in waiting:
+            if late():
+                return
+            await one(request)
+
+    async with asyncio.TaskGroup() as group:
+        if concurrency is not None:
+            for _ in range(min(concurrency, len(plan))):
+                group.create_task(client())
+        else:
+            for request in waiting:
+                await asyncio.sleep(max(0.0, epoch_s + (request.arrival_s or 0.0) - time.perf_counter()))
+                if late():
+                    break
+                group.create_task(one(request))
+    server_cpu_s, client_cpu_s = meter.stop()
+    records.sort(key=lambda record: record.start_s)
+    first_s = records[0].start_s if records else 0.0
+    last_s = max((record.start_s + record.end_s for record in records), default=0.0)
+    return RunOutcome(records, last_s - first_s, server_cpu_s, client_cpu_s)

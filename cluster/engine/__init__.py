@@ -1,0 +1,1 @@
+"""The engine that a worker runs: its protocol and vLLM behind it."""

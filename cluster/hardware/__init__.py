@@ -1,0 +1,1 @@
+"""What GPUs are and how fast they compute."""

@@ -1,0 +1,1 @@
+"""The Kubernetes side: pods, nodes, leases, tunnels."""

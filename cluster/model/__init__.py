@@ -1,0 +1,1 @@
+"""What a model is: geometry, state, precision, where its files are."""

@@ -1,0 +1,1 @@
+"""What a cluster is asked to be: its spec."""

@@ -1,0 +1,1 @@
+"""What diagnoses a machine and its links."""

@@ -1,0 +1,1 @@
+"""What callers meet: gRPC, HTTP, the Python client and the command line."""

@@ -1,0 +1,128 @@
+"""Streamed chunks (server-sent events) of an OpenAI reply. Pure.
+
+A chunk is written by hand around the text, which alone is encoded: one is built per token of every stream, and a
+``json.dumps`` of the whole costs several times as much.
+"""
+
+from __future__ import annotations
+
+import json
+from json.encoder import encode_basestring_ascii as quote
+from typing import Any
+
+from baton.v1 import inference_pb2
+from cluster.errors import ServingError
+from interface.http.logprobs import CompletionLogprobs, by_phase, chat_logprobs
+from interface.http.reply import FINISH_REASONS, prompt_token_ids, stop_reason, usage_object
+from interface.http.request import HttpCall
+from interface.status import openai_error
+
+DONE = b"data: [DONE]\n\n"
+
+_REASONING = inference_pb2.PHASE_REASONING
+
+
+class Chunks:
+    """Writes the chunks of one call, in order. The first chunk of a chat choice carries the role and its text alike."""
+
+    def __init__(self, call: HttpCall, created_unix_s: int) -> None:
+        self._call = call
+        kind = "chat.completion.chunk" if call.chat else "text_completion"
+        self._head = (
+            f'data: {{"id":{quote(call.reply_id)},"object":"{kind}","created":{created_unix_s},'
+            f'"model":{quote(call.model)},"choices":['
+        )
+        self._tail = "]" + (',"usage":null' if call.include_usage and not call.continuous_usage else "") + "}\n\n"
+        self._plain = call.logprobs is None and not call.return_token_ids and not call.continuous_usage
+        self._started: set[int] = set()
+        self._usages: list[inference_pb2.Usage] = []
+        self._prompt_tokens: dict[int, int] = {}
+        self._completion_tokens: dict[int, int] = {}
+        self._logprobs: dict[int, CompletionLogprobs] = {}
+
+    def take(self, prompt: int, event: inference_pb2.GenerateResponse) -> bytes:
+        """The chunk of one event of the given prompt; empty where the event has none."""
+        match event.WhichOneof("event"):
+            case "delta":
+                return self._delta(prompt, event.delta)
+            case "finished":
+                self._usages.append(event.finished.usage)
+            case "admitted":
+                self._prompt_tokens[prompt] = event.admitted.prompt_tokens
+        return b""
+
+    def end(self) -> bytes:
+        """What closes the stream: usage where it was asked for, and the end mark."""
+        if not self._call.include_usage:
+            return DONE
+        usage = json.dumps(usage_object(self._usages), separators=(",", ":"))
+        return f'{self._head}],"usage":{usage}}}\n\n'.encode() + DONE
+
+    def _delta(self, prompt: int, delta: inference_pb2.Delta) -> bytes:
+        index = prompt * self._call.choices + delta.choice
+        first = index not in self._started
+        if first:
+            self._started.add(index)
+        if self._call.chat:
+            body = _chat_body(delta, first)
+        else:
+            body = _completion_body(delta, self._call.echo[prompt] if first and self._call.echo else "")
+        if self._plain and not delta.finish_reason:
+            chunk = f'{self._head}{{"index":{index},{body},"logprobs":null,"finish_reason":null}}{self._tail}'
+        else:
+            chunk = self._full(prompt, index, first, body, delta)
+        return chunk.encode()
+
+    def _full(self, prompt: int, index: int, first: bool, body: str, delta: inference_pb2.Delta) -> str:
+        """A chunk with everything that few chunks carry."""
+        call = self._call
+        rest: dict[str, Any] = {
+            "logprobs": self._logprobs_of(index, delta),
+            "finish_reason": FINISH_REASONS[delta.finish_reason],
+        }
+        if delta.finish_reason:
+            rest["stop_reason"] = stop_reason(delta, call.requests[prompt])
+        if call.return_token_ids:
+            rest["token_ids"] = list(delta.token_ids)
+            if first:
+                rest["prompt_token_ids"] = prompt_token_ids(call.requests[prompt])
+        tail = self._tail
+        if call.continuous_usage:
+            count = self._completion_tokens.get(index, 0) + len(delta.token_ids)
+            self._completion_tokens[index] = count
+            prompt_tokens = self._prompt_tokens.get(prompt, 0)
+            tail = (
+                f'],"usage":{{"prompt_tokens":{prompt_tokens},"completion_tokens":{count},'
+                f'"total_tokens":{prompt_tokens + count}}}}}\n\n'
+            )
+        return f'{self._head}{{"index":{index},{body},{json.dumps(rest, separators=(",", ":"))[1:]}{tail}'
+
+    def _logprobs_of(self, index: int, delta: inference_pb2.Delta) -> dict[str, Any] | None:
+        top = self._call.logprobs
+        if top is None:
+            return None
+        rows = by_phase([(delta.phase, delta.logprobs)])
+        if self._call.chat:
+            return chat_logprobs(rows, top)
+        return self._logprobs.setdefault(index, CompletionLogprobs(top)).take(rows)
+
+
+def error_chunk(error: ServingError) -> bytes:
+    """An error that comes after the first chunk, as vLLM sends it and OpenAI's client raises it."""
+    return f"data: {json.dumps(openai_error(error))}\n\n".encode() + DONE
+
+
+def _chat_body(delta: inference_pb2.Delta, first: bool) -> str:
+    text = quote(delta.text)
+    role = '"role":"assistant",' if first else ""
+    if delta.phase == _REASONING:
+        # Two names for one thing, as in a whole reply.
+        return f'"delta":{{{role}"reasoning_content":{text},"reasoning":{text}}}'
+    return f'"delta":{{{role}"content":{text}}}'
+
+
+def _completion_body(delta: inference_pb2.Delta, echo: str) -> str:
+    text = quote(delta.text)
+    if delta.phase == _REASONING:
+        return f'"text":{quote(echo)},"reasoning_content":{text},"reasoning":{text}'
+    return f'"text":{quote(echo + delta.text) if echo else text}'

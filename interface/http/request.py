@@ -1,0 +1,211 @@
+"""An OpenAI request body as `GenerateRequest`s. Pure."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from baton.v1 import inference_pb2
+from cluster.errors import InvalidRequest
+from interface.http.fields import INT32_MAX, Fields, is_token_id
+from interface.http.known import HARMLESS, REFUSED
+from interface.http.messages import read_chat
+from interface.http.sampling import read_reasoning, read_sampling
+
+DEFAULT_COMPLETION_TOKENS = 16
+"""OpenAI's and vLLM's limit for a completion that names none. A chat that names none takes the cluster's."""
+
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+@dataclass(frozen=True, slots=True)
+class HttpCall:
+    """One HTTP request, ready to run.
+
+    ``requests`` has one entry per prompt; choice ``c`` of prompt ``p`` is choice ``p * choices + c`` of the reply.
+    ``echo`` holds the prompt's text for each request, where it is to come back before the answer.
+    """
+
+    chat: bool
+    request_id: str
+    model: str
+    requests: tuple[inference_pb2.GenerateRequest, ...]
+    choices: int
+    stream: bool = False
+    include_usage: bool = False
+    continuous_usage: bool = False
+    logprobs: int | None = None
+    return_token_ids: bool = False
+    echo: tuple[str, ...] = ()
+
+    @property
+    def reply_id(self) -> str:
+        """The id as OpenAI forms it."""
+        return f"{'chatcmpl' if self.chat else 'cmpl'}-{self.request_id}"
+
+
+def read_chat_call(tree: Any, *, request_id: str = "") -> HttpCall:
+    """Read the body of ``/v1/chat/completions``.
+
+    Raises:
+        InvalidRequest: a field is unknown, malformed or unsupported.
+    """
+    fields = Fields(tree)
+    model, request_id = _model(fields), _request_id(fields, request_id)
+    chat = read_chat(fields)
+    fields.refuse({"echo": ((False,), "is not supported in a chat")})
+    fields.refuse({"add_special_tokens": ((False,), "is not supported; the chat template adds what the model needs")})
+    logprobs = _chat_logprobs(fields)
+    options = _stream_options(fields)
+    request = _request(fields, model, request_id, logprobs)
+    request.chat.CopyFrom(chat)
+    return _call(fields, True, model, request_id, [request], logprobs, options)
+
+
+def read_completion_call(tree: Any, *, request_id: str = "", max_prompts: int = 256) -> HttpCall:
+    """Read the body of ``/v1/completions``.
+
+    Raises:
+        InvalidRequest: a field is unknown, malformed or unsupported.
+    """
+    fields = Fields(tree)
+    model, request_id = _model(fields), _request_id(fields, request_id)
+    prompts = _prompts(fields, max_prompts)
+    fields.refuse({"add_special_tokens": ((True,), "is not supported; send token ids to leave them out")})
+    echo = bool(fields.flag("echo"))
+    logprobs = fields.integer("logprobs")
+    if echo and logprobs is not None:
+        raise fields.wrong("echo", "is not supported together with logprobs")
+    if echo and not all(isinstance(prompt, str) for prompt in prompts):
+        raise fields.wrong("echo", "is supported for prompts of text only")
+    options = _stream_options(fields)
+    template = _request(fields, model, request_id, logprobs)
+    if not template.sampling.HasField("max_tokens"):
+        template.sampling.max_tokens = DEFAULT_COMPLETION_TOKENS
+    requests = [_with_prompt(template, prompt, i if len(prompts) > 1 else None) for i, prompt in enumerate(prompts)]
+    texts = tuple(prompt for prompt in prompts if isinstance(prompt, str)) if echo else ()
+    return _call(fields, False, model, request_id, requests, logprobs, options, texts)
+
+
+def _call(
+    fields: Fields,
+    chat: bool,
+    model: str,
+    request_id: str,
+    requests: list[inference_pb2.GenerateRequest],
+    logprobs: int | None,
+    options: tuple[bool, bool, bool],
+    echo: tuple[str, ...] = (),
+) -> HttpCall:
+    return_token_ids = bool(fields.flag("return_token_ids"))
+    if fields.has("kv_transfer_params"):
+        raise fields.wrong("kv_transfer_params", "a client may not steer KV transfer")
+    fields.drop(HARMLESS)
+    fields.refuse(REFUSED)
+    fields.finish()
+    stream, include_usage, continuous_usage = options
+    return HttpCall(
+        chat=chat,
+        request_id=request_id,
+        model=model,
+        requests=tuple(requests),
+        choices=requests[0].sampling.n,
+        stream=stream,
+        include_usage=include_usage,
+        continuous_usage=continuous_usage,
+        logprobs=logprobs,
+        return_token_ids=return_token_ids,
+        echo=echo,
+    )
+
+
+def _model(fields: Fields) -> str:
+    model = fields.text("model")
+    if not model:
+        raise fields.wrong("model", "missing")
+    return model
+
+
+def _request_id(fields: Fields, header: str) -> str:
+    given = fields.text("request_id") or header
+    if not given:
+        return uuid.uuid4().hex
+    if not _REQUEST_ID.fullmatch(given):
+        raise InvalidRequest("request_id: expected at most 128 visible ASCII characters", field="request_id")
+    return given
+
+
+def _request(fields: Fields, model: str, request_id: str, logprobs: int | None) -> inference_pb2.GenerateRequest:
+    """Everything but the input."""
+    request = inference_pb2.GenerateRequest(model=model, request_id=request_id, sampling=read_sampling(fields))
+    if logprobs is not None:
+        request.sampling.logprobs = logprobs
+    if (reasoning := read_reasoning(fields)) is not None:
+        request.reasoning.CopyFrom(reasoning)
+    # vLLM serves low numbers first and Baton high ones; over this interface vLLM's meaning holds.
+    request.priority = -(fields.integer("priority", low=-INT32_MAX, high=INT32_MAX) or 0)
+    if (deadline_s := fields.number("deadline_s")) is not None:
+        request.deadline_s = deadline_s
+    request.tenant = fields.text("user") or ""
+    # Both say: these requests share a prefix.
+    session, cache_key = fields.text("session_id"), fields.text("prompt_cache_key")
+    request.session = session or cache_key or ""
+    return request
+
+
+def _chat_logprobs(fields: Fields) -> int | None:
+    wanted, top = fields.flag("logprobs"), fields.integer("top_logprobs")
+    if not wanted:
+        if top:
+            raise fields.wrong("top_logprobs", "needs logprobs: true")
+        return None
+    return top or 0
+
+
+def _stream_options(fields: Fields) -> tuple[bool, bool, bool]:
+    """Whether to stream, to send usage at the end, and to send it with every chunk."""
+    stream, tree = bool(fields.flag("stream")), fields.tree("stream_options")
+    if tree is None:
+        return stream, False, False
+    if not stream:
+        raise fields.wrong("stream_options", "needs stream: true")
+    options = Fields(tree, "stream_options")
+    include, continuous = bool(options.flag("include_usage")), bool(options.flag("continuous_usage_stats"))
+    # Padding against traffic analysis, on by default with OpenAI; no answer depends on it.
+    options.drop(frozenset({"include_obfuscation"}))
+    options.finish()
+    return stream, include, include and continuous
+
+
+def _prompts(fields: Fields, max_prompts: int) -> list[str | list[int]]:
+    value = fields.raw("prompt")
+    if value is None:
+        raise fields.wrong("prompt", "missing")
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and value:
+        if all(map(is_token_id, value)):
+            return [value]
+        if len(value) > max_prompts:
+            raise fields.wrong("prompt", f"expected at most {max_prompts} prompts in one request")
+        if all(isinstance(item, str) for item in value):
+            return value
+        if all(isinstance(item, list) and item and all(map(is_token_id, item)) for item in value):
+            return value
+    raise fields.wrong("prompt", "expected a string, an array of strings, token ids, or an array of arrays of these")
+
+
+def _with_prompt(
+    template: inference_pb2.GenerateRequest, prompt: str | list[int], index: int | None
+) -> inference_pb2.GenerateRequest:
+    request = inference_pb2.GenerateRequest()
+    request.CopyFrom(template)
+    if index is not None:
+        request.request_id = f"{template.request_id}-{index}"
+    if isinstance(prompt, str):
+        request.prompt = prompt
+    else:
+        request.prompt_token_ids.ids.extend(prompt)
+    return request

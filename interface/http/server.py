@@ -1,0 +1,254 @@
+"""The OpenAI HTTP interface over a `Backend`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from cluster.errors import ConfigError, InvalidRequest, ModelNotFound, RequestAborted
+from cluster.spec.config import GatewaySettings
+from interface.backend import Backend, closing
+from interface.deadline import fold_deadline
+from interface.door import Door, current_caller
+from interface.failure import report
+from interface.http.body import read_json
+from interface.http.chunk import Chunks, error_chunk
+from interface.http.idle import IdleSweeper
+from interface.http.reply import Reply
+from interface.http.request import HttpCall, read_chat_call, read_completion_call
+from interface.http.status import model_object, to_json
+from interface.listening import listen
+from interface.merge import Event, run_all
+from interface.slow_reader import reading_within
+from interface.status import REQUEST_ID_KEY, http_headers, openai_error, status_of
+
+LINGER_S = 1.0
+"""Seconds that the rest of a refused body is thrown away, so that its sender gets to read the reply."""
+SHUTDOWN_S = 5.0
+"""Seconds that running replies have to end by themselves when the server stops."""
+
+HEALTH_PATH = "/health"
+
+Read = Callable[[Any, str], HttpCall]
+
+
+def _is_our_matter(record: logging.LogRecord) -> bool:
+    """Broken HTTP is its sender's matter; aiohttp would log a stack and the bytes, which may be a prompt's."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+server_log = logging.getLogger("baton.api.http")
+server_log.addFilter(_is_our_matter)
+
+
+class HttpServer:
+    """The routes. One handler per request; a caller who leaves cancels it, and with it the backend's stream."""
+
+    def __init__(self, backend: Backend, settings: GatewaySettings, door: Door) -> None:
+        self._backend = backend
+        self._settings = settings
+        self._door = door
+        self.sweeper = IdleSweeper(settings.body_timeout_s)
+        self._limit_bytes = settings.max_request_bytes
+        # More prompts than may wait could never all be admitted.
+        self._max_prompts = max(1, settings.max_queued_requests)
+
+    def app(self) -> web.Application:
+        """The application, ready to be run."""
+        app = web.Application(
+            middlewares=[self.sweeper.middleware, _errors_as_json, self._authorised], client_max_size=self._limit_bytes
+        )
+        app.add_routes(
+            [
+                web.post("/v1/chat/completions", self._chat),
+                web.post("/v1/completions", self._completion),
+                web.get("/v1/models", self._models),
+                web.get("/v1/models/{model:.+}", self._model),
+                web.get("/v1/status", self._status),
+                web.get(HEALTH_PATH, self._health),
+            ]
+        )
+        return app
+
+    @web.middleware
+    async def _authorised(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        """Serve health to anybody, and the rest to who shows a key."""
+        if request.path != HEALTH_PATH:
+            # Set for every request: those of one connection share a task.
+            current_caller.set(self._door.check(request.headers.get("Authorization", "")))
+        response: web.StreamResponse = await handler(request)
+        return response
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        return await self._run(request, lambda tree, request_id: read_chat_call(tree, request_id=request_id))
+
+    async def _completion(self, request: web.Request) -> web.StreamResponse:
+        return await self._run(
+            request,
+            lambda tree, request_id: read_completion_call(tree, request_id=request_id, max_prompts=self._max_prompts),
+        )
+
+    async def _models(self, request: web.Request) -> web.Response:
+        return _json({"object": "list", "data": [model_object(model) for model in self._backend.models()]})
+
+    async def _model(self, request: web.Request) -> web.Response:
+        name = request.match_info["model"]
+        for model in self._backend.models():
+            if model.name == name:
+                return _json(model_object(model))
+        raise ModelNotFound("no such model is served here; GET /v1/models lists them")
+
+    async def _status(self, request: web.Request) -> web.Response:
+        return _json(to_json(self._backend.status()))
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return _json({"status": "ok"})
+
+    async def _run(self, request: web.Request, read: Read) -> web.StreamResponse:
+        tree = await read_json(request, self._limit_bytes, self._settings.body_timeout_s)
+        call = read(tree, request.headers.get(REQUEST_ID_KEY, ""))
+        try:
+            for item in call.requests:
+                fold_deadline(item, None)
+                if caller := current_caller.get():
+                    item.tenant = caller.tenant
+            async with closing(run_all(self._backend, call.requests)) as events:
+                created_unix_s = int(time.time())
+                if call.stream:
+                    return await _stream(request, call, events, created_unix_s, self._settings.slow_reader_timeout_s)
+                reply = Reply(call, created_unix_s)
+                async for prompt, event in events:
+                    reply.add(prompt, event)
+                return _json(reply.object(), headers=_id_header(call))
+        except Exception as error:
+            return _failed(error, call.request_id, _id_header(call))
+
+
+async def serve_http(
+    backend: Backend, settings: GatewaySettings, door: Door | None = None
+) -> tuple[web.AppRunner, int]:
+    """Start the HTTP server; returns its runner (``await runner.cleanup()`` ends it) and its port.
+
+    Raises:
+        ConfigError: the address cannot be listened on, or a certificate cannot be used.
+    """
+    door = door or Door()
+    server = HttpServer(backend, settings, door)
+    app = server.app()
+    app.on_shutdown.append(lambda _: server.sweeper.stop())
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        handler_cancellation=True,
+        # A compressed body could unpack to a thousand times its size; nobody sends one here.
+        auto_decompress=False,
+        logger=server_log,
+        lingering_time=LINGER_S,
+        shutdown_timeout=SHUTDOWN_S,
+        max_line_size=settings.max_header_bytes,
+        max_field_size=settings.max_header_bytes,
+        keepalive_timeout=settings.body_timeout_s,
+    )
+    await runner.setup()
+    try:
+        await listen(runner, settings.host, settings.http_port, backlog=1024, ssl_context=door.ssl_context())
+    except OSError as error:
+        await runner.cleanup()
+        name = f"gateway.http_port={settings.http_port}"
+        raise ConfigError(f"{name}: cannot listen on {settings.host}: {error.strerror}") from error
+    server.sweeper.start(runner)
+    port: int = runner.addresses[0][1]
+    return runner, port
+
+
+async def _stream(
+    request: web.Request,
+    call: HttpCall,
+    events: AsyncIterator[Event],
+    created_unix_s: int,
+    slow_reader_timeout_s: float,
+) -> web.StreamResponse:
+    """Write each event as it comes; nothing before the first token, so that an error until then has a status."""
+    chunks = Chunks(call, created_unix_s)
+    response = web.StreamResponse(
+        headers={
+            "Content-Type": "text/event-stream; charset=utf-8",
+            "Cache-Control": "no-cache",
+            # nginx would hold tokens back to fill a buffer.
+            "X-Accel-Buffering": "no",
+            **_id_header(call),
+        }
+    )
+    try:
+        async for prompt, event in events:
+            if chunk := chunks.take(prompt, event):
+                if not response.prepared:
+                    await response.prepare(request)
+                async with reading_within(slow_reader_timeout_s):
+                    await response.write(chunk)
+        last = chunks.end()
+    except ConnectionResetError:
+        return response
+    except Exception as error:
+        if not response.prepared:
+            raise
+        last = error_chunk(report(error, call.request_id))
+    if not response.prepared:
+        await response.prepare(request)
+    try:
+        async with reading_within(slow_reader_timeout_s):
+            await response.write(last)
+            await response.write_eof()
+    except (ConnectionResetError, RequestAborted):
+        # What the transport still holds for a reader who stopped is thrown away with the connection.
+        if request.transport is not None:
+            request.transport.abort()
+    return response
+
+
+@web.middleware
+async def _errors_as_json(request: web.Request, handler: Any) -> web.StreamResponse:
+    """Every failure as OpenAI writes it."""
+    try:
+        response: web.StreamResponse = await handler(request)
+    except web.HTTPException as error:
+        return _http_error(error)
+    except Exception as error:
+        return _failed(error, request.headers.get(REQUEST_ID_KEY, ""))
+    return response
+
+
+def _failed(error: Exception, request_id: str, headers: dict[str, str] | None = None) -> web.Response:
+    failure = report(error, request_id)
+    headers = {**(headers or {}), **http_headers(failure)}
+    return _json(openai_error(failure), status=status_of(failure).http, headers=headers)
+
+
+def _http_error(error: web.HTTPException) -> web.Response:
+    """What aiohttp itself refuses: an unknown path, a wrong method, a broken header."""
+    headers = {}
+    match error:
+        case web.HTTPMethodNotAllowed():
+            allowed = ", ".join(sorted(error.allowed_methods))
+            headers["Allow"] = allowed
+            text = f"this path takes {allowed} only"
+        case web.HTTPNotFound():
+            text = "no such path; this server has /v1/chat/completions, /v1/completions and /v1/models"
+        case _:
+            text = error.reason
+    return _json(openai_error(InvalidRequest(text)), status=error.status, headers=headers)
+
+
+def _id_header(call: HttpCall) -> dict[str, str]:
+    return {REQUEST_ID_KEY: call.request_id}
+
+
+def _json(tree: object, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    body = json.dumps(tree, separators=(",", ":")).encode()
+    return web.Response(body=body, status=status, headers=headers, content_type="application/json", charset="utf-8")

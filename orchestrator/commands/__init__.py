@@ -1,1 +1,0 @@
-"""Bodies of the `baton` commands: what they print, and how."""

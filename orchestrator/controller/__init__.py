@@ -1,0 +1,1 @@
+"""The controller: starts, pairs, checks, drains and ends workers."""

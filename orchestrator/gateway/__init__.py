@@ -1,0 +1,1 @@
+"""The gateway: queues, places and runs requests."""

@@ -1,0 +1,134 @@
+"""What one choice took: times, tokens, transfers and cost, as the caller and the metrics are told."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from baton.internal.v1 import worker_pb2
+from baton.v1 import inference_pb2 as pb
+from kv_transfer.ticket import HandoffTicket
+from orchestrator.gateway.metrics import GatewayMetrics
+
+
+class ChoiceFigures:
+    """Fills a choice's summary while it runs.
+
+    Args:
+        metrics: The gateway's.
+        index: Which choice this is.
+        received_s: Monotonic time at which the request came.
+        received_unix_s: The same on the wall clock, against which transfers are stamped.
+    """
+
+    def __init__(self, metrics: GatewayMetrics, index: int, received_s: float, received_unix_s: float) -> None:
+        self.summary = pb.ChoiceSummary(choice=index)
+        self.cached_tokens = 0
+        self.cost_usd = 0.0
+        """Share of the workers' price."""
+        self._metrics = metrics
+        self._received_s = received_s
+        self._received_unix_s = received_unix_s
+        self._gaps_s: list[float] = []
+        self._last_token_s = 0.0
+        self._handoff_begun_s = 0.0
+        self._leg_since_s = 0.0
+
+    @property
+    def handing_over(self) -> bool:
+        """Whether a ticket is out and decode's first token has not come."""
+        return bool(self._handoff_begun_s)
+
+    def placed(self, workers: pb.Workers, now: float) -> float:
+        """Workers were found; returns the seconds until then."""
+        queue_s = now - self._received_s
+        self.summary.workers.CopyFrom(workers)
+        if not self.summary.timings.queue_s:
+            self.summary.timings.queue_s = queue_s
+            self._metrics.queue_s.observe(queue_s)
+        return queue_s
+
+    def leg_starts(self, *, prefills: bool, ticket: bool, now: float) -> None:
+        """A leg goes to its worker."""
+        timings, since_s = self.summary.timings, now - self._received_s
+        if prefills:
+            timings.prefill_start_s = timings.prefill_start_s or since_s
+        elif ticket:
+            self._handoff_begun_s = now
+            timings.handoff_start_s = timings.handoff_start_s or since_s
+        self._leg_since_s = now
+
+    def cached(self, tokens: int) -> None:
+        """A leg found so many tokens of its prompt; those before the first token count."""
+        if not self.summary.timings.first_token_s and tokens:
+            self.cached_tokens = tokens
+
+    def moved(self, recomputed_tokens: int) -> None:
+        """A move had tokens computed again."""
+        self.summary.moved_recomputed_tokens += recomputed_tokens
+        self._metrics.moved_recomputed.inc(recomputed_tokens)
+
+    def tokens(self, count: int, usd_per_s: float, now: float) -> float | None:
+        """Tokens go to the caller; returns the seconds to the first one, if it is among them."""
+        timings, ttft_s = self.summary.timings, None
+        if not timings.first_token_s:
+            ttft_s = timings.first_token_s = now - self._received_s
+            self._metrics.ttft_s.observe(ttft_s)
+            count -= 1
+        if count > 0:
+            # Tokens that came together: one gap as the caller saw it, then none.
+            self._gaps_s.append(now - self._last_token_s)
+            self._gaps_s.extend([0.0] * (count - 1))
+            self._metrics.itl_s.observe(now - self._last_token_s)
+        if self._leg_since_s:
+            self.cost_usd += (now - self._leg_since_s) * usd_per_s
+        self._leg_since_s = self._last_token_s = now
+        return ttft_s
+
+    def answers(self, now: float) -> None:
+        """The answer goes on, or begins."""
+        timings = self.summary.timings
+        if not timings.first_answer_token_s:
+            timings.first_answer_token_s = now - self._received_s
+            self._metrics.ttfat_s.observe(timings.first_answer_token_s)
+
+    def transferred(self, transfer: worker_pb2.Transfer) -> None:
+        """KV was read."""
+        handoff, timings = self.summary.handoff, self.summary.timings
+        handoff.bytes += transfer.bytes
+        handoff.transfer_s += transfer.duration_s
+        start = transfer.start_unix_s - self._received_unix_s
+        timings.transfer_start_s = timings.transfer_start_s or start
+        timings.transfer_end_s = start + transfer.duration_s
+        self._metrics.transfer_s.observe(transfer.duration_s)
+        self._metrics.handoff_bytes.observe(transfer.bytes)
+
+    def handed_over(self, ticket: HandoffTicket, transport: str, now: float) -> None:
+        """Decode's first token behind a ticket has come."""
+        handoff, timings = self.summary.handoff, self.summary.timings
+        handoff.handoff_s += now - self._handoff_begun_s
+        self._handoff_begun_s = 0.0
+        timings.decode_first_token_s = timings.decode_first_token_s or now - self._received_s
+        handoff.tokens = ticket.num_tokens
+        handoff.transport = transport
+        self._metrics.handoff_s.observe(handoff.handoff_s)
+
+    def end(self, reason: pb.FinishReason, usage: pb.Usage, given_budget_tokens: int | None) -> None:
+        """The choice is over; ``given_budget_tokens`` is a budget that the cluster gave instead of what was asked."""
+        summary, metrics, timings = self.summary, self._metrics, self.summary.timings
+        summary.finish_reason = reason
+        summary.usage.CopyFrom(usage)
+        summary.usage.cached_tokens = self.cached_tokens
+        if given_budget_tokens is not None:
+            clipped = int(summary.reasoning_closed or given_budget_tokens == 0)
+            summary.usage.reduced_budget_tokens, summary.usage.clipped_traces = given_budget_tokens, clipped
+            metrics.reduced_budgets.inc()
+            metrics.clipped_traces.inc(clipped)
+        timings.last_token_s = self._last_token_s - self._received_s if self._last_token_s else 0.0
+        if self._gaps_s:
+            p50, p99 = np.percentile(self._gaps_s, [50, 99])
+            timings.itl_p50_s, timings.itl_p99_s = float(p50), float(p99)
+        metrics.e2e_s.observe(timings.last_token_s)
+        metrics.tokens.labels("prompt").inc(usage.prompt_tokens)
+        metrics.tokens.labels("cached").inc(self.cached_tokens)
+        metrics.tokens.labels("reasoning").inc(usage.reasoning_tokens)
+        metrics.tokens.labels("answer").inc(usage.answer_tokens)

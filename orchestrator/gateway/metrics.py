@@ -1,0 +1,135 @@
+"""Prometheus metrics of the gateway. Names are public interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from baton.v1.cluster_pb2 import CanaryReport
+from cluster.errors import Unauthenticated
+from cluster.spec.config import SloSettings
+
+_LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
+_ITL_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 5)
+_BYTES = tuple(float(1 << power) for power in range(12, 38, 2))
+
+
+def _with(buckets: tuple[float, ...], bound_s: float | None) -> tuple[float, ...]:
+    """The buckets and one that ends at an objective, so that the share of requests within it is exact."""
+    return buckets if bound_s is None else tuple(sorted({*buckets, bound_s}))
+
+
+class CanaryMetrics(Collector):
+    """What the controller last told of canaries, as metrics; every gateway tells the same."""
+
+    def __init__(self) -> None:
+        self.report: CanaryReport | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics; none before the controller has told anything."""
+        runs = CounterMetricFamily("baton_canary_runs", "Canaries answered", labels=["worker"])
+        failures = CounterMetricFamily(
+            "baton_canary_failures", "Canaries answered wrongly, by probe", labels=["worker", "probe"]
+        )
+        share = GaugeMetricFamily(
+            "baton_canary_cost_ratio", "Share of its time in service that canaries took", labels=["worker"]
+        )
+        last_ok = GaugeMetricFamily(
+            "baton_canary_last_ok_timestamp_seconds", "When its last right answer came", labels=["worker"]
+        )
+        far = GaugeMetricFamily(
+            "baton_canary_deviation_nat", "Largest difference of a log-probability, last run", labels=["worker"]
+        )
+        for row in self.report.workers if self.report is not None else ():
+            name = [row.worker_id]
+            runs.add_metric(name, row.runs)
+            for probe in ("alone", "handoff", "weights"):
+                failures.add_metric([row.worker_id, probe], row.failures.get(probe, 0))
+            share.add_metric(name, row.cost_ratio)
+            last_ok.add_metric(name, row.last_ok_unix_s)
+            far.add_metric(name, row.deviation_nat)
+        yield from (runs, failures, share, last_ok, far)
+
+
+class GatewayMetrics:
+    """All metrics of one gateway, in a registry of their own.
+
+    Args:
+        slo: Objectives; each is a bucket bound of its histogram.
+    """
+
+    def __init__(self, slo: SloSettings | None = None) -> None:
+        self.registry = CollectorRegistry()
+        make: dict[str, Any] = {"registry": self.registry}
+        slo = slo or SloSettings()
+        self.ttft_s = Histogram(
+            "baton_ttft_seconds", "Received to first token", buckets=_with(_LATENCY_S, slo.ttft_p95_s), **make
+        )
+        self.ttfat_s = Histogram(
+            "baton_ttfat_seconds", "Received to first answer token", buckets=_with(_LATENCY_S, slo.ttfat_p95_s), **make
+        )
+        self.itl_s = Histogram("baton_itl_seconds", "Gap between tokens", buckets=_with(_ITL_S, slo.itl_p95_s), **make)
+        self.e2e_s = Histogram(
+            "baton_e2e_seconds", "Received to last token", buckets=_with(_LATENCY_S, slo.e2e_p95_s), **make
+        )
+        self.queue_s = Histogram("baton_queue_seconds", "Received to placed", buckets=_LATENCY_S, **make)
+        self.handoff_s = Histogram(
+            "baton_handoff_seconds", "Ticket to decode's first token", buckets=_LATENCY_S, **make
+        )
+        self.transfer_s = Histogram("baton_transfer_seconds", "Movement of KV bytes", buckets=_LATENCY_S, **make)
+        self.handoff_bytes = Histogram("baton_handoff_bytes", "KV bytes of a handoff", buckets=_BYTES, **make)
+        self.tokens = Counter("baton_tokens", "Tokens by phase", ["phase"], **make)
+        self.finished = Counter("baton_requests_finished", "Requests finished by reason", ["reason"], **make)
+        self.failed = Counter("baton_requests_failed", "Requests failed by error", ["error"], **make)
+        self.rejected = Counter("baton_requests_rejected", "Requests refused by reason", ["reason"], **make)
+        self.retries = Counter("baton_retries", "Ledgers prefilled again after a failure", **make)
+        self.moves = Counter("baton_moves", "Requests moved off a draining worker with their KV", **make)
+        self.rebalanced = Counter(
+            "baton_rebalanced", "Requests moved off a decode worker that would have run out of KV", **make
+        )
+        self.preempted = Counter(
+            "baton_preempted", "Running requests that made way for others while a decode worker started", **make
+        )
+        self.moved_recomputed = Counter(
+            "baton_moved_recomputed_tokens", "Tokens computed again in a move: the last, partial block", **make
+        )
+        self.reduced_budgets = Counter(
+            "baton_reduced_budgets", "Choices whose thinking budget was made smaller for want of KV", **make
+        )
+        self.clipped_traces = Counter("baton_clipped_traces", "Those whose reasoning reached that budget", **make)
+        self.in_flight = Gauge("baton_in_flight_requests", "Requests by state", ["state"], **make)
+        self.kv_used = Gauge("baton_kv_used_ratio", "KV blocks in use", ["pool", "worker"], **make)
+        self.kv_reserved = Gauge("baton_kv_reserved_blocks", "KV blocks promised", ["pool", "worker"], **make)
+        self.pairs = Gauge("baton_pairs", "Pairs of workers by the transport that was chosen", ["transport"], **make)
+        self.workers = Gauge("baton_workers", "Workers by pool and state", ["pool", "state"], **make)
+
+        self.canary = CanaryMetrics()
+        self.registry.register(self.canary)
+
+    def serve(self, refresh: Callable[[], None], check: Callable[[str], object] = lambda _: None) -> web.Application:
+        """A web application with ``/metrics``; ``refresh`` sets the gauges before each scrape.
+
+        ``check`` raises `Unauthenticated` for an ``Authorization`` header that is not to be served.
+        """
+
+        async def metrics(request: web.Request) -> web.Response:
+            try:
+                check(request.headers.get("Authorization", ""))
+            except Unauthenticated as error:
+                return web.Response(status=401, text=error.message, headers={"WWW-Authenticate": "Bearer"})
+            refresh()
+            return web.Response(body=generate_latest(self.registry), content_type="text/plain")
+
+        app = web.Application()
+        app.router.add_get("/metrics", metrics)
+        return app
+
+    def names(self) -> Iterator[str]:
+        """Names of all metrics, for the documentation test."""
+        for metric in self.registry.collect():
+            yield metric.name

@@ -1,1 +1,0 @@
-"""The decisions run for real: controller on Ray, gateway on gRPC and HTTP."""

@@ -1,0 +1,1 @@
+"""What runs beside a node's workers in Kubernetes: health and probes."""

@@ -1,0 +1,1 @@
+"""One request: checked, followed through its legs, turned into text."""

@@ -1,0 +1,1 @@
+"""What a fleet will do and cost: capacity planner and simulator."""

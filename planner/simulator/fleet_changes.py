@@ -1,0 +1,138 @@
+"""How a scaling policy's actions are carried out in a simulated cluster: starts, drains, roles, migrations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from cluster.spec.config import DrainSettings, Role
+from orchestrator.policy.drain import HeldRequest, Hold, next_moves
+from orchestrator.policy.router import Wait
+from orchestrator.policy.scaling import ChangeRole, DrainWorker, MigrateRequest, ScalingAction, StartWorker
+from orchestrator.request import lifecycle as lc
+from planner.simulator.driver import LegDriver
+from planner.simulator.fleet import Fleet, Worker
+from planner.simulator.flight import Flight
+from planner.simulator.forecast import LengthForecast
+from planner.simulator.kernel import Kernel, Timers
+from planner.simulator.leg import LegState
+from planner.simulator.placing import Placer
+from planner.simulator.records import Records
+
+DRAIN_TICK_S = 0.05
+"""As `orchestrator.gateway.drainer` ticks while a worker drains."""
+MOVES_AT_ONCE = DrainSettings().moves_at_once
+
+
+class FleetChanges:
+    """Changes the fleet, and moves requests with their KV."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        timers: Timers,
+        records: Records,
+        fleet: Fleet,
+        flights: Mapping[int, Flight],
+        driver: LegDriver,
+        placer: Placer,
+        forecast: LengthForecast,
+    ) -> None:
+        self._kernel = kernel
+        self._timers = timers
+        self._records = records
+        self._fleet = fleet
+        self._flights = flights
+        self._driver = driver
+        self._placer = placer
+        self._forecast = forecast
+
+    def apply(self, action: ScalingAction) -> None:
+        """Carry out one action.
+
+        Raises:
+            ConfigError: it names a role or kind that no pool has.
+        """
+        fleet = self._fleet
+        match action:
+            case StartWorker():
+                pool = fleet.pool_of(action.role, action.kind)
+                fleet.launch(pool, action.role, pool.start_s if action.delay_s is None else action.delay_s)
+            case DrainWorker():
+                worker = fleet.workers[action.worker_id]
+                fleet.drain(worker, action.migrate)
+                if action.migrate and worker.state == "draining":
+                    self._empty(worker)
+                fleet.settle(worker)
+            case ChangeRole():
+                worker = fleet.workers[action.worker_id]
+                if worker.role is not action.role:
+                    worker.role = action.role
+                    self._placer.pump()
+            case MigrateRequest():
+                flight = self._flights.get(action.request)
+                if flight is not None:
+                    self._move(flight, action.target_id)
+
+    def _empty(self, worker: Worker) -> None:
+        """Move what decodes on a draining worker, as the gateway would; again later for what could not move yet."""
+        if worker.state != "draining" or self._fleet.settle(worker):
+            return
+        flights = {str(flight.index): flight for flight in self._flights.values() if _concerned(flight, worker)}
+        for found in next_moves(
+            [self._held(flight, worker) for flight in flights.values()],
+            self._fleet.views(),
+            source_id=worker.worker_id,
+            block_size_tokens=worker.pool.profile.block_size_tokens,
+            moves_at_once=MOVES_AT_ONCE,
+        ):
+            self._begin(flights[found.request_id], found.target_id, found.reserve_blocks)
+        if not self._fleet.settle(worker):
+            self._timers.at(self._kernel.now_s + DRAIN_TICK_S, lambda _: self._empty(worker))
+
+    def _held(self, flight: Flight, worker: Worker) -> HeldRequest:
+        self._driver.tell_progress(flight)
+        life, leg = flight.lifecycle, flight.leg
+        if life.decode_id != worker.worker_id:
+            hold = Hold.MOVING
+        elif life.state is lc.State.PREFILLING:
+            hold = Hold.RESERVED
+        else:
+            running = leg is not None and leg.state is LegState.DECODING
+            hold = Hold.DECODING if running and life.settled else Hold.BUSY
+        known = flight.isl_tokens + flight.generated_tokens
+        more = self._forecast.osl_tokens(flight.tenant, flight.isl_tokens, flight.generated_tokens)
+        return HeldRequest(str(flight.index), hold, known, more)
+
+    def _move(self, flight: Flight, target_id: str | None) -> None:
+        """Begin a migration with the KV. Only a request that decodes and has somewhere to go can."""
+        leg, source = flight.leg, flight.worker
+        if leg is None or source is None or leg.state is not LegState.DECODING:
+            return
+        holders = [Role.DECODE, Role.COLOCATED]
+        views = [
+            view
+            for view in self._fleet.views()
+            if view.worker_id != source.worker_id and (target_id in (None, view.worker_id) or view.role not in holders)
+        ]
+        self._driver.tell_progress(flight)
+        placement = self._placer.place(flight, views)
+        if not isinstance(placement, Wait):
+            self._begin(flight, placement.decode_id, placement.reserve_blocks)
+
+    def _begin(self, flight: Flight, target_id: str, blocks: int) -> None:
+        """Let a request go on at the target."""
+        target, columns = self._fleet.workers[target_id], self._records.columns
+        if flight.lifecycle.state is lc.State.PREFILLING:
+            flight.unreserve()  # the promise alone changes its place
+        self._placer.reserve(flight, target, blocks)
+        columns["decode"][flight.index] = target.number
+        self._driver.handle(flight, lc.Moved(target_id))
+        columns["moves"][flight.index] = flight.lifecycle.moves
+
+
+def _concerned(flight: Flight, worker: Worker) -> bool:
+    """Whether the request decodes there, is promised to, or is on its way off it."""
+    life = flight.lifecycle
+    return worker.worker_id == life.decode_id or (
+        worker.worker_id == life.prefill_id and life.moves > 0 and not life.has_output
+    )

@@ -1,0 +1,30 @@
+"""`docs/api.md` says what the code does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from interface.http.known import HARMLESS, REFUSED
+from interface.status import ROWS
+
+PAGE = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("heading", "names"),
+    [("### Let through", HARMLESS), ("### Refused", frozenset(REFUSED))],
+    ids=["harmless", "refused"],
+)
+def test_fields_are_listed(heading: str, names: frozenset[str]) -> None:
+    section = PAGE.partition(heading)[2].partition("\n#")[0]
+    assert [name for name in sorted(names) if f"`{name}`" not in section] == []
+
+
+def test_the_error_table_is_the_codes() -> None:
+    rows = [
+        f"| `{kind.__name__}` | `{row.grpc.name}` | {row.http} | `{row.type}` | `{row.code}` |"
+        for kind, row in ROWS.items()
+    ]
+    assert PAGE.endswith("|---|---|---|---|---|\n" + "\n".join(rows) + "\n")

@@ -1,0 +1,1 @@
+"""What every worker does, and how it is called."""
