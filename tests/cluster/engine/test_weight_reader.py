@@ -87,7 +87,7 @@ def test_two_engines_of_the_same_model_cut_it_alike() -> None:
 def test_faults_cannot_be_injected_outside_tests() -> None:
     code = (
         "import threading\n"
-        "from cluster import fault_injection, weight_reader\n"
+        "from cluster.engine import fault_injection, weight_reader\n"
         "fault_injection.arm()\n"
         "assert threading.active_count() == 1, threading.enumerate()\n"
         "import sys\n"
