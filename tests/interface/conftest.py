@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from cluster.spec.config import GatewaySettings
 from interface.grpc_server import serve_grpc
 from interface.http.server import serve_http
-from tests.fakes.backend import FakeBackend
+from tests.fakes.backend import FakeBackend, reply
 
 LIMIT_BYTES = 64 << 10
 SETTINGS = GatewaySettings(grpc_port=0, http_port=0, max_request_bytes=LIMIT_BYTES)
@@ -56,3 +58,28 @@ async def edge(caplog: pytest.LogCaptureFixture) -> AsyncIterator[Edge]:
     await runner.cleanup()
     await server.stop(0)
     assert backend.running == 0
+
+
+@pytest.fixture(scope="session")
+def server_thread() -> Iterator[tuple[FakeBackend, str]]:
+    """A gRPC server in a thread of its own, as a sync client or a command finds it, and its backend."""
+    loop = asyncio.new_event_loop()
+    backend = FakeBackend()
+    server, port = loop.run_until_complete(serve_grpc(backend, SETTINGS))
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    yield backend, f"127.0.0.1:{port}"
+    asyncio.run_coroutine_threadsafe(server.stop(0), loop).result(10)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+@pytest.fixture
+def served(server_thread: tuple[FakeBackend, str]) -> tuple[FakeBackend, str]:
+    """That server, with a backend that has seen nothing and says Hello."""
+    backend, address = server_thread
+    backend.script = reply()
+    backend.requests.clear()
+    backend.cancelled.clear()
+    return backend, address

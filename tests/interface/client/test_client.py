@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,9 +10,8 @@ from baton.v1 import inference_pb2
 from cluster.errors import DeadlineExceeded, InvalidRequest, NoReadyWorker, RequestAborted, RequestRejected
 from interface.client.client import AsyncClient, Client
 from interface.client.client_request import build_request
-from interface.grpc_server import serve_grpc
 from tests.fakes.backend import FakeBackend, Stall, admitted, delta, finished, reply, script
-from tests.interface.conftest import SETTINGS, Edge
+from tests.interface.conftest import Edge
 
 
 async def test_streams_typed_events(edge: Edge) -> None:
@@ -139,21 +136,6 @@ def test_builds_the_other_inputs() -> None:
     assert request.chat.messages[0].tool_calls_json == '[{"id": "1"}]'
     assert request.chat.tools_json == '[{"type": "function"}]'
     assert request.reasoning.HasField("budget_tokens")
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[tuple[FakeBackend, str]]:
-    """A server in a thread of its own, as a sync client finds it."""
-    loop = asyncio.new_event_loop()
-    backend = FakeBackend()
-    server, port = loop.run_until_complete(serve_grpc(backend, SETTINGS))
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    yield backend, f"127.0.0.1:{port}"
-    asyncio.run_coroutine_threadsafe(server.stop(0), loop).result(10)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
 
 
 def wait_until_cancelled(backend: FakeBackend) -> None:
