@@ -175,9 +175,7 @@ def test_a_role_is_changed(controller: Controller, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("wanted", ["colocated", "cook", "", "DECODE"])
-def test_a_role_that_cannot_be_taken_is_refused_before_the_controller_is_asked(
-    controller: Controller, wanted: str
-) -> None:
+def test_a_role_that_cannot_be_taken_is_refused_here(controller: Controller, wanted: str) -> None:
     with pytest.raises(ConfigError, match=f"role '{wanted}': expected prefill or decode"):
         baton("role", "decode-0", wanted)
     assert not controller.asked
