@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from bench.report import PERCENTILES
@@ -20,7 +21,8 @@ _ROWS = (
 
 def show(found: dict[str, Any], console: Console) -> None:
     """Print a result of `measure`."""
-    table = Table(title=f"{found['endpoint']} ({found['model']}), {found['loop']}", title_justify="left")
+    title = escape(f"{found['endpoint']} ({found['model']}), {found['loop']}")
+    table = Table(title=title, title_justify="left")
     table.add_column("ms")
     for heading in (*(f"p{percentile}" for percentile in PERCENTILES), "mean", "max"):
         table.add_column(heading, justify="right")
@@ -58,4 +60,6 @@ def show(found: dict[str, Any], console: Console) -> None:
             f"[yellow]requests were sent up to {found['max_lag_s'] * 1000:.0f} ms late: the client is short of CPU[/]"
         )
     for kind, count in found["failures"].items():
-        console.print(f"[red]{count} failed: {kind}[/] ({found['failure_details'][kind]})", highlight=False)
+        # The detail is a server's own text, which may look like markup.
+        detail = escape(found["failure_details"][kind])
+        console.print(f"[red]{count} failed: {escape(kind)}[/] ({detail})", highlight=False)

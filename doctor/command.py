@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cluster.errors import ConfigError
@@ -65,7 +66,7 @@ def doctor(
     try:
         spec = load(file)
     except ConfigError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         raise typer.Exit(1) from error
     checks: list[Check] = []
     links: list[LinkReport] = []
@@ -129,16 +130,18 @@ def show(diagnosis: Diagnosis, console: Console) -> None:
     for heading in ("check", "", "found", "what to do"):
         table.add_column(heading, overflow="fold")
     for check in diagnosis.checks:
-        table.add_row(check.name, f"[{_STYLES[check.state]}]{check.state.value}[/]", check.found, check.advice)
+        state = f"[{_STYLES[check.state]}]{check.state.value}[/]"
+        table.add_row(escape(check.name), state, escape(check.found), escape(check.advice))
     console.print(table, highlight=False)
     if diagnosis.links:
         console.print(_links(diagnosis.links), highlight=False)
     for note in diagnosis.notes:
-        console.print(note)
+        console.print(note, markup=False)
     for link in diagnosis.links:
-        console.print(f"{link.pair.names[0]}: {link.verdict.sentence}", highlight=False, soft_wrap=True)
+        sentence = f"{link.pair.names[0]}: {link.verdict.sentence}"
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
     for problem in diagnosis.problems:
-        console.print(f"[bold red]problem:[/] {problem}", highlight=False, soft_wrap=True)
+        console.print(f"[bold red]problem:[/] {escape(problem)}", highlight=False, soft_wrap=True)
     if not diagnosis.problems:
         console.print("[green]all is well[/]")
 
