@@ -28,12 +28,19 @@ from cluster.model.model_spec import ModelSpec
 from cluster.spec.config import Role
 from decode_workers.cost import DecodeCost
 from kv_transfer.blocks import kv_bytes_per_token
-from orchestrator.policy.autoscaler import AutoscalerSettings
-from orchestrator.policy.autoscaling import Autoscaler
+from orchestrator.policy.autoscaler import Autoscaler
 from orchestrator.policy.baselines import KvThreshold, MeanLengths, RequestsPerReplica
-from orchestrator.policy.capacity import WorkerCapacity
 from orchestrator.policy.demand import BAND_S, Demand, DemandForecaster, horizons_s
-from orchestrator.policy.scaling import ChangeRole, DrainWorker, FleetView, ScalingAction, ScalingPolicy, StartWorker
+from orchestrator.policy.scaling_decision import AutoscalerSettings
+from orchestrator.policy.scaling_policy import (
+    ChangeRole,
+    DrainWorker,
+    FleetView,
+    ScalingAction,
+    ScalingPolicy,
+    StartWorker,
+)
+from orchestrator.policy.worker_capacity import WorkerCapacity
 from orchestrator.request.lifecycle import Handoff
 from planner.simulator.cost import AffineTransfer
 from planner.simulator.engine import EngineProfile

@@ -18,11 +18,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from cluster.spec.config import Role
-from orchestrator.policy.autoscaling import Autoscaler
-from orchestrator.policy.capacity import WorkerCapacity
+from orchestrator.policy.autoscaler import Autoscaler
 from orchestrator.policy.demand import DemandForecaster, horizons_s
 from orchestrator.policy.router import WorkerView
-from orchestrator.policy.scaling import Arrival, FinishedRequest, InFlight, WorkerStatus
+from orchestrator.policy.scaling_policy import Arrival, FinishedRequest, InFlight, WorkerStatus
+from orchestrator.policy.worker_capacity import WorkerCapacity
 from planner.simulator.cost import AffineCost
 
 COST = AffineCost(0.0150, 2.0e-5, 4.9e-8, 0.0150, 5.5e-5, 6.0e-10)

@@ -1,6 +1,6 @@
 """The autoscaler beside a controller: looks, has the pure policy decide, writes that down, and acts.
 
-The policy is the simulator's (`orchestrator.policy.autoscaling`); what it sees comes from the gateways' reports and the
+The policy is the simulator's (`orchestrator.policy.autoscaler`); what it sees comes from the gateways' reports and the
 workers' loads.
 """
 
@@ -25,8 +25,7 @@ from cluster.model.model_spec import ModelSpec
 from cluster.spec.config import ClusterSpec, Role
 from decode_workers.cost import DecodeCost
 from decode_workers.profile import engine_settings
-from orchestrator.policy.autoscaler import AutoscalerSettings, Decision, Memory, WorkerRow
-from orchestrator.policy.autoscaling import Autoscaler
+from orchestrator.policy.autoscaler import Autoscaler
 from orchestrator.policy.budget_governor import Governor
 from orchestrator.policy.decision_log import entry_line
 from orchestrator.policy.demand import Demand, DemandForecaster, horizons_s
@@ -34,7 +33,8 @@ from orchestrator.policy.length_forecast import LengthSettings
 from orchestrator.policy.measured_capacity import LoadReading, MeasuredCapacity, measured_capacity
 from orchestrator.policy.request_book import RequestBook
 from orchestrator.policy.router import WorkerView
-from orchestrator.policy.scaling import (
+from orchestrator.policy.scaling_decision import AutoscalerSettings, Decision, Memory, WorkerRow
+from orchestrator.policy.scaling_policy import (
     Arrival,
     ChangeRole,
     DrainWorker,

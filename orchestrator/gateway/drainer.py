@@ -1,7 +1,7 @@
 """Empties workers that drain, or decode no more, of this gateway's requests, and gives up workers that fell silent.
 
 Where the autoscaler is on, it also moves requests off decode workers whose forecast exceeds their KV. What moves and
-where is decided by `orchestrator.policy.drain` and `peak`; here the moves are begun and followed.
+where is decided by `orchestrator.policy.drain_moves` and `peak`; here the moves are begun and followed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING
 
 from cluster.spec.config import Role
-from orchestrator.policy.drain import HeldRequest, Hold, next_moves
+from orchestrator.policy.drain_moves import HeldRequest, Hold, next_moves
 from orchestrator.policy.peak import shifts
 from orchestrator.policy.router import is_batch
 from orchestrator.request.lifecycle import Moved, State

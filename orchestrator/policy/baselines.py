@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cluster.spec.config import Role
-from orchestrator.policy.capacity import WorkerCapacity
-from orchestrator.policy.scaling import DrainWorker, FleetView, ScalingAction, StartWorker, WorkerStatus
+from orchestrator.policy.scaling_policy import DrainWorker, FleetView, ScalingAction, StartWorker, WorkerStatus
+from orchestrator.policy.worker_capacity import WorkerCapacity
 
 POOLS = (Role.PREFILL, Role.DECODE)
 

@@ -11,9 +11,9 @@ import pydantic
 from pydantic import TypeAdapter
 
 from cluster.errors import ConfigError
-from orchestrator.policy.autoscaler import AutoscalerSettings, Decision, Memory, WorkerRow, decide
 from orchestrator.policy.demand import Demand
-from orchestrator.policy.scaling import ScalingAction
+from orchestrator.policy.scaling_decision import AutoscalerSettings, Decision, Memory, WorkerRow, decide
+from orchestrator.policy.scaling_policy import ScalingAction
 
 
 @dataclass(frozen=True, slots=True)

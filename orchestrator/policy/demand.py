@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.policy.capacity import WorkerCapacity
 from orchestrator.policy.forecast_band import ForecastBand
 from orchestrator.policy.length_forecast import LengthForecaster, LengthSettings
 from orchestrator.policy.prefill_need import PromptWindow
-from orchestrator.policy.scaling import Arrival, FinishedRequest, InFlight
+from orchestrator.policy.scaling_policy import Arrival, FinishedRequest, InFlight
 from orchestrator.policy.survival import Curves, Floats, Ints
+from orchestrator.policy.worker_capacity import WorkerCapacity
 
 BAND_S = 60.0
 """How far ahead the published forecast with its band looks."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from orchestrator.policy.capacity import WorkerCapacity
+from orchestrator.policy.worker_capacity import WorkerCapacity
 
 HALF_LIFE_STEPS = 2000.0
 """Steps after which an observation counts half: some ten seconds of a busy engine on CPU, a minute on a GPU."""

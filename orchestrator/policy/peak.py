@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.spec.config import Role
-from orchestrator.policy.drain import HeldRequest, Hold
+from orchestrator.policy.drain_moves import HeldRequest, Hold
 from orchestrator.policy.router import WorkerView
 
 TARGET_FILL = 0.9

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from orchestrator.policy.scaling import Arrival, FinishedRequest, InFlight
+from orchestrator.policy.scaling_policy import Arrival, FinishedRequest, InFlight
 
 MAX_CLASSES = 64
 """Classes whose lengths are learned apart. Callers choose their tenant's name where no key is asked for."""

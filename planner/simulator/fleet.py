@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from cluster.errors import ConfigError
 from cluster.spec.config import Role
 from orchestrator.policy.router import WorkerView
-from orchestrator.policy.scaling import WorkerStatus
+from orchestrator.policy.scaling_policy import WorkerStatus
 from orchestrator.policy.standby import Place, exchanges
 from planner.simulator.cost import StepTable, TransferCost
 from planner.simulator.engine import Engine

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cluster.spec.config import DrainSettings, Role
-from orchestrator.policy.drain import HeldRequest, Hold, next_moves
+from orchestrator.policy.drain_moves import HeldRequest, Hold, next_moves
 from orchestrator.policy.router import Wait
-from orchestrator.policy.scaling import ChangeRole, DrainWorker, MigrateRequest, ScalingAction, StartWorker
+from orchestrator.policy.scaling_policy import ChangeRole, DrainWorker, MigrateRequest, ScalingAction, StartWorker
 from orchestrator.request import lifecycle as lc
 from planner.simulator.driver import LegDriver
 from planner.simulator.fleet import Fleet, Worker

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from cluster.errors import ConfigError
 from cluster.spec.config import Role
-from orchestrator.policy.autoscaler import AutoscalerSettings
-from orchestrator.policy.autoscaling import Autoscaler
+from orchestrator.policy.autoscaler import Autoscaler
 from orchestrator.policy.baselines import KvThreshold, MeanLengths, RequestsPerReplica
-from orchestrator.policy.capacity import WorkerCapacity
 from orchestrator.policy.demand import DemandForecaster, horizons_s
-from orchestrator.policy.scaling import ScalingPolicy
+from orchestrator.policy.scaling_decision import AutoscalerSettings
+from orchestrator.policy.scaling_policy import ScalingPolicy
+from orchestrator.policy.worker_capacity import WorkerCapacity
 
 if TYPE_CHECKING:
     from planner.simulator.scenario import Scenario

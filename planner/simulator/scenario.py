@@ -12,7 +12,7 @@ from pydantic import Field
 
 from cluster.errors import ConfigError
 from cluster.spec.config import Settings, SloSettings
-from orchestrator.policy.scaling import ScalingPolicy
+from orchestrator.policy.scaling_policy import ScalingPolicy
 from orchestrator.request.lifecycle import Handoff
 from planner.simulator.block import WorkloadBlock
 from planner.simulator.failures import FailurePlan

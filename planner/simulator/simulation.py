@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from orchestrator.policy.scaling import FinishedRequest, ScalingPolicy
+from orchestrator.policy.scaling_policy import FinishedRequest, ScalingPolicy
 from orchestrator.request import lifecycle as lc
 from planner.simulator.driver import LegDriver, some_tokens
 from planner.simulator.failures import FailurePlan, fail_worker

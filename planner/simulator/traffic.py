@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from orchestrator.policy.scaling import Arrival, FinishedRequest
+from orchestrator.policy.scaling_policy import Arrival, FinishedRequest
 
 
 @dataclass(slots=True)

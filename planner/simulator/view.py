@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from orchestrator.policy.scaling import Arrival, FinishedRequest, InFlight, WorkerStatus
+from orchestrator.policy.scaling_policy import Arrival, FinishedRequest, InFlight, WorkerStatus
 from planner.simulator.fleet import Fleet
 from planner.simulator.flight import Flight
 from planner.simulator.gateway import GatewayQueue

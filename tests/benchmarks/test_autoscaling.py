@@ -8,7 +8,7 @@ from typing import cast
 
 from benchmarks.autoscaling import Counted, most_within
 from cluster.spec.config import Role
-from orchestrator.policy.scaling import ChangeRole, DrainWorker, FleetView, ScalingAction, StartWorker
+from orchestrator.policy.scaling_policy import ChangeRole, DrainWorker, FleetView, ScalingAction, StartWorker
 
 
 class Script:

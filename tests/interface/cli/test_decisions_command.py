@@ -11,9 +11,9 @@ import typer
 from cluster.errors import ConfigError
 from cluster.spec.config import Role
 from interface.cli.decisions_command import decisions
-from orchestrator.policy.autoscaler import AutoscalerSettings, Memory, WorkerRow, decide
 from orchestrator.policy.decision_log import entry_line
 from orchestrator.policy.demand import Demand
+from orchestrator.policy.scaling_decision import AutoscalerSettings, Memory, WorkerRow, decide
 
 
 def log(tmp_path: Path) -> Path:

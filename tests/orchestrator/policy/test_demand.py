@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.policy.capacity import WorkerCapacity
 from orchestrator.policy.demand import DemandForecaster
 from orchestrator.policy.forecast_band import ForecastBand
 from orchestrator.policy.prefill_need import LATE_SHARE, PromptWindow
-from orchestrator.policy.scaling import Arrival, FinishedRequest, InFlight
+from orchestrator.policy.scaling_policy import Arrival, FinishedRequest, InFlight
 from orchestrator.policy.survival import Floats
+from orchestrator.policy.worker_capacity import WorkerCapacity
 
 
 def capacity(step_s: float = 0.02) -> WorkerCapacity:

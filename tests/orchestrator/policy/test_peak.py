@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.spec.config import Role
-from orchestrator.policy.drain import HeldRequest, Hold
+from orchestrator.policy.drain_moves import HeldRequest, Hold
 from orchestrator.policy.peak import TARGET_FILL, peak_tokens, shifts
 from orchestrator.policy.router import WorkerView
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from orchestrator.policy.request_book import MAX_CLASSES, OTHERS, RequestBook
-from orchestrator.policy.scaling import Arrival, FinishedRequest, InFlight
+from orchestrator.policy.scaling_policy import Arrival, FinishedRequest, InFlight
 
 
 def flight(number: int, made: int = 0) -> InFlight:

@@ -13,7 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from cluster.spec.config import Role
-from orchestrator.policy.scaling import StartWorker
+from orchestrator.policy.scaling_policy import StartWorker
 from planner.simulator import policies, simulate_command, trace_command, traces
 from planner.simulator.block import WorkloadBlock
 from planner.simulator.scenario import load

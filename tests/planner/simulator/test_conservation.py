@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster.spec.config import Role
-from orchestrator.policy.scaling import ChangeRole, DrainWorker, MigrateRequest, StartWorker
+from orchestrator.policy.scaling_policy import ChangeRole, DrainWorker, MigrateRequest, StartWorker
 from orchestrator.request import lifecycle as lc
 from planner.simulator.cost import AffineCost, AffineTransfer
 from planner.simulator.engine import Engine, EngineProfile

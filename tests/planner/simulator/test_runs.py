@@ -11,7 +11,7 @@ import pytest
 
 from cluster.errors import ConfigError
 from cluster.spec.config import Role
-from orchestrator.policy.scaling import ChangeRole, DrainWorker, ScalingAction, StartWorker
+from orchestrator.policy.scaling_policy import ChangeRole, DrainWorker, ScalingAction, StartWorker
 from orchestrator.request import lifecycle as lc
 from planner.simulator.cost import AffineCost, AffineTransfer
 from planner.simulator.engine import EngineProfile

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from cluster.spec.config import Role
-from orchestrator.policy.autoscaler import AutoscalerSettings, Decision
-from orchestrator.policy.autoscaling import Autoscaler
+from orchestrator.policy.autoscaler import Autoscaler
 from orchestrator.policy.baselines import KvThreshold, MeanLengths, RequestsPerReplica
-from orchestrator.policy.capacity import WorkerCapacity
 from orchestrator.policy.decision_log import entry_line, replay
 from orchestrator.policy.demand import DemandForecaster, horizons_s
-from orchestrator.policy.scaling import FleetView, ScalingPolicy, StartWorker
+from orchestrator.policy.scaling_decision import AutoscalerSettings, Decision
+from orchestrator.policy.scaling_policy import FleetView, ScalingPolicy, StartWorker
+from orchestrator.policy.worker_capacity import WorkerCapacity
 from orchestrator.request import lifecycle as lc
 from planner.simulator.cost import AffineCost, AffineTransfer
 from planner.simulator.engine import EngineProfile

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from cluster.errors import ConfigError
 from cluster.spec.config import Role
-from orchestrator.policy.autoscaler import (
+from orchestrator.policy.decision_log import entry_line, replay
+from orchestrator.policy.demand import RECENT_S, Demand
+from orchestrator.policy.scaling_decision import (
     PREFILL_PATIENCE_S,
     AutoscalerSettings,
     Decision,
@@ -22,9 +24,7 @@ from orchestrator.policy.autoscaler import (
     WorkerRow,
     decide,
 )
-from orchestrator.policy.decision_log import entry_line, replay
-from orchestrator.policy.demand import RECENT_S, Demand
-from orchestrator.policy.scaling import ChangeRole, DrainWorker, StartWorker
+from orchestrator.policy.scaling_policy import ChangeRole, DrainWorker, StartWorker
 
 SETTINGS = AutoscalerSettings(fill=1.0, shrink_fill=0.9, patience_s=600, help_share=0.0)
 

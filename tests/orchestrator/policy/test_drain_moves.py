@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.spec.config import Role
-from orchestrator.policy.drain import HeldRequest, Hold, next_moves
+from orchestrator.policy.drain_moves import HeldRequest, Hold, next_moves
 from orchestrator.policy.router import WorkerView
 
 SOURCE = WorkerView("d0", Role.DECODE, 100, 40, accepting=False)
