@@ -38,7 +38,8 @@ from interface.client.client import AsyncClient
 from interface.http.body import parse_json
 from interface.http.request import read_chat_call, read_completion_call
 from kv_transfer import ticket as tickets
-from orchestrator.request.prepare import ModelFront, load_model_front, prepare
+from orchestrator.request.model_front import ModelFront, load_model_front
+from orchestrator.request.prepare import prepare
 
 ANSWER_TIMEOUT_S = 120.0
 """A request without an answer after this hangs. Generous: nothing here takes a second on a machine that is free."""

@@ -26,7 +26,7 @@ from interface.listening import listen
 from orchestrator.gateway.gateway import Gateway
 from orchestrator.node.node_health import gateway_ready
 from orchestrator.registry import watch
-from orchestrator.request.prepare import load_model_front
+from orchestrator.request.model_front import load_model_front
 
 log = logging.getLogger("baton.gateway")
 _PR_SET_PDEATHSIG = 1

@@ -18,6 +18,7 @@ from cluster.errors import TicketRefused, WorkerError
 from orchestrator.gateway.choice_figures import ChoiceFigures
 from orchestrator.gateway.choice_logprobs import ChoiceLogprobs
 from orchestrator.policy.closing import OutputGate, Turn
+from orchestrator.policy.phases import Phase
 from orchestrator.policy.prefix_index import block_hashes
 from orchestrator.request.lifecycle import (
     AbortLeg,
@@ -43,9 +44,10 @@ from orchestrator.request.lifecycle import (
     StopMatched,
     Turned,
 )
-from orchestrator.request.output_text import OutputText, Phase, Piece
-from orchestrator.request.prepare import PreparedRequest, choice_seed
+from orchestrator.request.output_text import OutputText, Piece
+from orchestrator.request.prepare import PreparedRequest
 from orchestrator.request.resume import fingerprint
+from orchestrator.request.sampling import choice_seed
 from workers.worker_link import leg_error
 
 if TYPE_CHECKING:

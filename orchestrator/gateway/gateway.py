@@ -37,8 +37,9 @@ from orchestrator.policy.admission import AdmissionQueue
 from orchestrator.policy.length import RecentLengths
 from orchestrator.policy.router import Placement, RequestView, Wait, is_batch, place
 from orchestrator.request.lifecycle import Displaced, LegFailed, StartLeg, WorkerLost
+from orchestrator.request.model_front import ModelFront
 from orchestrator.request.output_text import LineEnds
-from orchestrator.request.prepare import ModelFront, PreparedRequest, prepare
+from orchestrator.request.prepare import PreparedRequest, prepare
 from workers.worker_link import ticket_message
 
 log = logging.getLogger("baton.gateway")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from orchestrator.request.output_text import PhaseSplitter, ReasoningMarkers, open_at_end
+from orchestrator.policy.phases import PhaseSplitter, ReasoningMarkers, open_at_end
 
 
 def reasoning_limit(

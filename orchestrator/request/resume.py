@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from baton.v1.inference_pb2 import FinishReason, Resume, Sampling
 from cluster.errors import InvalidRequest
 from orchestrator.policy.closing import OutputGate
-from orchestrator.request.output_text import ReasoningMarkers
+from orchestrator.policy.phases import ReasoningMarkers
 
 FIELD = "resume"
 

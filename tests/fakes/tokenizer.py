@@ -6,8 +6,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from orchestrator.request.output_text import ReasoningMarkers
-from orchestrator.request.prepare import ModelFront
+from orchestrator.policy.phases import ReasoningMarkers
+from orchestrator.request.model_front import ModelFront
 
 THINK, END_THINK = 256, 257
 MARKERS = ReasoningMarkers((THINK,), (END_THINK,))

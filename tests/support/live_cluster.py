@@ -19,7 +19,7 @@ from cluster.spec.config import ClusterSpec, load, parse
 from orchestrator.gateway.gateway import Gateway
 from orchestrator.local.state_file import ClusterState
 from orchestrator.registry import watch
-from orchestrator.request.prepare import load_model_front
+from orchestrator.request.model_front import load_model_front
 from tests.support.ending import end_marked, ended, marked, named
 
 START_TIMEOUT_S = 420

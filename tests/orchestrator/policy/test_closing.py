@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from cluster.engine.reasoning_end import ends_within
 from orchestrator.policy.closing import OutputGate, Turn, reasoning_limit
-from orchestrator.request.output_text import LineEnds, ReasoningMarkers
+from orchestrator.policy.phases import ReasoningMarkers
+from orchestrator.request.output_text import LineEnds
 from tests.fakes.tokenizer import END_THINK, MARKERS, THINK, byte_tokenizer
 
 LONG = ReasoningMarkers((60, 60), (62, 62, 63))

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.request.output_text import OutputText, Phase, ReasoningMarkers, StopMatcher, open_at_end
+from orchestrator.policy.phases import Phase, ReasoningMarkers, open_at_end
+from orchestrator.request.output_text import OutputText, StopMatcher
 from tests.fakes.tokenizer import END_THINK, MARKERS, THINK, byte_tokenizer
 
 TOKENIZER = byte_tokenizer()

@@ -1,0 +1,76 @@
+"""What a gateway knows of a model: tokeniser, chat template, defaults, limits and reasoning markers; no weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import ConfigError
+from cluster.spec.config import ClusterSpec
+from orchestrator.policy.phases import ReasoningMarkers
+
+_DEFAULTED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFront:
+    """The parts of a model that a gateway needs: tokeniser, template, defaults and limits; no weights."""
+
+    name: str
+    max_model_len_tokens: int
+    vocab_size: int
+    tokenizer: Any  # tokenizers.Tokenizer
+    template: Any  # transformers tokenizer, for its chat template
+    sampling_defaults: dict[str, Any] = field(default_factory=dict)
+    markers: ReasoningMarkers | None = None
+    eos_ids: frozenset[int] = frozenset()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt, with the model's own special tokens (bos)."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=True).ids
+        return ids
+
+
+def load_model_front(spec: ClusterSpec, folder: Path) -> ModelFront:
+    """Read tokeniser, template and defaults from the model folder.
+
+    Raises:
+        ConfigError: no fast tokeniser, or the reasoning markers cannot be encoded.
+    """
+    from transformers import AutoTokenizer
+
+    template = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=spec.model.trust_remote_code)
+    tokenizer = getattr(template, "backend_tokenizer", None)
+    if tokenizer is None:
+        raise ConfigError(f"model.path={folder}: it has no fast tokenizer (tokenizer.json); convert it first")
+    config = json.loads((folder / "config.json").read_text())
+    config = config.get("text_config", config)
+    defaults: dict[str, Any] = {}
+    eos = [config.get("eos_token_id"), template.eos_token_id]
+    if (folder / "generation_config.json").is_file():
+        given = json.loads((folder / "generation_config.json").read_text())
+        defaults = {name: given[name] for name in _DEFAULTED if given.get(name) is not None}
+        eos.append(given.get("eos_token_id"))
+    markers = None
+    if spec.model.reasoning is not None:
+        start, end = (
+            tuple(tokenizer.encode(text, add_special_tokens=False).ids)
+            for text in (spec.model.reasoning.start, spec.model.reasoning.end)
+        )
+        if not start or not end:
+            raise ConfigError("model.reasoning: the tokenizer makes no token of start or end")
+        markers = ReasoningMarkers(start, end)
+    return ModelFront(
+        name=spec.model.served_name,
+        max_model_len_tokens=spec.model.max_model_len_tokens,
+        vocab_size=int(config.get("vocab_size") or tokenizer.get_vocab_size()),
+        tokenizer=tokenizer,
+        template=template,
+        sampling_defaults=defaults,
+        markers=markers,
+        eos_ids=frozenset(
+            token for ids in eos for token in (ids if isinstance(ids, list) else [ids]) if isinstance(token, int)
+        ),
+    )
