@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cluster.engine.vllm_engine import VllmSettings
 from cluster.spec.config import ClusterSpec, PoolSettings, Role
-from kv_transfer.engine_settings import base_settings
+from workers.engine_settings import base_settings
 
 MAX_SEQS_GPU = 256
 """Requests per step: each adds its KV reads alone, the weights are read once for all."""

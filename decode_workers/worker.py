@@ -5,6 +5,7 @@ from __future__ import annotations
 from cluster.engine.vllm_engine import VllmEngine
 from cluster.spec.config import ClusterSpec, PoolSettings, Role
 from decode_workers.profile import engine_settings
+from workers.leg_run import LegKinds
 from workers.worker_host import WorkerHost
 
 
@@ -13,13 +14,14 @@ class DecodeWorker(WorkerHost):
 
     role = Role.DECODE
 
-    def __init__(self, spec: ClusterSpec, pool: PoolSettings, worker_id: str, host: str) -> None:
+    def __init__(self, spec: ClusterSpec, pool: PoolSettings, worker_id: str, host: str, leg_kinds: LegKinds) -> None:
         role = self.role
         super().__init__(
             worker_id,
             role,
             host,
             lambda: VllmEngine(engine_settings(spec, pool, role)),
+            leg_kinds,
             spec.security,
             stall_timeout_s=spec.health.stall_timeout_s,
         )

@@ -111,6 +111,14 @@ def issue(
     )
 
 
+def export_params(imported: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Transfer parameters that have an engine keep a leg's KV and return those that `issue` makes a ticket of.
+
+    ``imported`` are those of a ticket, for a leg that also reads.
+    """
+    return {"do_remote_prefill": False, **(imported or {}), "do_remote_decode": True}
+
+
 class TicketBook:
     """Which tickets were redeemed and which engine incarnations are alive; `redeem` is the only way to the blocks."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cluster.engine.vllm_engine import VllmSettings
 from cluster.spec.config import ClusterSpec, PoolSettings
-from kv_transfer.engine_settings import base_settings
+from workers.engine_settings import base_settings
 
 BATCHED_TOKENS_GPU = 16384
 """Prompt tokens per step: enough to keep the tensor cores busy, few enough that a step ends in about a second."""

@@ -21,12 +21,12 @@ LEG_TIMEOUT_S = 60.0
 
 
 class Legs:
-    """Links to workers, made on first use, and legs on them.
+    """Runs legs on workers by id. Owns the links to them, made on first use.
 
     Args:
         members: Workers by id.
         rpc: How the cluster's processes call each other.
-        name: Beginning of the legs' ids; tells in an engine's log whose they are.
+        name: Beginning of the legs' ids; an engine's log shows whose they are by it.
     """
 
     def __init__(

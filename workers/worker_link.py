@@ -16,7 +16,7 @@ from baton.internal.v1 import worker_pb2, worker_pb2_grpc
 from cluster.errors import EngineFailed, ServingError, WorkerDied
 from cluster.internal_rpc import InternalRpc
 from kv_transfer.ticket import HandoffTicket
-from workers.worker_host import MAX_MESSAGE_BYTES
+from workers.messages import CHANNEL_OPTIONS
 
 log = logging.getLogger("baton.gateway")
 
@@ -48,7 +48,7 @@ def leg_error(output: worker_pb2.LegOutput, worker_id: str) -> ServingError:
 
 
 class WorkerLink:
-    """One stream to one worker incarnation.
+    """One stream to one worker incarnation. Owns the connection and the handlers of its legs.
 
     Args:
         worker_id: Name of the worker.
@@ -76,8 +76,7 @@ class WorkerLink:
         self._channel = self._rpc.channel(
             address,
             options=[
-                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-                ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+                *CHANNEL_OPTIONS,
                 ("grpc.keepalive_time_ms", 10_000),
                 ("grpc.keepalive_timeout_ms", 5_000),
                 ("grpc.http2.max_pings_without_data", 0),
@@ -135,7 +134,7 @@ class WorkerLink:
                     if handler is not None:
                         if output.finish_reason:
                             del handlers[output.leg_id]
-                        self._tell(handler, output)
+                        self._deliver(handler, output)
                 if events.HasField("load"):
                     self._on_load(events.load)
         except grpc.aio.AioRpcError as error:
@@ -147,10 +146,10 @@ class WorkerLink:
             failed = worker_pb2.LegOutput(
                 leg_id=leg_id, finish_reason="error", error=lost.message, error_kind=type(lost).__name__
             )
-            self._tell(handler, failed)
+            self._deliver(handler, failed)
         self._on_lost(self.worker_id)
 
-    def _tell(self, handler: OutputHandler, output: worker_pb2.LegOutput) -> None:
+    def _deliver(self, handler: OutputHandler, output: worker_pb2.LegOutput) -> None:
         try:
             handler(output)
         except Exception:  # one request's fault must not end the stream of all

@@ -2,42 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from aiohttp import web
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from baton.internal.v1 import worker_pb2
 from cluster.errors import Unauthenticated
 
-if TYPE_CHECKING:
-    from workers.worker_host import WorkerService
+Labels = Callable[[], Mapping[str, str]]
+"""A worker's ``pool``, that of its present role, and its name as ``worker``."""
+Load = Callable[[], worker_pb2.WorkerLoad]
 
 
 class _Labelled:
-    """Yields every metric of the process with two more labels."""
+    """Yields every metric of the process with the worker's labels, and the worker's own metrics. Owns nothing."""
 
-    def __init__(self, worker_id: str, service: WorkerService) -> None:
-        self._worker_id = worker_id
-        self._service = service
-
-    @property
-    def _labels(self) -> dict[str, str]:
-        """The pool is that of the present role."""
-        return {"pool": self._service.role, "worker": self._worker_id}
+    def __init__(self, labels: Labels, load: Load) -> None:
+        self._labels = labels
+        self._load = load
 
     def collect(self) -> Iterator[Metric]:
-        labels = self._labels
+        labels = self._labels()
         for metric in REGISTRY.collect():
             copy = Metric(metric.name, metric.documentation, metric.type, metric.unit)
             copy.samples = [sample._replace(labels={**sample.labels, **labels}) for sample in metric.samples]
             yield copy
-        yield from self._own()
+        yield from self._own(labels)
 
-    def _own(self) -> Iterator[Metric]:
-        load = self._service.load()
-        names, values = list(self._labels), list(self._labels.values())
+    def _own(self, labels: Mapping[str, str]) -> Iterator[Metric]:
+        load = self._load()
+        names, values = list(labels), list(labels.values())
         gauges = {
             "baton_worker_running_requests": ("Requests in the engine's batch", load.running_requests),
             "baton_worker_waiting_requests": ("Requests waiting in the engine", load.waiting_requests),
@@ -64,14 +61,14 @@ class _Labelled:
 
 
 async def serve_metrics(
-    host: str, worker_id: str, service: WorkerService, *, check: Callable[[str], None] | None = None
+    host: str, labels: Labels, load: Load, *, check: Callable[[str], None] | None = None
 ) -> tuple[Any, int]:
     """Serve ``/metrics`` on a free port; returns the runner (to clean up) and the port.
 
     ``check`` raises `Unauthenticated` for an ``Authorization`` header that is not to be served.
     """
     registry = CollectorRegistry()
-    registry.register(_Labelled(worker_id, service))
+    registry.register(_Labelled(labels, load))
 
     async def metrics(request: web.Request) -> web.Response:
         if check is not None:

@@ -25,7 +25,6 @@ from cluster.model import model_path
 from cluster.placement import WorkerPlan, assign, worker_plans
 from cluster.ray_runtime import ProcessId, RayRuntime, WorkerHandle, engine_env
 from cluster.spec.config import ClusterSpec, PoolSettings, Role
-from decode_workers.worker import ColocatedWorker, DecodeWorker
 from kv_transfer.transport import Endpoint, choose, ucx_tls
 from orchestrator.controller.autoscaler import LiveAutoscaler
 from orchestrator.controller.canary import CanaryDriver
@@ -33,11 +32,11 @@ from orchestrator.controller.drain import WorkerDrain, serve_drain
 from orchestrator.controller.pool_changes import PoolChanges
 from orchestrator.controller.role_change import serve_role_change
 from orchestrator.controller.warm_up import WarmUp
+from orchestrator.controller.worker_roles import ACTORS, leg_kinds
 from orchestrator.node.node_health import LOADED
 from orchestrator.policy.silence import CutOff
 from orchestrator.policy.standby import Place, exchanges
 from orchestrator.registry import RegistryService
-from prefill_workers.worker import PrefillWorker
 
 log = logging.getLogger("baton.controller")
 
@@ -332,16 +331,11 @@ class Controller:
         plan, pool, spec = worker.plan, worker.pool, self._spec
         self.say(plan.worker_id, "placing", "")
         on_cpu = pool.accelerators_per_worker == 0
-        classes: dict[Role, type] = {
-            Role.PREFILL: PrefillWorker,
-            Role.DECODE: DecodeWorker,
-            Role.COLOCATED: ColocatedWorker,
-        }
         handle = await asyncio.to_thread(
             self._runtime.create,
             plan,
-            classes[plan.role],
-            lambda host: (spec, pool, plan.worker_id, host),
+            ACTORS[plan.role],
+            lambda host: (spec, pool, plan.worker_id, host, leg_kinds),
             env=engine_env(
                 on_cpu=on_cpu,
                 omp_threads=pool.omp_threads,

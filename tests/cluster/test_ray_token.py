@@ -16,8 +16,8 @@ from cluster.errors import ConfigError
 from cluster.ray_token import own_token, token_of
 from tests.support.ending import ended
 from tests.support.live_cluster import START_TIMEOUT_S
+from tests.support.ports import free_port
 from tests.support.short_folder import short_folder
-from workers.worker_host import free_port
 
 HEAD_IP = "127.0.0.31"
 """Not 127.0.0.1: Ray takes that for the machine's own address."""

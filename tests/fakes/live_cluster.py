@@ -13,10 +13,11 @@ import grpc
 from baton.internal.v1 import registry_pb2, worker_pb2_grpc
 from baton.v1 import inference_pb2 as pb
 from cluster.spec.config import parse
+from orchestrator.controller.worker_roles import leg_kinds
 from orchestrator.gateway.gateway import Gateway
 from tests.fakes.engine import BLOCK_SIZE_TOKENS, FakeEngine, Network, continuation
 from tests.fakes.tokenizer import MARKERS, front
-from workers.worker_host import WorkerService
+from workers.worker_service import WorkerService
 
 SPEC = """
 model:
@@ -58,7 +59,7 @@ class Cluster:
     async def add(self, worker_id: str, **engine_settings: Any) -> FakeEngine:
         engine = FakeEngine(self.network, **engine_settings)
         info = await engine.start()
-        service = WorkerService(worker_id, engine, info)
+        service = WorkerService(worker_id, engine, info, leg_kinds(engine))
         server = grpc.aio.server()
         worker_pb2_grpc.add_WorkerServicer_to_server(service, server)
         port = server.add_insecure_port("127.0.0.1:0")

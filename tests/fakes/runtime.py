@@ -58,11 +58,11 @@ class FakeRuntime:
         while not self.places.acquire(timeout=0.01):
             if cancelled is not None and cancelled.is_set():
                 raise PlacementInfeasible("not wanted any more")
-        spec, _, worker_id, host = arguments("127.0.0.1")
+        spec, _, worker_id, host, leg_kinds = arguments("127.0.0.1")
         engine = FakeEngine(self.network, **self._settings)
         self.engines[worker_id] = engine
         role = getattr(actor_class, "role", Role.PREFILL)
-        self.hosts[worker_id] = worker = WorkerHost(worker_id, role, host, lambda: engine, spec.security)
+        self.hosts[worker_id] = worker = WorkerHost(worker_id, role, host, lambda: engine, leg_kinds, spec.security)
         self.started.append(worker_id)
         node = replace(self.nodes()[0], spot=worker_id in self._spot)
         return WorkerHandle(worker_id, worker, None, node, ("127.0.0.1",))

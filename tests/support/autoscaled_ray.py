@@ -23,7 +23,7 @@ from ray.cluster_utils import FAKE_HEAD_NODE_ID, AutoscalingCluster
 from cluster.placement import assign, worker_plan
 from cluster.ray_runtime import RayRuntime, WorkerHandle
 from cluster.spec.config import PoolSettings, Role
-from workers.worker_host import free_port
+from tests.support.ports import free_port
 
 POOLS = {role: PoolSettings(replicas=1, node_resource=role.value) for role in (Role.PREFILL, Role.DECODE)}
 WAIT_S = 60.0

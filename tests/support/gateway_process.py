@@ -18,9 +18,10 @@ import yaml
 from baton.internal.v1 import registry_pb2, registry_pb2_grpc, worker_pb2_grpc
 from cluster.internal_rpc import InternalRpc
 from cluster.spec.config import ClusterSpec, parse
+from orchestrator.controller.worker_roles import leg_kinds
 from orchestrator.registry import RegistryService
 from tests.fakes.engine import BLOCK_SIZE_TOKENS, FakeEngine, Network
-from workers.worker_host import WorkerService
+from workers.worker_service import WorkerService
 
 ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 240
@@ -74,7 +75,7 @@ async def fake_workers(spec: ClusterSpec, *worker_ids: str, **engine_settings: A
         engine = engines[worker_id] = FakeEngine(network, **engine_settings)
         info = await engine.start()
         server = rpc.server()
-        worker_pb2_grpc.add_WorkerServicer_to_server(WorkerService(worker_id, engine, info), server)
+        worker_pb2_grpc.add_WorkerServicer_to_server(WorkerService(worker_id, engine, info, leg_kinds(engine)), server)
         port = rpc.bind(server, "127.0.0.1:0")
         await server.start()
         servers.append(server)

@@ -17,11 +17,13 @@ from baton.internal.v1 import worker_pb2
 from baton.v1.inference_pb2 import Sampling
 from cluster.engine.vllm_engine import LoadBook
 from kv_transfer.ticket import HandoffTicket, issue
+from orchestrator.controller.worker_roles import leg_kinds
 from tests.fakes.engine import BLOCK_SIZE_TOKENS, FakeEngine, continuation
 from tests.fakes.live_cluster import Cluster, cluster_of, eventually
-from workers.worker_host import WorkerHost, WorkerService
+from workers.worker_host import WorkerHost
 from workers.worker_link import WorkerLink, ticket_message
 from workers.worker_metrics import serve_metrics
+from workers.worker_service import WorkerService
 
 PROMPT = list(range(65, 105))
 
@@ -151,7 +153,7 @@ async def test_sigterm_drains_a_worker_that_has_work_and_ends_one_that_has_none(
     monkeypatch.setattr(WorkerService, "legs", int(busy))
     for name in ("HOST", "PORT"):  # which the host sets for good
         monkeypatch.setenv(f"VLLM_NIXL_SIDE_CHANNEL_{name}", "")
-    arguments = ("decode-0", "decode", "127.0.0.1", FakeEngine)
+    arguments = ("decode-0", "decode", "127.0.0.1", FakeEngine, leg_kinds)
     host = WorkerHost(*arguments) if in_main_thread else await asyncio.to_thread(WorkerHost, *arguments)
     try:
         await host.start()
@@ -174,7 +176,9 @@ async def test_preemptions_inside_the_engine_are_told_and_counted() -> None:
         cluster.engine("decode-0").preemptions = 3
         told = lambda: {row.worker_id: row.preemptions for row in cluster.gateway.status().workers}  # noqa: E731
         await eventually(lambda: told() == {"prefill-0": 0, "decode-0": 3})
-        runner, port = await serve_metrics("127.0.0.1", "decode-0", cluster.workers["decode-0"].service)
+        runner, port = await serve_metrics(
+            "127.0.0.1", lambda: {"pool": "", "worker": "decode-0"}, cluster.workers["decode-0"].service.load
+        )
         try:
             async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/metrics") as answer:
                 assert 'baton_worker_preemptions_total{pool="",worker="decode-0"} 3.0' in await answer.text()

@@ -20,8 +20,9 @@ from cluster.spec.config import ClusterSpec, parse
 from cluster.topology import NodeView
 from orchestrator.controller.controller import Controller
 from orchestrator.controller.drain import serve_drain
+from orchestrator.controller.worker_roles import leg_kinds
 from tests.fakes.engine import FakeEngine, Network
-from workers.worker_host import WorkerService
+from workers.worker_service import WorkerService
 
 SPEC = """
 model: {{path: {model}, served_name: m, max_model_len_tokens: 1024}}
@@ -62,7 +63,7 @@ class Runtime:
         engine = FakeEngine(self.network)
         info = await engine.start()
         server = grpc.aio.server()
-        worker_pb2_grpc.add_WorkerServicer_to_server(WorkerService(worker_id, engine, info), server)
+        worker_pb2_grpc.add_WorkerServicer_to_server(WorkerService(worker_id, engine, info, leg_kinds(engine)), server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         self.servers[worker_id] = server

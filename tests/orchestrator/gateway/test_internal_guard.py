@@ -17,6 +17,7 @@ from baton.internal.v1 import registry_pb2, registry_pb2_grpc, worker_pb2_grpc
 from cluster.internal_rpc import InternalRpc
 from cluster.spec.config import SecuritySettings, parse
 from orchestrator.controller.warm_up import WarmUp
+from orchestrator.controller.worker_roles import leg_kinds
 from orchestrator.gateway.gateway import Gateway
 from orchestrator.registry import RegistryService, watch
 from tests.fakes.engine import BLOCK_SIZE_TOKENS, FakeEngine, Network
@@ -51,7 +52,7 @@ async def workers(security: SecuritySettings) -> AsyncIterator[list[registry_pb2
     hosts, members = [], []
     for worker_id in ("prefill-0", "decode-0"):
         engine = FakeEngine(network)
-        host = WorkerHost(worker_id, worker_id[:-2], "127.0.0.1", lambda engine=engine: engine, security)
+        host = WorkerHost(worker_id, worker_id[:-2], "127.0.0.1", lambda engine=engine: engine, leg_kinds, security)
         facts = await host.start()
         hosts.append(host)
         members.append(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class ProgressWatch:
-    """Tells an engine that hangs from one that has nothing to do.
+    """Distinguishes an engine that hangs from one that has nothing to do. Owns the last progress seen.
 
     A process that lives may hold an engine that does not step: stopped, or stuck in a read. Once found hung it stays
     so until it steps again, since aborting its work makes it look idle.
@@ -24,7 +24,7 @@ class ProgressWatch:
         self._hung = False
 
     def hung(self, steps: int, busy: bool, now_s: float) -> bool:
-        """Look at the engine: its step counter, and whether it has work that must make it step."""
+        """Sample the engine: its step counter, and whether it has work that must make it step."""
         if steps != self._steps:
             self._steps, self._since_s, self._hung = steps, None, False
         if not busy:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from kv_transfer.progress import ProgressWatch
+from workers.progress import ProgressWatch
 
 
 def test_work_without_a_step_is_a_hang_and_idleness_is_not() -> None:

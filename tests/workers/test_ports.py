@@ -7,7 +7,7 @@ import socket
 import pytest
 import zmq
 
-from workers.worker_host import reserved_port
+from workers.ports import reserved_port
 
 
 def test_who_reuses_addresses_can_bind_and_others_cannot() -> None:
