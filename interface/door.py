@@ -15,7 +15,8 @@ from cluster.errors import ConfigError, Unauthenticated
 from cluster.model.model_path import expand
 from cluster.rpc_guard import AUTHORIZATION, Guard
 from cluster.secret_file import MIN_SECRET_CHARS, read_bytes
-from cluster.spec.config import JwtSettings, SecuritySettings
+from cluster.spec.config import SecuritySettings
+from cluster.spec.security_settings import JwtSettings
 from interface.api_keys import PREFIX, ApiKeys, Caller
 from interface.status import trailing_metadata
 

@@ -19,7 +19,7 @@ from scripts.chart_workers import ExtraGroup, Group
 HEAD = f"""\
 # Values of Baton's chart
 
-Written by `make chart` from `scripts/chart_values.py` and `cluster/spec/config.py`: edit those. How to install, size,
+Written by `make chart` from `scripts/chart_values.py` and `cluster/spec/`: edit those. How to install, size,
 secure and upgrade is in [docs/kubernetes.md](../docs/kubernetes.md). Only `config` and where the model comes from have
 no default; `helm/ci/` has values for four clusters. Unknown keys are refused, and so is null where it says nothing:
 leave a key out to have its default. Objects of Kubernetes' own forms (`tolerations`, `affinity`, `extraVolumes`...) may

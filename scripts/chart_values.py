@@ -301,7 +301,7 @@ class ChartValues(Pod):
     """What a parent chart sets for all its charts; keys of others are let be."""
     config: ClusterSpec
     """The cluster spec, copied as it is into the ConfigMap and read by every process: pools, model, objectives.
-    `baton plan emit` writes it; ready ones are in helm/ci/. Keys and units: cluster/spec/config.py."""
+    `baton plan emit` writes it; ready ones are in helm/ci/. Keys and units: cluster/spec/*_settings.py."""
     model: ModelVolume = ModelVolume()
     """Model volume."""
     head: Head = Head()

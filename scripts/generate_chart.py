@@ -1,4 +1,4 @@
-"""Write the chart's values, schema, README and dashboard from scripts/chart_*.py and cluster/spec/config.py.
+"""Write the chart's values, schema, README and dashboard from scripts/chart_*.py and cluster/spec/.
 
 python scripts/generate_chart.py            # write
 python scripts/generate_chart.py --check    # fail if what is there differs

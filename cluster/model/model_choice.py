@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from cluster.model.model_spec import ModelSpec
-from cluster.spec.config import Settings
+from cluster.spec.settings import Settings
 
 
 class ModelChoice(Settings):

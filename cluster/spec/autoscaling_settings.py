@@ -58,7 +58,7 @@ class AutoscalingSettings(Settings):
     """Seconds without a new start after one has failed."""
     preempt_after_s: float | None = Field(0.1, ge=0)
     """Seconds for which the next request may find no KV while a decode worker starts, before the longest running one
-    makes way: it waits, and is computed again. null: never."""
+    is preempted: it waits, and is computed again. null: never."""
     thinking_budgets: ThinkingBudgetSettings = ThinkingBudgetSettings()
     """What happens to thinking budgets when no more workers can be had."""
 

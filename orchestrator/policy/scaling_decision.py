@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 
 from pydantic import Field
 
-from cluster.spec.config import Role, Settings
+from cluster.spec.config import Role
+from cluster.spec.settings import Settings
 from orchestrator.policy.demand import RECENT_S, Demand
 from orchestrator.policy.scaling_policy import ChangeRole, DrainWorker, ScalingAction, StartWorker
 

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from cluster.errors import ConfigError
 from cluster.model.model_choice import ModelChoice
-from cluster.spec.config import Settings
+from cluster.spec.settings import Settings
 from planner.capacity.lengths import DEFAULT_CV, LengthDistribution, RequestLengths
 from planner.capacity.trace_plan import TracePlan
 

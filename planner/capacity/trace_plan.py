@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from cluster.spec.config import Settings
+from cluster.spec.settings import Settings
 
 
 class TracePlan(Settings):

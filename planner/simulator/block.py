@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from cluster.errors import ConfigError
-from cluster.spec.config import Settings
+from cluster.spec.settings import Settings
 from planner.simulator import arrivals as arr
 from planner.simulator import lengths as dist
 from planner.simulator import traces

@@ -10,7 +10,8 @@ from cluster.errors import ConfigError, PlacementInfeasible
 from cluster.hardware.catalogue import gpu as gpu_named
 from cluster.hardware.engine_constants import engine_constants
 from cluster.model.model_choice import ModelChoice
-from cluster.spec.config import Role, Settings, TransferSettings
+from cluster.spec.config import Role, TransferSettings
+from cluster.spec.settings import Settings
 from decode_workers.cost import DecodeCost
 from kv_transfer.blocks import kv_bytes_per_token
 from kv_transfer.cost import Link, TransferCost

@@ -11,7 +11,8 @@ import yaml
 from pydantic import Field
 
 from cluster.errors import ConfigError
-from cluster.spec.config import Settings, SloSettings
+from cluster.spec.config import SloSettings
+from cluster.spec.settings import Settings
 from orchestrator.policy.scaling_policy import ScalingPolicy
 from orchestrator.request.lifecycle import Handoff
 from planner.simulator.block import WorkloadBlock

@@ -18,7 +18,8 @@ from baton.internal.v1 import registry_pb2, registry_pb2_grpc
 from cluster.errors import ConfigError, NoReadyWorker, Unauthenticated
 from cluster.internal_rpc import InternalRpc
 from cluster.kubernetes.api import Forbidden, KubernetesUnavailable
-from cluster.spec.config import GatewaySettings, ListenerTls, SecuritySettings
+from cluster.spec.config import GatewaySettings, SecuritySettings
+from cluster.spec.security_settings import ListenerTls
 from interface.api_keys import add_to_file, make_key
 from interface.cli import main as cli
 from interface.door import Door

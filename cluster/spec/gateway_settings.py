@@ -1,0 +1,61 @@
+"""The spec's ``gateway`` and ``tenants`` sections: listeners, limits of requests and of tenants."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from cluster.spec.settings import Settings
+
+
+class GatewaySettings(Settings):
+    """What callers reach, and its limits."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; `::` is every address of both IP families."""
+    grpc_port: int = Field(50051, ge=0, le=65535)
+    """gRPC port; 0 takes a free one."""
+    http_port: int = Field(8000, ge=0, le=65535)
+    """OpenAI HTTP port; 0 takes a free one."""
+    metrics_port: int = Field(9090, ge=0, le=65535)
+    """Prometheus port; 0 takes a free one."""
+    replicas: int = Field(1, ge=1, le=64)
+    """Gateways that serve at once. On one machine each takes the ports after the last one's; 0 stays 0."""
+    max_queued_requests: int = Field(256, ge=0)
+    """Requests that may wait for workers before new ones are refused."""
+    max_streams: int = Field(4096, ge=1)
+    """Requests that one gateway holds at once, running and waiting, before new ones are refused."""
+    max_request_bytes: int = Field(4 << 20, ge=1024)
+    """Largest gRPC message or HTTP body."""
+    max_header_bytes: int = Field(16 << 10, ge=1024)
+    """Most gRPC metadata of a call; and the longest HTTP header line."""
+    max_streams_per_connection: int = Field(4096, ge=1)
+    """gRPC streams that one connection may have open."""
+    body_timeout_s: float = Field(30, gt=0)
+    """Seconds in which an HTTP body must have come, and an idle HTTP connection must send its next request."""
+    slow_reader_timeout_s: float = Field(60, gt=0)
+    """Seconds that a reply may wait for its reader to take the next piece before the request is ended."""
+    max_choices: int = Field(16, ge=1)
+    """Largest ``n``."""
+    max_logprobs: int = Field(20, ge=0)
+    """Most alternatives per token."""
+    default_deadline_s: float = Field(3600, gt=0)
+    """Deadline of a request that names none."""
+    default_max_tokens: int | None = Field(None, ge=1)
+    """Output limit of a request that names none; left out, what fits the model's length."""
+    forecast_osl_tokens: int = Field(512, ge=1)
+    """Output length assumed before any request has finished, for reserving KV."""
+
+
+class TenantSettings(Settings):
+    """What one tenant may have. Limits are of the cluster: each gateway holds its share of them."""
+
+    weight: float = Field(1.0, gt=0, le=1e6)
+    """Share of the tokens while several tenants wait: twice the weight, twice the tokens."""
+    max_in_flight: int | None = Field(None, ge=1)
+    """Most requests at once; left out, no limit."""
+    tokens_per_s: float | None = Field(None, gt=0)
+    """Most prompt and output tokens a second over time; left out, no limit."""
+    burst_tokens: float | None = Field(None, gt=0)
+    """Tokens that may come at once before the rate holds; left out, ten seconds of the rate."""
+    max_priority: int = Field(1000, ge=-1000, le=1000)
+    """Highest priority that the tenant's requests may claim; a higher one counts as this."""
