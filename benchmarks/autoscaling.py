@@ -24,7 +24,7 @@ import numpy as np
 
 from cluster.hardware.catalogue import gpu
 from cluster.hardware.engine_constants import engine_constants
-from cluster.model.model_spec import ModelSpec
+from cluster.model.known_models import known_model
 from cluster.spec.config import Role
 from decode_workers.cost import DecodeCost
 from kv_transfer.blocks import kv_bytes_per_token
@@ -56,7 +56,7 @@ from prefill_workers.cost import PrefillCost
 
 TTFT_S, ITL_S = 2.0, 0.05
 TP = 4
-MODEL = ModelSpec.named("Qwen3-32B")
+MODEL = known_model("Qwen3-32B")
 DECODE = DecodeCost(MODEL, gpu("H100-SXM"), engine_constants("vllm"), TP)
 PREFILL = PrefillCost(MODEL, gpu("H100-SXM"), engine_constants("vllm"), TP)
 KV_TOKENS = DECODE.kv_capacity_tokens()

@@ -23,7 +23,7 @@ from benchmarks.silicon import CONFIGURATION, DENSE, MODELS, full_table, read
 from cluster.errors import ConfigError
 from cluster.hardware.catalogue import gpu
 from cluster.hardware.engine_constants import engine_constants
-from cluster.model.model_spec import ModelSpec
+from cluster.model.known_models import known_model
 from decode_workers.cost import DecodeCost
 from planner.capacity.closed_loop import LoadGenerator, closed_loop
 
@@ -53,7 +53,7 @@ def predicted_s(row: Mapping[str, str]) -> float | None:
     if name is None or row["mode"] != "agg" or row["system"] not in GPUS or not all(each.isdigit() for each in sizes):
         return None
     tp, moe_tp, moe_ep, batch = (int(each) for each in sizes)
-    dp, model = int(row["attention_dp_size"] or 1), ModelSpec.named(name)
+    dp, model = int(row["attention_dp_size"] or 1), known_model(name)
     if model.experts and moe_tp * moe_ep != tp * dp:
         return None
     if not model.experts and dp > 1:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cluster.hardware.catalogue import GpuSpec, gpu
 from cluster.hardware.engine_constants import EngineConstants
+from cluster.model.known_models import known_model
 from cluster.model.model_spec import ModelSpec
 from cluster.model.precision import Precision
 from decode_workers.cost import DecodeCost
@@ -110,7 +111,7 @@ def parse(row: Mapping[str, str]) -> Measured | None:
         return None
     if (row["attention_dp_size"] or "1") != "1" or (row["pp_size"] or "1") != "1":
         return None
-    tp, model = int(row["tp_size"]), ModelSpec.named(name)
+    tp, model = int(row["tp_size"]), known_model(name)
     if tp > 8 or (model.experts and int(row["moe_tp_size"] or 1) * int(row["moe_ep_size"] or 1) != tp):
         return None
     engine, kv_dtype_bytes = row["backend"], 2.0

@@ -18,11 +18,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from cluster.hardware.catalogue import GpuSpec, gpu
 from cluster.hardware.engine_constants import engine_constants
-from cluster.model.model_spec import ModelSpec
+from cluster.model.known_models import known_model
 from decode_workers.cost import DecodeCost
 
 GPUS_PER_NODE = 8
-MODEL = ModelSpec.named("DeepSeek-R1")
+MODEL = known_model("DeepSeek-R1")
 H800 = replace(gpu("H100-SXM"), name="H800", scaleup_bytes_per_s=200e9)
 
 

@@ -31,9 +31,10 @@ class DecodeCost:
         speculation: Tokens proposed ahead; a step then counts as the time of one token that comes out.
 
     Example:
-        >>> from cluster.engine_constants import engine_constants
-        >>> from cluster.hardware import gpu
-        >>> cost = DecodeCost(ModelSpec.named("Llama-3.1-8B"), gpu("H100-SXM"), engine_constants("vllm"))
+        >>> from cluster.hardware.engine_constants import engine_constants
+        >>> from cluster.hardware.catalogue import gpu
+        >>> from cluster.model.known_models import known_model
+        >>> cost = DecodeCost(known_model("Llama-3.1-8B"), gpu("H100-SXM"), engine_constants("vllm"))
         >>> 0.004 < cost.step_s(1, 1000) < 0.012
         True
     """
@@ -101,7 +102,7 @@ class DecodeCost:
             cost.model, cost.gpu, cost.engine, cost.tp, self._memory_utilisation, pp=cost.pp, dp=cost.dp
         )
         if self.speculation is not None and self.speculation.mtp:
-            left -= cost.model.mtp_params * cost.model.precision.weight_bytes / (cost.tp * cost.dp)
+            left -= cost.model.weights.mtp_params * cost.model.precision.weight_bytes / (cost.tp * cost.dp)
         if left <= 0:
             raise PlacementInfeasible(f"{cost.model.name}'s MTP layer leaves no room for KV cache on {cost.gpu.name}")
         return left

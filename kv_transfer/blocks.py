@@ -24,7 +24,8 @@ def kv_bytes_per_token(model: ModelSpec, kv_dtype_bytes: float = 2.0) -> float:
         ConfigError: ``kv_dtype_bytes`` is not positive.
     Source: arXiv:2305.13245 (GQA), arXiv:2405.04434 (MLA).
     Example:
-        >>> kv_bytes_per_token(ModelSpec.named("Llama-3.1-8B"))
+        >>> from cluster.model.known_models import known_model
+        >>> kv_bytes_per_token(known_model("Llama-3.1-8B"))
         131072.0
     """
     if kv_dtype_bytes <= 0:
@@ -39,7 +40,8 @@ def kv_shards(model: ModelSpec, tp: int) -> int:
     KV heads cannot be cut, so past ``kv_heads`` GPUs each head is repeated; an MLA latent is whole on every GPU.
 
     Example:
-        >>> kv_shards(ModelSpec.named("Qwen3-235B-A22B"), tp=8)
+        >>> from cluster.model.known_models import known_model
+        >>> kv_shards(known_model("Qwen3-235B-A22B"), tp=8)
         4
     """
     return 1 if model.is_mla else min(tp, model.kv_heads)

@@ -30,7 +30,7 @@ class TransferCost:
         bytes_per_descriptor: Size of such a piece; 0 leaves the term out.
 
     Example:
-        >>> from cluster.hardware import gpu
+        >>> from cluster.hardware.catalogue import gpu
         >>> round(TransferCost.over(Link.RDMA, gpu("H100-SXM"), gpus=1).transfer_s(2**30), 4)
         0.0221
     """

@@ -112,7 +112,8 @@ def kv_layout(
     Raises:
         ConfigError: the block size is not positive.
     Example:
-        >>> layout = kv_layout(ModelSpec.named("gpt-oss-120b"), block_size_tokens=32)
+        >>> from cluster.model.known_models import known_model
+        >>> layout = kv_layout(known_model("gpt-oss-120b"), block_size_tokens=32)
         >>> [(kind.groups, kind.layers) for kind in layout.kinds], layout.blocks(8192)
         ([(1, 18), (1, 18)], 261.0)
     """

@@ -25,9 +25,10 @@ class PrefillCost:
         chunk_tokens: Most tokens of one step; longer prompts take several.
 
     Example:
-        >>> from cluster.engine_constants import engine_constants
-        >>> from cluster.hardware import gpu
-        >>> cost = PrefillCost(ModelSpec.named("Llama-3.1-8B"), gpu("H100-SXM"), engine_constants("vllm"))
+        >>> from cluster.hardware.engine_constants import engine_constants
+        >>> from cluster.hardware.catalogue import gpu
+        >>> from cluster.model.known_models import known_model
+        >>> cost = PrefillCost(known_model("Llama-3.1-8B"), gpu("H100-SXM"), engine_constants("vllm"))
         >>> cost.prefill_s(4096, cached_tokens=2048) < cost.prefill_s(6144)
         True
     """

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("baton", "cluster", "decode_workers", "kv_transfer", "models", "orchestrator", "prefill_workers")
+PACKAGES = (
+    "baton", "bench", "cluster", "decode_workers", "doctor", "interface", "kv_transfer", "models", "orchestrator",
+    "planner", "prefill_workers", "workers",
+)  # fmt: skip
 WITH_EXAMPLES = sorted(
     path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
     for package in PACKAGES

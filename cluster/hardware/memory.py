@@ -14,13 +14,13 @@ def weight_bytes_per_gpu(model: ModelSpec, tp: int, pp: int = 1, dp: int = 1) ->
     Every data-parallel rank holds all but the routed experts, which the ranks share; every pipeline stage an equal
     part of the layers, and the first and last the embedding and the output head.
     """
-    routed = model.moe_layers * model.experts * model.expert_params * model.precision.weight_bytes
-    embeddings = model.embedding_params * (1 if model.tied_embeddings else 2) * 2.0 + model.extra_params * 2.0
+    routed = model.moe_layers * model.experts * model.weights.expert_params * model.precision.weight_bytes
+    embeddings = model.weights.embedding_params * (1 if model.tied_embeddings else 2) * 2.0 + model.extra_params * 2.0
     ends = embeddings if pp == 1 else embeddings / 2.0
-    bytes_ = ((model.weight_bytes - routed - embeddings) / pp + ends + routed / (pp * dp)) / tp
+    bytes_ = ((model.weights.total_bytes - routed - embeddings) / pp + ends + routed / (pp * dp)) / tp
     if not model.is_mla and tp > model.kv_heads:
         copies = 1.0 / model.kv_heads - 1.0 / tp
-        per_layer = 2 * model.hidden * model.head_dim * model.kv_heads * model.attention_weight_bytes
+        per_layer = 2 * model.hidden * model.head_dim * model.kv_heads * model.weights.attention_weight_bytes
         bytes_ += model.attention_layers * per_layer * copies / pp
     return bytes_
 

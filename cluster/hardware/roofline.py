@@ -107,14 +107,14 @@ class StepCost:
             Precision.BF16 if model.quantised_experts_only else model.precision, engine.gemm_share
         )
         moe = model.moe_layers
-        dense_mlp = (model.mlp_layers - moe) * model.dense_mlp_params + moe * model.shared_params
-        attention = model.mixer_params
+        dense_mlp = (model.mlp_layers - moe) * model.weights.dense_mlp_params + moe * model.weights.shared_params
+        attention = model.weights.mixer_params
         # Seconds per token of compute, and seconds to read the weights once, of everything but routed experts.
         self._dense = (
             (2.0 * attention / attention_rate + 2.0 * dense_mlp / rate) / tp,
-            (attention * model.attention_weight_bytes + dense_mlp * model.precision.weight_bytes) * read / tp,
+            (attention * model.weights.attention_weight_bytes + dense_mlp * model.precision.weight_bytes) * read / tp,
         )
-        head = float(model.embedding_params)
+        head = float(model.weights.embedding_params)
         self._head = (2.0 * head / (gpu.bf16_flops * engine.gemm_share) / tp, head * 2.0 * read / tp)
         self._set_attention()
         layers = model.layer_equivalents
@@ -224,7 +224,7 @@ class StepCost:
         # Experts that at least one of the tokens is routed to, were routing uniform.
         touched = model.experts * (1.0 - (1.0 - model.experts_per_token / model.experts) ** tokens)
         touched += engine.idle_expert_share * (model.experts - touched)
-        weights = model.moe_layers * model.expert_params
+        weights = model.moe_layers * model.weights.expert_params
         gpus = self.tp * self.dp
         router = model.moe_layers * model.hidden * model.experts * 2.0
         bandwidth = self.gpu.hbm_bytes_per_s * engine.moe_memory_share

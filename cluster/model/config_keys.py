@@ -14,6 +14,9 @@ import yaml
 
 from cluster.errors import ConfigError
 
+Values = dict[str, Any]
+"""Fields of a `ModelSpec` as far as they are read."""
+
 WITHOUT_EFFECT: frozenset[str] = frozenset(yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text()))
 """Keys that change neither what a token leaves in the KV cache, nor weights worth counting, nor work."""
 

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from cluster.model.known_models import known_model
+from cluster.model.model_config import read_config
 from cluster.model.model_spec import ModelSpec
 from cluster.spec.settings import Settings
 
@@ -46,7 +48,7 @@ class ModelChoice(Settings):
         if self.by_hand is not None:
             found = ModelSpec.from_record({"name": self.name or "model", **self.by_hand})
         elif self.config:
-            found = ModelSpec.from_config(self.config, self.name or "", tuple(self.ignore_keys))
+            found = read_config(self.config, self.name or "", tuple(self.ignore_keys))
         else:
-            found = ModelSpec.named(self.name or "")
+            found = known_model(self.name or "")
         return found.with_precision(self.precision) if self.precision else found

@@ -8,16 +8,29 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import ConfigError
-from cluster.model.config_keys import ConfigReader
-from cluster.model.model_families import FAMILIES, REFUSED, WRAPPERS, Values
+from cluster.model.config_keys import ConfigReader, Values
+from cluster.model.model_families import FAMILIES, REFUSED, WRAPPERS
 from cluster.model.model_spec import ModelSpec
 from cluster.model.precision import attention_left_wide, kv_dtype_bytes_of, precision_of
 
 _PLAIN = "llama"
 
 
-def read_config(config: Path | str | Mapping[str, Any], name: str, ignore_keys: tuple[str, ...]) -> ModelSpec:
-    """The model that a ``config.json`` describes; see `ModelSpec.from_config`."""
+def read_config(config: Path | str | Mapping[str, Any], name: str = "", ignore_keys: tuple[str, ...] = ()) -> ModelSpec:
+    """Read a Hugging Face ``config.json`` (a path to it, to its folder, or its mapping).
+
+    Args:
+        config: The file, its folder, or what is in it.
+        name: What to call the model; the folder's name if left out.
+        ignore_keys: Keys that are known to change neither KV cache nor weights nor work.
+    Raises:
+        ConfigError: the file is missing, not JSON, lacks a dimension, or names a model type, a kind of layer or
+            a key for which there is no model here.
+    Example:
+        >>> read_config({"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4,
+        ...     "vocab_size": 100, "intermediate_size": 128}).head_dim
+        16
+    """
     if not isinstance(config, Mapping):
         path = Path(config)
         path = path / "config.json" if path.is_dir() else path

@@ -9,17 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from functools import cache, cached_property
-from pathlib import Path
+from functools import cached_property
 from typing import Any
-
-import yaml
 
 from cluster.errors import ConfigError
 from cluster.model.precision import Precision
 from cluster.model.state_layers import StateLayers
 
-_PRESETS = Path(__file__).parent / "models.yaml"
 _REST = -1
 
 
@@ -70,7 +66,8 @@ class ModelSpec:
         kv_dtype_bytes: Bytes of a KV value as the checkpoint asks for them.
 
     Example:
-        >>> ModelSpec.named("Llama-3.1-8B").params
+        >>> from cluster.model.known_models import known_model
+        >>> known_model("Llama-3.1-8B").weights.params
         8029995008
     """
 
@@ -139,28 +136,6 @@ class ModelSpec:
             raise ConfigError(f"model.intermediate={self.intermediate}: expected >= 1", model=self.name)
 
     @classmethod
-    def from_config(
-        cls, config: Path | str | Mapping[str, Any], name: str = "", ignore_keys: tuple[str, ...] = ()
-    ) -> ModelSpec:
-        """Read a Hugging Face ``config.json`` (a path to it, to its folder, or its mapping).
-
-        Args:
-            config: The file, its folder, or what is in it.
-            name: What to call the model; the folder's name if left out.
-            ignore_keys: Keys that are known to change neither KV cache nor weights nor work.
-        Raises:
-            ConfigError: the file is missing, not JSON, lacks a dimension, or names a model type, a kind of layer or
-                a key for which there is no model here.
-        Example:
-            >>> ModelSpec.from_config({"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4,
-            ...     "vocab_size": 100, "intermediate_size": 128}).head_dim
-            16
-        """
-        from cluster.model.model_config import read_config
-
-        return read_config(config, name, ignore_keys)
-
-    @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> ModelSpec:
         """A geometry given by hand, or written by ``dataclasses.asdict``.
 
@@ -179,22 +154,6 @@ class ModelSpec:
             return cls(**values)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"model.by_hand: {error}") from error
-
-    @classmethod
-    def named(cls, name: str) -> ModelSpec:
-        """A model that this package knows by name (``cluster/model/models.yaml``).
-
-        Raises:
-            ConfigError: unknown name; the text lists the known ones.
-        """
-        presets = known_models()
-        wanted = name.rsplit("/", 1)[-1].lower()
-        for known, config in presets.items():
-            if known.lower() == wanted:
-                return cls.from_config(config, known)
-        raise ConfigError(
-            f"model={name!r}: unknown; give model.config (a config.json) or one of {', '.join(sorted(presets))}"
-        )
 
     def with_precision(self, precision: Precision | str) -> ModelSpec:
         """The same geometry with its linear layers stored in ``precision``."""
@@ -232,94 +191,9 @@ class ModelSpec:
         return max(0.5 * (mixers + self.mlp_layers), 1.0)
 
     @cached_property
-    def attention_params(self) -> int:
-        """Weights of one layer's attention projections, biases and norms left out."""
-        if self.is_mla:
-            qk = self.qk_nope_head_dim + self.qk_rope_head_dim
-            query = (
-                self.hidden * self.q_lora_rank + self.q_lora_rank * self.heads * qk
-                if self.q_lora_rank
-                else self.hidden * self.heads * qk
-            )
-            down = self.hidden * (self.kv_lora_rank + self.qk_rope_head_dim)
-            up = self.kv_lora_rank * self.heads * (self.qk_nope_head_dim + self.v_head_dim)
-            return query + down + up + self.heads * self.v_head_dim * self.hidden
-        gate = self.heads if self.attention_gate else 0
-        return self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads + gate)
-
-    @cached_property
-    def index_params(self) -> int:
-        """Weights of one layer's indexer: queries from the compressed query, a key, and a weight per head."""
-        if not self.index_layers:
-            return 0
-        query = (self.q_lora_rank or self.hidden) * self.index_heads * self.index_head_dim
-        return query + self.hidden * (self.index_head_dim + self.index_heads)
-
-    @cached_property
-    def mixer_params(self) -> int:
-        """Weights of all layers' attention, indexers and state mixers."""
-        state = self.state.layers * self.state.params if self.state else 0
-        return self.attention_layers * self.attention_params + self.index_layers * self.index_params + state
-
-    @cached_property
-    def expert_params(self) -> int:
-        """Weights of one routed expert."""
-        return self.mlp_matrices * (self.expert_hidden or self.hidden) * self.expert_intermediate
-
-    @cached_property
-    def shared_params(self) -> int:
-        """Weights that every token goes through in a layer with experts: shared experts, router, change of width."""
-        width = self.shared_expert_intermediate or self.expert_intermediate
-        latent = 2 * self.hidden * self.expert_hidden if self.expert_hidden else 0
-        return self.shared_experts * self.mlp_matrices * self.hidden * width + latent
-
-    @cached_property
-    def dense_mlp_params(self) -> int:
-        """Weights of one dense MLP."""
-        return self.mlp_matrices * self.hidden * self.intermediate
-
-    @property
-    def embedding_params(self) -> int:
-        """Weights of the token embedding; the output head is as large again unless tied."""
-        return self.vocab * self.hidden
-
-    def _mlp_params(self, experts: int) -> int:
-        routed = self.moe_layers * (experts * self.expert_params + self.shared_params + self.hidden * self.experts)
-        return routed + (self.mlp_layers - self.moe_layers) * self.dense_mlp_params
-
-    @cached_property
-    def linear_params(self) -> int:
-        """Weights of all layers' matrices: what ``precision`` applies to."""
-        return self.mixer_params + self._mlp_params(self.experts)
-
-    @cached_property
-    def params(self) -> int:
-        """All weights of the language model, embedding and output head included."""
-        return self.linear_params + self.embedding_params * (1 if self.tied_embeddings else 2)
-
-    @cached_property
-    def active_params(self) -> int:
-        """Weights one token is multiplied with, output head included, embedding look-up not."""
-        return self.mixer_params + self._mlp_params(self.experts_per_token) + self.embedding_params
-
-    @property
-    def attention_weight_bytes(self) -> float:
-        """Bytes per attention weight."""
-        return 2.0 if self.quantised_experts_only else self.precision.weight_bytes
-
-    @cached_property
-    def weight_bytes(self) -> float:
-        """Bytes of the whole checkpoint in memory, before sharding; MTP layers left out."""
-        other = self.linear_params - self.mixer_params
-        wide = self.embedding_params * (1 if self.tied_embeddings else 2) + self.extra_params
-        return self.mixer_params * self.attention_weight_bytes + other * self.precision.weight_bytes + wide * 2.0
-
-    @cached_property
-    def mtp_params(self) -> int:
-        """Weights of one MTP layer: a block of the model and the projection that joins two hidden states."""
-        moe = self.experts * self.expert_params + self.shared_params + self.hidden * self.experts
-        mlp = moe if self.experts else self.dense_mlp_params
-        return self.attention_params + mlp + 2 * self.hidden * self.hidden
+    def weights(self) -> ModelWeights:
+        """Its weights, counted."""
+        return ModelWeights(self)
 
     @property
     def kv_values_per_token_layer(self) -> int:
@@ -334,8 +208,112 @@ class ModelSpec:
         return self.index_head_dim + self.index_head_dim // 128 * 4 if self.index_layers else 0
 
 
-@cache
-def known_models() -> Mapping[str, Mapping[str, Any]]:
-    """Configs of the models that this package knows by name: the fields that matter, as published."""
-    loaded: Mapping[str, Mapping[str, Any]] = yaml.safe_load(_PRESETS.read_text())
-    return loaded
+class ModelWeights:
+    """How many weights a model has, part by part, and what they take. Owns no more than the sums."""
+
+    def __init__(self, model: ModelSpec) -> None:
+        self._model = model
+
+    @cached_property
+    def attention_params(self) -> int:
+        """Weights of one layer's attention projections, biases and norms left out."""
+        model = self._model
+        if model.is_mla:
+            qk = model.qk_nope_head_dim + model.qk_rope_head_dim
+            query = (
+                model.hidden * model.q_lora_rank + model.q_lora_rank * model.heads * qk
+                if model.q_lora_rank
+                else model.hidden * model.heads * qk
+            )
+            down = model.hidden * (model.kv_lora_rank + model.qk_rope_head_dim)
+            up = model.kv_lora_rank * model.heads * (model.qk_nope_head_dim + model.v_head_dim)
+            return query + down + up + model.heads * model.v_head_dim * model.hidden
+        gate = model.heads if model.attention_gate else 0
+        return model.hidden * model.head_dim * (2 * model.heads + 2 * model.kv_heads + gate)
+
+    @cached_property
+    def index_params(self) -> int:
+        """Weights of one layer's indexer: queries from the compressed query, a key, and a weight per head."""
+        model = self._model
+        if not model.index_layers:
+            return 0
+        query = (model.q_lora_rank or model.hidden) * model.index_heads * model.index_head_dim
+        return query + model.hidden * (model.index_head_dim + model.index_heads)
+
+    @cached_property
+    def mixer_params(self) -> int:
+        """Weights of all layers' attention, indexers and state mixers."""
+        model = self._model
+        state = model.state.layers * model.state.params if model.state else 0
+        return model.attention_layers * self.attention_params + model.index_layers * self.index_params + state
+
+    @cached_property
+    def expert_params(self) -> int:
+        """Weights of one routed expert."""
+        model = self._model
+        return model.mlp_matrices * (model.expert_hidden or model.hidden) * model.expert_intermediate
+
+    @cached_property
+    def shared_params(self) -> int:
+        """Weights that every token goes through in a layer with experts: shared experts, router, change of width."""
+        model = self._model
+        width = model.shared_expert_intermediate or model.expert_intermediate
+        latent = 2 * model.hidden * model.expert_hidden if model.expert_hidden else 0
+        return model.shared_experts * model.mlp_matrices * model.hidden * width + latent
+
+    @cached_property
+    def dense_mlp_params(self) -> int:
+        """Weights of one dense MLP."""
+        model = self._model
+        return model.mlp_matrices * model.hidden * model.intermediate
+
+    @property
+    def embedding_params(self) -> int:
+        """Weights of the token embedding; the output head is as large again unless tied."""
+        model = self._model
+        return model.vocab * model.hidden
+
+    def _mlp_params(self, experts: int) -> int:
+        model = self._model
+        routed = model.moe_layers * (experts * self.expert_params + self.shared_params + model.hidden * model.experts)
+        return routed + (model.mlp_layers - model.moe_layers) * self.dense_mlp_params
+
+    @cached_property
+    def linear_params(self) -> int:
+        """Weights of all layers' matrices: what ``precision`` applies to."""
+        model = self._model
+        return self.mixer_params + self._mlp_params(model.experts)
+
+    @cached_property
+    def params(self) -> int:
+        """All weights of the language model, embedding and output head included."""
+        model = self._model
+        return self.linear_params + self.embedding_params * (1 if model.tied_embeddings else 2)
+
+    @cached_property
+    def active_params(self) -> int:
+        """Weights one token is multiplied with, output head included, embedding look-up not."""
+        model = self._model
+        return self.mixer_params + self._mlp_params(model.experts_per_token) + self.embedding_params
+
+    @property
+    def attention_weight_bytes(self) -> float:
+        """Bytes per attention weight."""
+        model = self._model
+        return 2.0 if model.quantised_experts_only else model.precision.weight_bytes
+
+    @cached_property
+    def total_bytes(self) -> float:
+        """Bytes of the whole checkpoint in memory, before sharding; MTP layers left out."""
+        model = self._model
+        other = self.linear_params - self.mixer_params
+        wide = self.embedding_params * (1 if model.tied_embeddings else 2) + model.extra_params
+        return self.mixer_params * self.attention_weight_bytes + other * model.precision.weight_bytes + wide * 2.0
+
+    @cached_property
+    def mtp_params(self) -> int:
+        """Weights of one MTP layer: a block of the model and the projection that joins two hidden states."""
+        model = self._model
+        moe = model.experts * self.expert_params + self.shared_params + model.hidden * model.experts
+        mlp = moe if model.experts else self.dense_mlp_params
+        return self.attention_params + mlp + 2 * model.hidden * model.hidden

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from cluster.model.config_keys import ConfigReader
+from cluster.model.attention_families import experts, latent, mtp
+from cluster.model.config_keys import ConfigReader, Values
 from cluster.model.state_layers import StateLayers
-
-Values = dict[str, Any]
 
 
 def _experts(reader: ConfigReader, values: Values) -> None:
-    from cluster.model.model_families import experts, mtp
-
     experts(reader, values)
     mtp(reader, values)
 
@@ -270,8 +267,6 @@ def gated_delta_net(reader: ConfigReader, values: Values) -> None:
 
 def kimi_delta(reader: ConfigReader, values: Values) -> None:
     """Kimi Linear: Kimi delta attention, latent attention in the layers listed."""
-    from cluster.model.model_families import latent
-
     hidden, layers = values["hidden"], values["layers"]
     block = reader.get("linear_attn_config")
     if isinstance(block, dict):

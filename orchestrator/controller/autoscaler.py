@@ -20,8 +20,8 @@ from baton.v1 import cluster_pb2
 from cluster.errors import ConfigError, ServingError
 from cluster.hardware.catalogue import catalogue
 from cluster.hardware.engine_constants import engine_constants
+from cluster.model.model_config import read_config
 from cluster.model.model_path import expand
-from cluster.model.model_spec import ModelSpec
 from cluster.spec.config import ClusterSpec, Role
 from decode_workers.cost import DecodeCost
 from decode_workers.profile import engine_settings
@@ -439,7 +439,7 @@ def _modelled(spec: ClusterSpec) -> tuple[Callable[[int, int], float] | None, Ca
         return None, None
     try:
         config = json.loads((Path(expand(spec.model.path)) / "config.json").read_text())
-        model = ModelSpec.from_config(config)
+        model = read_config(config)
     except (OSError, ValueError, ServingError) as error:
         log.warning("no cost model, capacity is measured alone: %s", error)
         return None, None

@@ -5,12 +5,12 @@ import pytest
 from cluster.errors import PlacementInfeasible
 from cluster.hardware.catalogue import gpu
 from cluster.hardware.engine_constants import engine_constants
-from cluster.model.model_spec import ModelSpec
+from cluster.model.known_models import known_model
 from decode_workers.cost import DecodeCost
 
 
 def _cost(name: str = "Llama-3.1-8B", tp: int = 1, **options: float) -> DecodeCost:
-    return DecodeCost(ModelSpec.named(name), gpu("H100-SXM"), engine_constants("vllm"), tp, **options)  # type: ignore[arg-type]
+    return DecodeCost(known_model(name), gpu("H100-SXM"), engine_constants("vllm"), tp, **options)  # type: ignore[arg-type]
 
 
 def test_capacity_in_tokens_follows_bytes() -> None:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import ConfigError
-from cluster.model.model_spec import ModelSpec, known_models
+from cluster.model.known_models import known_model, known_models
+from cluster.model.model_config import read_config
 from kv_transfer.kv_layout import KvGroups, kv_layout
 
 SCRIPT = Path(__file__).parent.parent / "support" / "vllm_kv_room.py"
@@ -207,7 +208,7 @@ def vllm_room() -> dict[str, Any]:
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("kind", CASES)
 def test_kv_room_is_what_vllm_computes(kind: str, vllm_room: dict[str, Any]) -> None:
-    theirs, model = vllm_room[kind], ModelSpec.from_config(_config(kind), kind)
+    theirs, model = vllm_room[kind], read_config(_config(kind), kind)
     # vLLM's backend for latent attention on CPUs takes smaller blocks than asked for.
     layout = kv_layout(model, block_size_tokens=32 if model.state else theirs["block_tokens"])
     for length in LENGTHS_TOKENS:
@@ -227,7 +228,7 @@ def test_latent_attention_beside_an_indexer_is_one_block_table() -> None:
     index = interface.MLAAttentionSpec(block_size=64, num_kv_heads=1, head_size=132, dtype=torch.uint8)
     specs = {f"{i}.{name}": spec for i in range(61) for name, spec in (("attn", latent), ("indexer", index))}
     together = interface.UniformTypeKVCacheSpecs.from_specs(specs)
-    layout = kv_layout(ModelSpec.named("DeepSeek-V3.2"), block_size_tokens=64)
+    layout = kv_layout(known_model("DeepSeek-V3.2"), block_size_tokens=64)
     assert together is not None and layout.plain
     assert layout.block_bytes == together.page_size_bytes
 
@@ -235,7 +236,7 @@ def test_latent_attention_beside_an_indexer_is_one_block_table() -> None:
 def test_kimi_linear_has_the_states_that_vllm_computes() -> None:
     mamba_utils = pytest.importorskip("vllm.model_executor.layers.mamba.mamba_utils")
     conv, state = mamba_utils.MambaStateShapeCalculator.kda_state_shape(4, 32, 128)
-    model = ModelSpec.from_config(
+    model = read_config(
         {
             "model_type": "kimi_linear",
             "num_hidden_layers": 27,
@@ -271,12 +272,12 @@ def test_states_are_cut_as_vllm_cuts_them(tp: int) -> None:
     for groups in (1, 8):
         kind = {**_config("nemotron_h"), "n_groups": groups}
         conv, state = shapes.mamba2_state_shape(tp, 2048, groups, 32, 64, 128, 4)
-        model = ModelSpec.from_config(kind)
+        model = read_config(kind)
         assert model.state is not None
         theirs = conv[0] * conv[1] * 2 + state[0] * state[1] * state[2] * 4
         assert model.state.bytes_per_gpu(tp) == theirs
     (theirs_linear,) = shapes.linear_attention_state_shape(64, tp, 128)
-    minimax = ModelSpec.from_config(MINIMAX)
+    minimax = read_config(MINIMAX)
     assert minimax.state is not None
     assert minimax.state.bytes_per_gpu(tp) == theirs_linear[0] * theirs_linear[1] * theirs_linear[2] * 2
 
@@ -309,13 +310,13 @@ def test_a_window_never_holds_more_than_all_tokens_or_much_more_than_itself(
 
 @given(st.sampled_from(sorted(known_models())), st.integers(1, 100_000), st.integers(1, 10_000))
 def test_a_longer_request_holds_no_less(name: str, context: int, more: int) -> None:
-    layout = kv_layout(ModelSpec.named(name), 2, block_size_tokens=32)
+    layout = kv_layout(known_model(name), 2, block_size_tokens=32)
     assert layout.blocks(context + more) >= layout.blocks(context) > 0
     assert layout.pool_blocks(layout.block_bytes * 10.5) == 9
 
 
 def test_stages_share_the_layers_and_bad_blocks_are_refused() -> None:
-    model = ModelSpec.named("Llama-3.1-70B")
+    model = known_model("Llama-3.1-70B")
     assert kv_layout(model, 4, pp=2).block_bytes * 2 == kv_layout(model, 4).block_bytes
     with pytest.raises(ConfigError, match="block_size_tokens"):
         kv_layout(model, block_size_tokens=0)

@@ -4,10 +4,10 @@ from hypothesis import strategies as st
 
 from cluster.hardware.catalogue import gpu
 from cluster.hardware.engine_constants import engine_constants
-from cluster.model.model_spec import ModelSpec
+from cluster.model.known_models import known_model
 from prefill_workers.cost import PrefillCost
 
-COST = PrefillCost(ModelSpec.named("Qwen3-32B"), gpu("H100-SXM"), engine_constants("vllm"), 2)
+COST = PrefillCost(known_model("Qwen3-32B"), gpu("H100-SXM"), engine_constants("vllm"), 2)
 
 
 @settings(deadline=None)

@@ -6,10 +6,10 @@ from cluster.errors import ConfigError
 from cluster.hardware.catalogue import gpu
 from cluster.hardware.engine_constants import engine_constants
 from cluster.hardware.roofline import StepCost
-from cluster.model.model_spec import ModelSpec, known_models
+from cluster.model.known_models import known_model, known_models
 
 COSTS = {
-    name: StepCost(ModelSpec.named(name), gpu("H200-SXM"), engine_constants("vllm"), tp)
+    name: StepCost(known_model(name), gpu("H200-SXM"), engine_constants("vllm"), tp)
     for name, tp in (("Llama-3.1-8B", 1), ("Qwen3-32B", 2), ("gpt-oss-120b", 2), ("DeepSeek-R1", 8))
 }
 names = st.sampled_from(sorted(COSTS))
@@ -61,18 +61,18 @@ def test_chunking_a_prompt_costs_the_same_attention(name: str, tokens: int, data
 def test_decode_of_a_small_batch_reads_the_weights_once() -> None:
     cost = COSTS["Llama-3.1-8B"]
     engine = engine_constants("vllm")
-    floor = ModelSpec.named("Llama-3.1-8B").weight_bytes / (gpu("H200-SXM").hbm_bytes_per_s * engine.memory_share)
+    floor = known_model("Llama-3.1-8B").weights.total_bytes / (gpu("H200-SXM").hbm_bytes_per_s * engine.memory_share)
     assert 0.85 * floor < cost.decode_s(1, 1) < 2.0 * floor
 
 
 def test_prefill_of_a_long_prompt_is_bound_by_compute() -> None:
-    model, engine = ModelSpec.named("Llama-3.1-8B"), engine_constants("vllm")
-    least = 2.0 * (model.linear_params) * 8192 / (gpu("H200-SXM").bf16_flops * engine.gemm_share)
+    model, engine = known_model("Llama-3.1-8B"), engine_constants("vllm")
+    least = 2.0 * (model.weights.linear_params) * 8192 / (gpu("H200-SXM").bf16_flops * engine.gemm_share)
     assert least < COSTS["Llama-3.1-8B"].mixed_s(0, 0, [(8192, 0)]) < 1.6 * least
 
 
 def test_experts_are_read_as_they_are_touched() -> None:
-    cost = StepCost(ModelSpec.named("Qwen3-30B-A3B"), gpu("H100-SXM"), engine_constants("vllm"))
+    cost = StepCost(known_model("Qwen3-30B-A3B"), gpu("H100-SXM"), engine_constants("vllm"))
     # 128 experts, 8 a token: one token touches a sixteenth, hundreds touch all.
     assert cost.gemm_s(1) < 0.35 * cost.gemm_s(256)
 
@@ -87,9 +87,9 @@ def test_a_sliding_window_bounds_decode_attention() -> None:
 def test_tp_must_divide_the_heads() -> None:
     for tp in (0, 3):
         with pytest.raises(ConfigError, match="tp="):
-            StepCost(ModelSpec.named("Llama-3.1-8B"), gpu("H100-SXM"), engine_constants("vllm"), tp)
+            StepCost(known_model("Llama-3.1-8B"), gpu("H100-SXM"), engine_constants("vllm"), tp)
 
 
 def test_every_known_model_has_a_cost() -> None:
     for name in known_models():
-        assert StepCost(ModelSpec.named(name), gpu("B200-SXM"), engine_constants("sglang"), 8).decode_s(8, 8000) > 0
+        assert StepCost(known_model(name), gpu("B200-SXM"), engine_constants("sglang"), 8).decode_s(8, 8000) > 0

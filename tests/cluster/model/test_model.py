@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import ConfigError
-from cluster.model.model_spec import ModelSpec, known_models
+from cluster.model.known_models import known_model, known_models
+from cluster.model.model_config import read_config
 from cluster.model.precision import Precision
 
 # Totals in billions as the publishers state them.
@@ -27,27 +28,27 @@ ACTIVE = {"Qwen3-30B-A3B": 3.3, "Qwen3-235B-A22B": 22.0, "DeepSeek-R1": 37.0, "g
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_match_what_is_published(name: str) -> None:
     billions, tolerance = PUBLISHED[name]
-    assert ModelSpec.named(name).params / 1e9 == pytest.approx(billions, rel=tolerance)
+    assert known_model(name).weights.params / 1e9 == pytest.approx(billions, rel=tolerance)
 
 
 @pytest.mark.parametrize("name", ACTIVE)
 def test_active_parameters_match_what_is_published(name: str) -> None:
-    assert ModelSpec.named(name).active_params / 1e9 == pytest.approx(ACTIVE[name], rel=0.09)
+    assert known_model(name).weights.active_params / 1e9 == pytest.approx(ACTIVE[name], rel=0.09)
 
 
 def test_every_known_model_reads() -> None:
     for name in known_models():
-        assert ModelSpec.named(f"some-org/{name.upper()}").layers > 0
+        assert known_model(f"some-org/{name.upper()}").layers > 0
 
 
 def test_precision_comes_from_the_checkpoint_and_may_be_changed() -> None:
-    assert ModelSpec.named("DeepSeek-R1").precision is Precision.FP8_BLOCK
-    assert ModelSpec.named("gpt-oss-120b").precision is Precision.MXFP4
-    assert ModelSpec.named("Kimi-K2.5").precision is Precision.INT4
-    wide = ModelSpec.named("Llama-3.1-70B")
+    assert known_model("DeepSeek-R1").precision is Precision.FP8_BLOCK
+    assert known_model("gpt-oss-120b").precision is Precision.MXFP4
+    assert known_model("Kimi-K2.5").precision is Precision.INT4
+    wide = known_model("Llama-3.1-70B")
     narrow = wide.with_precision("fp8")
     # Linear layers halve; embedding and output head stay as they are.
-    assert wide.weight_bytes - narrow.weight_bytes == wide.linear_params
+    assert wide.weights.total_bytes - narrow.weights.total_bytes == wide.weights.linear_params
 
 
 def test_config_from_a_file_and_a_folder(tmp_path: Path) -> None:
@@ -59,13 +60,13 @@ def test_config_from_a_file_and_a_folder(tmp_path: Path) -> None:
         "intermediate_size": 8,
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert ModelSpec.from_config(tmp_path) == ModelSpec.from_config(str(tmp_path / "config.json"))
-    assert ModelSpec.from_config(tmp_path).name == tmp_path.name
+    assert read_config(tmp_path) == read_config(str(tmp_path / "config.json"))
+    assert read_config(tmp_path).name == tmp_path.name
 
 
 def test_sliding_layers_are_counted() -> None:
-    assert ModelSpec.named("gpt-oss-120b").sliding_layers == 18
-    assert ModelSpec.named("Qwen3-32B").sliding_layers == 0
+    assert known_model("gpt-oss-120b").sliding_layers == 18
+    assert known_model("Qwen3-32B").sliding_layers == 0
 
 
 @pytest.mark.parametrize(
@@ -87,14 +88,14 @@ def test_a_bad_config_is_named(change: dict[str, object], told: str) -> None:
         "intermediate_size": 8,
     }
     with pytest.raises(ConfigError, match=told):
-        ModelSpec.from_config({**config, **change})
+        read_config({**config, **change})
 
 
 def test_missing_files_and_names_are_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
-        ModelSpec.from_config(tmp_path / "nothing.json")
+        read_config(tmp_path / "nothing.json")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ConfigError, match=r"config\.json"):
-        ModelSpec.from_config(tmp_path)
+        read_config(tmp_path)
     with pytest.raises(ConfigError, match="Qwen3-32B"):
-        ModelSpec.named("GPT-9")
+        known_model("GPT-9")

@@ -8,6 +8,8 @@ import pytest
 
 from cluster.errors import ConfigError
 from cluster.hardware.catalogue import gpu
+from cluster.model.known_models import known_model
+from cluster.model.model_config import read_config
 from cluster.model.model_spec import ModelSpec
 from cluster.model.precision import Precision, attention_left_wide, precision_of
 from kv_transfer.kv_layout import kv_layout
@@ -56,12 +58,12 @@ GEMMA3 = {
 
 
 def test_row_1_convolutions_keep_a_state_and_attention_the_context() -> None:
-    model = ModelSpec.from_config(LFM2)
+    model = read_config(LFM2)
     assert (model.attention_layers, model.state and model.state.layers) == (5, 11)
     assert model.state is not None and model.state.bytes_per_gpu(1) == 2048 * 2 * 2
     # Its MLP is two thirds of what intermediate_size says, in whole multiples of 256.
     assert model.intermediate == 5632
-    attention_alone = ModelSpec.from_config({**DENSE, "intermediate_size": 5632})
+    attention_alone = read_config({**DENSE, "intermediate_size": 5632})
     one, other = (kv_layout(each, block_size_tokens=16).request_bytes(32768) for each in (model, attention_alone))
     assert one < 0.4 * other
 
@@ -69,14 +71,14 @@ def test_row_1_convolutions_keep_a_state_and_attention_the_context() -> None:
 def test_row_2_recurrent_gemma_is_refused_by_name() -> None:
     asked = {**DENSE, "model_type": "recurrent_gemma", "block_types": ["recurrent", "recurrent", "attention"]}
     with pytest.raises(ConfigError, match=r"recurrent_gemma.*block_types.*by_hand"):
-        ModelSpec.from_config({**asked, "attention_window_size": 2048})
+        read_config({**asked, "attention_window_size": 2048})
 
 
 def test_row_3_seven_linear_layers_to_one_with_attention() -> None:
-    model = ModelSpec.from_config(MINIMAX)
+    model = read_config(MINIMAX)
     assert (model.attention_layers, model.state and model.state.layers) == (2, 14)
     short, long = (kv_layout(model, block_size_tokens=16).request_bytes(tokens) for tokens in (16, 65536))
-    grown = ModelSpec.from_config({**DENSE, "num_hidden_layers": 2})
+    grown = read_config({**DENSE, "num_hidden_layers": 2})
     assert long - short == pytest.approx(kv_layout(grown, block_size_tokens=16).request_bytes(65536), rel=0.01)
 
 
@@ -88,26 +90,26 @@ def test_row_4_local_layers_keep_a_window_in_both_forms_of_gemma_3(listed: bool)
         text["layer_types"] = [
             "full_attention" if (i + 1) % 6 == 0 else "sliding_attention" for i in range(text["num_hidden_layers"])
         ]
-    model = ModelSpec.from_config({**GEMMA3, "text_config": text})
+    model = read_config({**GEMMA3, "text_config": text})
     assert (model.sliding_layers, model.sliding_window_tokens, model.full_attention_layers) == (52, 1024, 10)
     assert model.vocab == 262208 and model.tied_embeddings and model.extra_params > 0.4e9
-    full = ModelSpec.from_config({**GEMMA3, "text_config": {**text, "sliding_window": 131072}})
+    full = read_config({**GEMMA3, "text_config": {**text, "sliding_window": 131072}})
     near, far = (kv_layout(each, block_size_tokens=16).request_bytes(32768) for each in (model, full))
     assert near < 0.25 * far
 
 
 def test_windows_by_depth_and_switches() -> None:
     qwen = {**DENSE, "model_type": "qwen2", "sliding_window": 4096, "max_window_layers": 12}
-    assert ModelSpec.from_config(qwen).sliding_layers == 0
-    assert ModelSpec.from_config({**qwen, "use_sliding_window": True}).sliding_layers == 4
-    assert ModelSpec.from_config({**DENSE, "model_type": "mistral"}).sliding_layers == 16
-    assert ModelSpec.from_config({**DENSE, "model_type": "mistral", "sliding_window": None}).sliding_layers == 0
+    assert read_config(qwen).sliding_layers == 0
+    assert read_config({**qwen, "use_sliding_window": True}).sliding_layers == 4
+    assert read_config({**DENSE, "model_type": "mistral"}).sliding_layers == 16
+    assert read_config({**DENSE, "model_type": "mistral", "sliding_window": None}).sliding_layers == 0
     exaone = {**DENSE, "model_type": "exaone4", "sliding_window": 4096, "sliding_window_pattern": "LLLG"}
-    assert ModelSpec.from_config(exaone).full_attention_layers == 4
+    assert read_config(exaone).full_attention_layers == 4
 
 
 def test_chunks_of_llama_4_and_its_two_kinds_of_mlp() -> None:
-    model = ModelSpec.from_config(
+    model = read_config(
         {
             "model_type": "llama4",
             "text_config": {
@@ -127,11 +129,11 @@ def test_chunks_of_llama_4_and_its_two_kinds_of_mlp() -> None:
         }
     )
     assert (model.chunked_layers, model.dense_layers) == (36, 24)
-    assert model.params / 1e9 == pytest.approx(400.7, rel=0.005)
+    assert model.weights.params / 1e9 == pytest.approx(400.7, rel=0.005)
 
 
 def test_nemotron_h_by_its_pattern_has_what_is_published() -> None:
-    model = ModelSpec.from_config(
+    model = read_config(
         {
             "model_type": "nemotron_h",
             "hybrid_override_pattern": "MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME",
@@ -155,18 +157,18 @@ def test_nemotron_h_by_its_pattern_has_what_is_published() -> None:
     )
     assert model.state is not None
     assert (model.state.layers, model.attention_layers, model.moe_layers) == (23, 6, 23)
-    assert model.params / 1e9 == pytest.approx(31.6, rel=0.005) and model.active_params / 1e9 == pytest.approx(
-        3.2, rel=0.02
-    )
+    assert model.weights.params / 1e9 == pytest.approx(
+        31.6, rel=0.005
+    ) and model.weights.active_params / 1e9 == pytest.approx(3.2, rel=0.02)
 
 
 @pytest.mark.parametrize(
     ("name", "billions", "active"), [("GLM-5", 744, 40), ("Qwen3.5-397B-A17B", 397, 17), ("DeepSeek-V3.2", 671, 37)]
 )
 def test_hybrid_models_known_by_name_have_what_is_published(name: str, billions: float, active: float) -> None:
-    model = ModelSpec.named(name)
-    assert model.params / 1e9 == pytest.approx(billions, rel=0.01)
-    assert model.active_params / 1e9 == pytest.approx(active, rel=0.05)
+    model = known_model(name)
+    assert model.weights.params / 1e9 == pytest.approx(billions, rel=0.01)
+    assert model.weights.active_params / 1e9 == pytest.approx(active, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -199,13 +201,13 @@ def test_hybrid_models_known_by_name_have_what_is_published(name: str, billions:
 )
 def test_what_is_not_modelled_is_refused_in_one_sentence(change: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match=told) as caught:
-        ModelSpec.from_config({**DENSE, **change})
+        read_config({**DENSE, **change})
     assert "\n" not in str(caught.value)
 
 
 def test_a_key_may_be_ignored_by_whoever_knows_it() -> None:
     strange = {**DENSE, "my_note": "hello"}
-    assert ModelSpec.from_config(strange, "m", ("my_note",)) == ModelSpec.from_config(DENSE, "m")
+    assert read_config(strange, "m", ("my_note",)) == read_config(DENSE, "m")
 
 
 def test_a_geometry_by_hand_is_taken_and_checked() -> None:
@@ -235,8 +237,8 @@ def test_quantisation_is_read_from_the_config_or_beside_it(tmp_path: Path) -> No
     (tmp_path / "config.json").write_text(json.dumps(DENSE))
     beside = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8"}}
     (tmp_path / "hf_quant_config.json").write_text(json.dumps(beside))
-    model = ModelSpec.from_config(tmp_path)
+    model = read_config(tmp_path)
     assert (model.precision, model.kv_dtype_bytes) == (Precision.NVFP4, 1.0)
     (tmp_path / "hf_quant_config.json").write_text("{}")
     with pytest.raises(ConfigError, match="hf_quant_config"):
-        ModelSpec.from_config(tmp_path)
+        read_config(tmp_path)

@@ -3,12 +3,12 @@ import pytest
 
 from cluster.hardware.catalogue import gpu
 from cluster.hardware.engine_constants import engine_constants
-from cluster.model.model_spec import ModelSpec
+from cluster.model.known_models import known_model
 from decode_workers.cost import DecodeCost
 from planner.capacity.closed_loop import LoadGenerator, closed_loop, prefill_added_s
 from planner.capacity.least_squares import fit
 
-COST = DecodeCost(ModelSpec.named("Llama-3.1-8B"), gpu("H100-SXM"), engine_constants("vllm"))
+COST = DecodeCost(known_model("Llama-3.1-8B"), gpu("H100-SXM"), engine_constants("vllm"))
 
 
 def test_the_formula_is_decode_plus_the_others_prefills() -> None:
@@ -56,7 +56,7 @@ def test_prompts_that_come_again_leave_decode_alone() -> None:
 
 
 def test_prompts_of_ranks_are_read_at_once() -> None:
-    model, kind, engine = ModelSpec.named("DeepSeek-R1"), gpu("H200-SXM"), engine_constants("sglang")
+    model, kind, engine = known_model("DeepSeek-R1"), gpu("H200-SXM"), engine_constants("sglang")
     wide = DecodeCost(model, kind, engine, 1, dp=8, expert_parallel=True)
     alone_s = wide.mixed_step_s(8, 8000, ((1024, 0),)) - wide.step_s(8, 8000)
     assert prefill_added_s(wide, 1024, 8, 8000) < 0.5 * alone_s

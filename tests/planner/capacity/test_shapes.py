@@ -11,7 +11,7 @@ from cluster.hardware.catalogue import gpu
 from cluster.hardware.engine_constants import engine_constants
 from cluster.hardware.memory import weight_bytes_per_gpu
 from cluster.hardware.roofline import StepCost
-from cluster.model.model_spec import ModelSpec
+from cluster.model.known_models import known_model
 from cluster.spec.config import Role
 from decode_workers.cost import DecodeCost
 from planner.capacity.check import profile
@@ -27,7 +27,7 @@ from planner.capacity.view import candidate_record
 from planner.capacity.worker_model import WorkerModel
 
 ENGINE = engine_constants("vllm")
-R1 = ModelSpec.named("DeepSeek-R1")
+R1 = known_model("DeepSeek-R1")
 GEMMA3: dict[str, Any] = {
     "layers": 62,
     "hidden": 5376,
@@ -80,7 +80,7 @@ def test_contexts_in_flight_have_the_moments_that_are_known_in_closed_form() -> 
 
 
 def test_stages_share_weights_and_add_no_speed_to_one_stream() -> None:
-    model = ModelSpec.named("Llama-3.1-70B")
+    model = known_model("Llama-3.1-70B")
     one, two = (StepCost(model, gpu("H100-SXM"), ENGINE, 4, pp=pp) for pp in (1, 2))
     assert weight_bytes_per_gpu(model, 4, pp=2) == pytest.approx(weight_bytes_per_gpu(model, 4) / 2, rel=0.05)
     assert one.decode_s(1, 1000) < two.decode_s(2, 2000) < 1.2 * one.decode_s(1, 1000)
@@ -92,15 +92,15 @@ def test_ranks_share_experts_and_have_attention_and_kv_of_their_own() -> None:
     alone, wide = (DecodeCost(R1, gpu("H200-SXM"), ENGINE, 8 // dp, dp=dp, expert_parallel=True) for dp in (1, 8))
     # Under plain tensor parallel every GPU holds the same latent.
     assert wide.kv_capacity_tokens() > 4 * alone.kv_capacity_tokens()
-    routed = R1.moe_layers * R1.experts * R1.expert_params
-    assert weight_bytes_per_gpu(R1, 1, dp=8) == pytest.approx(R1.weight_bytes - routed * 7 / 8, rel=1e-6)
+    routed = R1.moe_layers * R1.experts * R1.weights.expert_params
+    assert weight_bytes_per_gpu(R1, 1, dp=8) == pytest.approx(R1.weights.total_bytes - routed * 7 / 8, rel=1e-6)
     terms = wide.roofline.terms_s(256, 256 * 2000)
     assert terms["all-to-all"] > 0 and sum(terms.values()) == pytest.approx(wide.step_s(256, 256 * 2000))
     nodes = [DecodeCost(R1, gpu("H200-SXM"), ENGINE, 1, dp=dp, expert_parallel=True) for dp in (8, 16)]
     near, far = (cost.roofline.terms_s(64 * cost.roofline.dp, 64 * 2000)["all-to-all"] for cost in nodes)
     assert far > near
     with pytest.raises(ConfigError, match="no experts"):
-        StepCost(ModelSpec.named("Qwen3-8B"), gpu("H100-SXM"), ENGINE, 1, dp=2)
+        StepCost(known_model("Qwen3-8B"), gpu("H100-SXM"), ENGINE, 1, dp=2)
 
 
 def test_a_plan_considers_shapes_by_pool_and_emits_what_a_cluster_spec_can_say() -> None:
@@ -149,13 +149,13 @@ def test_a_kind_without_a_price_needs_one() -> None:
 
 def test_speculative_decoding_gains_what_is_stated_and_costs_memory() -> None:
     plain, ahead = (
-        DecodeCost(ModelSpec.named("DeepSeek-V3.2"), gpu("H200-SXM"), ENGINE, 8, speculation=speculation)
+        DecodeCost(known_model("DeepSeek-V3.2"), gpu("H200-SXM"), ENGINE, 8, speculation=speculation)
         for speculation in (None, Speculation(tokens=1, acceptance=0.8))
     )
     gain = plain.step_s(4, 8000) / ahead.step_s(4, 8000)
     assert 1.2 < gain < 1.8
     assert ahead.kv_capacity_tokens() < plain.kv_capacity_tokens()
-    never = DecodeCost(ModelSpec.named("DeepSeek-V3.2"), gpu("H200-SXM"), ENGINE, 8, speculation=Speculation(1, 0.0))
+    never = DecodeCost(known_model("DeepSeek-V3.2"), gpu("H200-SXM"), ENGINE, 8, speculation=Speculation(1, 0.0))
     assert never.step_s(4, 8000) > plain.step_s(4, 8000)
     with pytest.raises(ConfigError, match="no MTP layer"):
         resolve(_spec(engine={"speculative": {"acceptance": 0.7}})).cost(gpu("H200-SXM"), Shape(4))
