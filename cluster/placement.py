@@ -8,8 +8,9 @@ node that goes must all move; prefill takes them first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from cluster.errors import PlacementInfeasible
 from cluster.spec.config import ClusterSpec, PoolSettings, Role
@@ -118,46 +119,62 @@ def assign(
     Raises:
         PlacementInfeasible: a worker fits no node; the text says what it needs and what the largest node has.
     """
-    free = {node.node_id: dict(node.free) for node in nodes}
-    by_id = {node.node_id: node for node in nodes}
-    domains = set(taken_domains)
-
-    def distance(node: NodeView) -> int:
-        """From prefill workers: 0 by NVLink, 1 in their rack or zone, 2 elsewhere."""
-        if not domains or node.nvlink_domain in domains:
-            return 0
-        return 1 if node.zone in domains else 2
-
-    roles_on: dict[tuple[str, Role], int] = {}
+    room = _Room(nodes, taken_domains)
     node_of: dict[str, str] = {}
     waiting: list[str] = []
     for plan in plans:
         if len(plan.bundles) > 1:
             continue  # spans nodes: Ray spreads the bundles itself
-        need = plan.total
-        fitting = [node_id for node_id, left in free.items() if NodeView(node_id, "", left).fits(need)]
-        if not fitting:
-            if not may_wait:
-                raise PlacementInfeasible(_shortage(plan, need, nodes), worker_id=plan.worker_id)
+        fitting = room.fitting(plan)
+        if fitting:
+            node_of[plan.worker_id] = chosen = min(fitting, key=partial(room.rank, plan))
+            room.take(plan, chosen)
+        elif may_wait:
             waiting.append(plan.worker_id)
-            continue
-
-        def rank(node_id: str, plan: WorkerPlan = plan) -> tuple[int, bool, int, float, str]:
-            node = by_id[node_id]
-            far = distance(node) if plan.role is Role.DECODE else 0
-            ill_placed = node.spot is not (plan.role is Role.PREFILL)
-            same_role = roles_on.get((node_id, plan.role), 0)
-            left = free[node_id].get("GPU", 0.0) + free[node_id].get("CPU", 0.0) / 1000
-            return (far, ill_placed, same_role, left, node_id)
-
-        chosen = min(fitting, key=rank)
-        node_of[plan.worker_id] = chosen
-        roles_on[chosen, plan.role] = roles_on.get((chosen, plan.role), 0) + 1
-        if plan.role is Role.PREFILL:
-            domains |= {by_id[chosen].nvlink_domain, by_id[chosen].zone} - {""}
-        for name, amount in plan.total.items():
-            free[chosen][name] = free[chosen].get(name, 0.0) - amount
+        else:
+            raise PlacementInfeasible(_shortage(plan, plan.total, nodes), worker_id=plan.worker_id)
     return Assignment(node_of, tuple(waiting))
+
+
+class _Room:
+    """Owns what is left on each node while workers are placed, and where prefill workers are.
+
+    ``domains`` are NVLink domains, racks and zones of prefill workers that run already.
+    """
+
+    def __init__(self, nodes: Sequence[NodeView], domains: Iterable[str]) -> None:
+        self._nodes = {node.node_id: node for node in nodes}
+        self._free = {node.node_id: dict(node.free) for node in nodes}
+        self._prefill_domains = set(domains)
+        self._roles_on: dict[tuple[str, Role], int] = {}
+
+    def fitting(self, plan: WorkerPlan) -> list[str]:
+        """Nodes that have what the worker needs."""
+        need = plan.total
+        return [node_id for node_id, left in self._free.items() if NodeView(node_id, "", left).fits(need)]
+
+    def rank(self, plan: WorkerPlan, node_id: str) -> tuple[int, bool, int, float, str]:
+        """How ill the node suits the worker; the least suits best."""
+        node, left = self._nodes[node_id], self._free[node_id]
+        far = self._distance(node) if plan.role is Role.DECODE else 0
+        ill_placed = node.spot is not (plan.role is Role.PREFILL)
+        same_role = self._roles_on.get((node_id, plan.role), 0)
+        return (far, ill_placed, same_role, left.get("GPU", 0.0) + left.get("CPU", 0.0) / 1000, node_id)
+
+    def _distance(self, node: NodeView) -> int:
+        """From prefill workers: 0 by NVLink, 1 in their rack or zone, 2 elsewhere."""
+        if not self._prefill_domains or node.nvlink_domain in self._prefill_domains:
+            return 0
+        return 1 if node.zone in self._prefill_domains else 2
+
+    def take(self, plan: WorkerPlan, node_id: str) -> None:
+        """Place the worker there."""
+        self._roles_on[node_id, plan.role] = self._roles_on.get((node_id, plan.role), 0) + 1
+        node, left = self._nodes[node_id], self._free[node_id]
+        if plan.role is Role.PREFILL:
+            self._prefill_domains |= {node.nvlink_domain, node.zone} - {""}
+        for name, amount in plan.total.items():
+            left[name] = left.get(name, 0.0) - amount
 
 
 def _shortage(plan: WorkerPlan, need: Mapping[str, float], nodes: Sequence[NodeView]) -> str:
