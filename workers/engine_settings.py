@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.engine.vllm_engine import VllmSettings
+from cluster.engine.vllm_settings import VllmSettings
 from cluster.model.model_path import expand
 from cluster.spec.config import ClusterSpec, PoolSettings
 

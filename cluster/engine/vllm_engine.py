@@ -1,4 +1,4 @@
-"""vLLM behind the engine protocol. The only file that calls vLLM's Python API; imported inside worker processes.
+"""vLLM behind the engine protocol. The one file that runs vLLM's engine; imported inside worker processes.
 
 CPU and CUDA take the same path; `VllmSettings` differ.
 """
@@ -11,115 +11,43 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from cluster.engine.load_book import LoadBook
 from cluster.engine.protocol import (
-    HANDOFFS,
     EngineInfo,
     EngineLeg,
     EngineLoad,
     EngineOutput,
     TokenAlternatives,
-    TransferFigures,
     WeightSums,
 )
-from cluster.engine.reasoning_end import PARSER, PARSER_MODULE
+from cluster.engine.vllm_sampling import grammar_start, sampling_arguments, structured_arguments
+from cluster.engine.vllm_settings import VllmSettings, engine_arguments
 from cluster.engine.weight_sums import combine
 from cluster.errors import EngineFailed, InvalidRequest, ServingError, TransferBroken, WorkerDied
-from cluster.model.model_path import uses_latent_attention
-
-if TYPE_CHECKING:
-    from baton.v1.inference_pb2 import Sampling
-
-
-@dataclass(frozen=True, slots=True)
-class VllmSettings:
-    """Everything an engine is started with. Made from the spec by the pool's profile."""
-
-    model_path: str
-    max_model_len_tokens: int
-    dtype: str
-    block_size_tokens: int
-    on_cpu: bool
-    tensor_parallel_size: int = 1
-    expert_parallel: bool = False
-    gpu_memory_utilization: float = 0.9
-    kv_blocks: int | None = None
-    max_num_seqs: int | None = None
-    max_num_batched_tokens: int | None = None
-    enforce_eager: bool = False
-    quantization: str | None = None
-    kv_cache_dtype: str = "auto"
-    trust_remote_code: bool = False
-    reasons: bool = False
-    kv_role: str | None = None
-    kv_lease_s: int = 30
-    speculative_num_tokens: int | None = None
-    speculative_lookup_max_tokens: int = 4
-
 
 log = logging.getLogger("baton.engine")
 
 FORGET_TRIES = 20
 FORGET_RETRY_S = 0.25
-RATE_TOKENS = 64
-"""Uncached prompt tokens below which a prefill's time is mostly overhead and tells no rate."""
 
 
-class LoadBook:
-    """Running totals, fed by vLLM's statistics after every engine step."""
+def _load_logger(book: LoadBook) -> type:
+    """A class of vLLM's statistics loggers that feeds the book."""
+    from vllm.v1.metrics.loggers import StatLoggerBase
 
-    def __init__(self) -> None:
-        self.running = self.waiting = self.steps = self.prompt_tokens = self.output_tokens = 0
-        self.kv_usage = 0.0
-        self.transfers: dict[str, TransferFigures] = {}
-        self.prefill_tokens_per_s = 0.0
-        self.preemptions = 0
-        self.timed_steps = 0
-        self.timed_s = 0.0
-        self._step_began_s: float | None = None
+    class LoadLogger(StatLoggerBase):
+        def __init__(self, vllm_config: Any, engine_index: int = 0) -> None: ...
 
-    def record(self, scheduler: Any, iteration: Any) -> None:
-        """Take one step's statistics."""
-        if scheduler is not None:
-            now_s = time.monotonic()
-            if self._step_began_s is not None:
-                self.timed_steps += 1
-                self.timed_s += now_s - self._step_began_s
-            # Idle engines wait for their next request: that is no step.
-            self._step_began_s = now_s if scheduler.num_running_reqs else None
-            self.running = scheduler.num_running_reqs
-            self.waiting = scheduler.num_waiting_reqs + scheduler.num_skipped_waiting_reqs
-            self.kv_usage = scheduler.kv_cache_usage
-            self.steps += 1
-            for row in (scheduler.kv_connector_stats or {}).get(HANDOFFS, ()):
-                self._record_transfer(*row)
-        if iteration is not None:
-            self.prompt_tokens += iteration.num_prompt_tokens
-            self.output_tokens += iteration.num_generation_tokens
-            self.preemptions += iteration.num_preempted_reqs
+        def record(
+            self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
+        ) -> None:
+            book.record(scheduler_stats, iteration_stats)
 
-    @property
-    def idle(self) -> bool:
-        """Whether no request was in the engine after its last step."""
-        return self.running + self.waiting == 0
+        def log_engine_initialized(self) -> None: ...
 
-    def record_prefill(self, tokens: int, duration_s: float) -> None:
-        """A prompt was computed by an engine that had nothing else to do: the rate a queue will move at."""
-        if tokens >= RATE_TOKENS and duration_s > 0:
-            rate, known = tokens / duration_s, self.prefill_tokens_per_s
-            self.prefill_tokens_per_s = 0.8 * known + 0.2 * rate if known else rate
-
-    def _record_transfer(self, engine_id: str, kv_bytes: int, duration_s: float, start: float, descs: int) -> None:
-        leg_id = engine_id.rsplit("-", 1)[0]  # vLLM appends a random part to the id it was given
-        old = self.transfers.pop(leg_id, None)
-        if old is not None:  # another tensor-parallel rank's share of the same request
-            kv_bytes, descs = kv_bytes + old.kv_bytes, descs + old.descriptors
-            duration_s, start = max(duration_s, old.duration_s), min(start, old.start_unix_s)
-        self.transfers[leg_id] = TransferFigures(kv_bytes, duration_s, start, descs)
-        while len(self.transfers) > 4096:
-            self.transfers.pop(next(iter(self.transfers)))
+    return LoadLogger
 
 
 def _vllm_version() -> str:
@@ -129,7 +57,7 @@ def _vllm_version() -> str:
 
 
 class VllmEngine:
-    """One `AsyncLLM`."""
+    """One `AsyncLLM`. Owns it, its incarnation and its load book."""
 
     def __init__(self, settings: VllmSettings, *, connector_module: str = "kv_transfer.connector") -> None:
         self._settings = settings
@@ -163,81 +91,21 @@ class VllmEngine:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
-        from vllm.v1.metrics.loggers import StatLoggerBase
 
-        book = self._book
-
-        class LoadLogger(StatLoggerBase):
-            def __init__(self, vllm_config: Any, engine_index: int = 0) -> None: ...
-
-            def record(
-                self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
-            ) -> None:
-                book.record(scheduler_stats, iteration_stats)
-
-            def log_engine_initialized(self) -> None: ...
-
-        s = self._settings
-        args: dict[str, Any] = {
-            "model": s.model_path,
-            "dtype": s.dtype,
-            "max_model_len": s.max_model_len_tokens,
-            "block_size": s.block_size_tokens,
-            "enforce_eager": s.enforce_eager or s.on_cpu,
-            "tensor_parallel_size": s.tensor_parallel_size,
-            "enable_expert_parallel": s.expert_parallel,
-            "enable_prefix_caching": True,
-            "trust_remote_code": s.trust_remote_code,
-            "kv_cache_dtype": s.kv_cache_dtype,
-            "skip_tokenizer_init": False,
-            # By name: imported in each of vLLM's processes, where it also keeps AMX attention off (see there).
-            "worker_extension_cls": "cluster.engine.vllm_worker.WorkerExtension",
-        }
-        if s.kv_blocks:
-            args["num_gpu_blocks_override"] = s.kv_blocks
-        if s.max_num_seqs:
-            args["max_num_seqs"] = s.max_num_seqs
-        if s.max_num_batched_tokens:
-            args["max_num_batched_tokens"] = s.max_num_batched_tokens
-        if s.quantization:
-            args["quantization"] = s.quantization
-        if s.on_cpu:
-            # The default multiprocess executor spins a core per engine when idle (FACTS section 2).
-            args["distributed_executor_backend"] = "uni"
-            if uses_latent_attention(s.model_path):
-                args["attention_backend"] = "CPU_MLA"  # or vLLM takes AMX_MLA where the processor has AMX
-        else:
-            args["gpu_memory_utilization"] = s.gpu_memory_utilization
-        # Not by the argument `reasoning_parser`, which would also look for the parser in this process.
-        if s.reasons:
-            args["structured_outputs_config"] = StructuredOutputsConfig(
-                reasoning_parser=PARSER, reasoning_parser_plugin=PARSER_MODULE
-            )
-        if s.speculative_num_tokens:
-            args["speculative_config"] = {
-                "method": "ngram",
-                "num_speculative_tokens": s.speculative_num_tokens,
-                "prompt_lookup_max": s.speculative_lookup_max_tokens,
-            }
-        if s.kv_role:
-            args["kv_transfer_config"] = KVTransferConfig(
-                kv_connector="HandoffConnector",
-                kv_connector_module_path=self._connector_module,
-                kv_role=s.kv_role,
-                engine_id=self._incarnation,
-                kv_buffer_device="cpu" if s.on_cpu else "cuda",
-                kv_load_failure_policy="fail",
-                kv_connector_extra_config={"kv_lease_duration": s.kv_lease_s},
-            )
+        args = engine_arguments(self._settings, self._incarnation, self._connector_module)
         known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
         unknown = set(args) - known
         if unknown:
             raise EngineFailed(f"this vLLM has no engine argument {', '.join(sorted(unknown))}")
+        if "structured_outputs_config" in args:
+            args["structured_outputs_config"] = StructuredOutputsConfig(**args["structured_outputs_config"])
+        if "kv_transfer_config" in args:
+            args["kv_transfer_config"] = KVTransferConfig(**args["kv_transfer_config"])
         config = AsyncEngineArgs(**args).create_engine_config(UsageContext.ENGINE_CONTEXT)
         # A model that is free to write white space may do nothing else to its limit. vLLM's check takes the setting
         # only with a backend by name, which would end the choice per schema; those that `auto` chooses heed it.
         config.structured_outputs_config.disable_any_whitespace = True
-        return AsyncLLM.from_vllm_config(config, stat_loggers=[LoadLogger])
+        return AsyncLLM.from_vllm_config(config, stat_loggers=[_load_logger(self._book)])
 
     async def generate(self, leg: EngineLeg) -> AsyncIterator[EngineOutput]:
         """Run a leg; see `Engine.generate`."""
@@ -253,7 +121,7 @@ class VllmEngine:
             prompt: dict[str, Any] = {"prompt_token_ids": leg.token_ids}
             if leg.cache_salt:
                 prompt["cache_salt"] = leg.cache_salt
-            stream = self._llm.generate(prompt, sampling, leg.leg_id, priority=-leg.priority, **_grammar_start(leg))
+            stream = self._llm.generate(prompt, sampling, leg.leg_id, priority=-leg.priority, **grammar_start(leg))
             async for out in stream:
                 done = out.outputs[0]
                 finish = done.finish_reason or ""
@@ -320,19 +188,7 @@ class VllmEngine:
 
     def load(self) -> EngineLoad:
         """Totals of the load book."""
-        book = self._book
-        return EngineLoad(
-            running_requests=book.running,
-            waiting_requests=book.waiting,
-            used_blocks=round(book.kv_usage * self._total_blocks),
-            steps=book.steps,
-            prompt_tokens=book.prompt_tokens,
-            output_tokens=book.output_tokens,
-            prefill_tokens_per_s=book.prefill_tokens_per_s,
-            preemptions=book.preemptions,
-            timed_steps=book.timed_steps,
-            timed_s=book.timed_s,
-        )
+        return self._book.load(self._total_blocks)
 
     async def check_health(self) -> None:
         """Raise if the engine core is gone."""
@@ -353,53 +209,11 @@ def _sampling_params(leg: EngineLeg) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-    given: Sampling = leg.sampling
-    params: dict[str, Any] = {
-        "max_tokens": leg.max_tokens,
-        "min_tokens": leg.min_tokens,
-        "detokenize": False,
-        "output_kind": RequestOutputKind.DELTA,
-        "ignore_eos": given.ignore_eos,
-        "skip_clone": True,
-    }
-    for name in (
-        "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty",
-        "repetition_penalty", "seed", "logprobs",
-    ):  # fmt: skip
-        if given.HasField(name):
-            params[name] = getattr(given, name)
-    if given.stop_token_ids:
-        params["stop_token_ids"] = list(given.stop_token_ids)
-    if given.logit_bias:
-        params["logit_bias"] = dict(given.logit_bias)
-    if given.allowed_token_ids:
-        params["allowed_token_ids"] = list(given.allowed_token_ids)
-    if given.bad_words:
-        params["bad_words"] = list(given.bad_words)
-    if leg.transfer_params:
-        params["extra_args"] = {"kv_transfer_params": dict(leg.transfer_params)}
-    match given.structured_output.WhichOneof("kind") if given.HasField("structured_output") else None:
-        case "json_schema":
-            params["structured_outputs"] = StructuredOutputsParams(json=given.structured_output.json_schema)
-        case "regex":
-            params["structured_outputs"] = StructuredOutputsParams(regex=given.structured_output.regex)
-        case "grammar":
-            params["structured_outputs"] = StructuredOutputsParams(grammar=given.structured_output.grammar)
-        case "choices":
-            params["structured_outputs"] = StructuredOutputsParams(choice=list(given.structured_output.choices.values))
-        case "json_object":
-            params["structured_outputs"] = StructuredOutputsParams(json_object=True)
-    return SamplingParams(**params)
-
-
-def _grammar_start(leg: EngineLeg) -> dict[str, Any]:
-    """Where the grammar begins; vLLM asks the parser only while ``reasoning_ended`` is False."""
-    if leg.reasoning_ended is None:
-        return {}
-    return {
-        "reasoning_ended": leg.reasoning_ended,
-        "reasoning_parser_kwargs": {"end_ids": list(leg.reasoning_end_ids)},
-    }
+    arguments = sampling_arguments(leg)
+    structured = structured_arguments(leg.sampling)
+    if structured is not None:
+        arguments["structured_outputs"] = StructuredOutputsParams(**structured)
+    return SamplingParams(output_kind=RequestOutputKind.DELTA, **arguments)
 
 
 def _alternatives(position: dict[int, Any], chosen: int) -> TokenAlternatives:

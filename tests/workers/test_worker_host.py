@@ -15,7 +15,7 @@ import pytest
 
 from baton.internal.v1 import worker_pb2
 from baton.v1.inference_pb2 import Sampling
-from cluster.engine.vllm_engine import LoadBook
+from cluster.engine.load_book import LoadBook
 from kv_transfer.ticket import HandoffTicket, issue
 from orchestrator.controller.worker_roles import leg_kinds
 from tests.fakes.engine import BLOCK_SIZE_TOKENS, FakeEngine, continuation

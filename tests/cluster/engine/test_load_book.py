@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from cluster.engine import vllm_engine
-from cluster.engine.vllm_engine import LoadBook
+from cluster.engine.load_book import LoadBook
 
 
 def test_steps_are_timed_from_one_to_the_next_and_idle_time_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
