@@ -181,7 +181,7 @@ def exact_share(model: LlamaForCausalLM, problems: list[Problem], rows: int = 8)
 
 def rate_at(recipe: Recipe, update: int) -> float:
     """Learning-rate factor: a short rise, a plateau, a drop, halving from there, and a linear end."""
-    left = (recipe.updates - update) / (recipe.updates - recipe.cooldown_from)
+    left = (recipe.updates - update) / max(1, recipe.updates - recipe.cooldown_from)
     factor = min(1.0, (update + 1) / recipe.warmup_updates, left)
     if update >= recipe.plateau_to:
         factor *= recipe.drop * 0.5 ** ((update - recipe.plateau_to) / recipe.half_life_updates)
