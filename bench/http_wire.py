@@ -1,7 +1,7 @@
 """HTTP/1.1 by hand over an asyncio protocol: bytes are kept with their arrival times and parsed when the reply is in.
 
-The client shares the machine with what it measures. While a reply streams in, a message costs one append and one
-look at seven bytes; a general HTTP client costs 30 to 60 µs there.
+The client shares the machine with what it measures. While a reply streams in, a message costs one append and a
+check of seven bytes; a general HTTP client costs 30 to 60 µs there.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def open_target(endpoint: str, *, api_key: str = "") -> Target:
 
 
 async def measure(bench: BenchRun, progress: Callable[[int], None] | None = None) -> Result:
-    """Warm up, run, summarise. ``progress`` is told the number of requests that ended.
+    """Warm up, run, summarise. ``progress`` gets the number of requests that ended.
 
     Raises:
         ServingError: the endpoint does not answer or serves no model.

@@ -42,7 +42,7 @@ async def run(
         concurrency: Clients of a closed loop; None for an open loop.
         meter: Reads CPU times around the run.
         duration_s: Stop sending after so long; what is under way is waited for.
-        on_done: Told each record.
+        on_done: Called with each record.
     """
     meter.start()
     epoch_s = time.perf_counter()

@@ -169,7 +169,7 @@ FIRST: dict[str, tuple[int, int]] = {
 }
 """Workers at the start, equal for all that scale; by default two and three.
 
-The Azure cases start as the static fleet that they would replace: a start with far too few tells nothing of scaling.
+The Azure cases start as the static fleet that they would replace: a start with far too few says nothing of scaling.
 """
 PLAIN = {"azure code x10, plain"}
 """Cases in which prefill's token is dropped. Of the code's answers 71 % have 20 tokens or fewer, so that one slow gap
@@ -429,7 +429,7 @@ def plot(arguments: argparse.Namespace) -> None:
         runs = [e for e in rows if e["case"] == case]
         most_hours = 2.0 * min(e["gpu_hours"] for e in runs)
         for e in runs:
-            hours = min(e["gpu_hours"], most_hours)  # who runs away stands at the edge, with what it took
+            hours = min(e["gpu_hours"], most_hours)  # a policy that runs away stands at the edge, with what it took
             static = e["policy"].startswith("static")
             mark = "o" if e["policy"] == "baton" else "s" if static else "x"
             colour = "tab:red" if e["policy"] == "baton" else "0.4" if static else "tab:blue"

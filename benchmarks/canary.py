@@ -47,7 +47,7 @@ health: {{canary: {{interval_s: {interval_s}, max_share: {max_share}}}}}
 
 
 class Canaries:
-    """What a cluster's registry tells of its workers and canaries, and a folder for faults.
+    """What a cluster's registry reports of its workers and canaries, and a folder for faults.
 
     Args:
         registry: Its address.

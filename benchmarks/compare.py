@@ -62,8 +62,8 @@ def main() -> int:
             except (DidNotStart, ServingError) as error:
                 broken.append(name)  # what the others show is still worth having
                 print(f"  {error}", flush=True)
-    doors = [f"{name}, {door}" for name in OURS for door in ("http", "grpc")]
-    found = ratios(rows, doors)
+    interfaces = [f"{name}, {interface}" for name in OURS for interface in ("http", "grpc")]
+    found = ratios(rows, interfaces)
     facts = {
         **_machine(),
         "parameters_m": _parameters(model) / 1e6,
@@ -89,8 +89,8 @@ def main() -> int:
         document = chosen.out.with_suffix(".md")
         before = document.read_text() if document.exists() else "# Benchmarks\n"
         document.write_text(insert(before, table))
-    main_door = [each for each in found if each.contender == "prefill + decode, http"]
-    missed = [each for each in main_door if not each.holds]
+    over_http = [each for each in found if each.contender == "prefill + decode, http"]
+    missed = [each for each in over_http if not each.holds]
     lost = failed([row for row in rows if row["contender"].startswith("prefill + decode")])
     for each in missed:
         print(f"missed: {each.bar.title} is {each.median:.2f} of {each.bar.against}'s, the bar is {each.bar.limit:g}")
@@ -145,12 +145,12 @@ def _measure(name: str, model: Path, repetition: int, chosen: argparse.Namespace
         print(f"  ready after {server.start_s:.0f} s, {len(server.pids)} processes", flush=True)
         idle, idle_by_process = _idle_cores(server)
         for clients in chosen.clients:
-            # The doors of one server take turns as the servers do: this one first in every other repetition.
-            doors = list(server.doors.items())
-            for door, endpoint in doors if repetition % 2 == 0 else doors[::-1]:
-                row = _load(endpoint, server, clients, repetition, door, chosen)
+            # The interfaces of one server take turns as the servers do: this one first in every other repetition.
+            interfaces = list(server.endpoints.items())
+            for interface, endpoint in interfaces if repetition % 2 == 0 else interfaces[::-1]:
+                row = _load(endpoint, server, clients, repetition, interface, chosen)
                 yield {
-                    "contender": name if name == BASE else f"{name}, {door}",
+                    "contender": name if name == BASE else f"{name}, {interface}",
                     "clients": clients,
                     "repetition": repetition,
                     "idle_cores": idle,
@@ -161,11 +161,11 @@ def _measure(name: str, model: Path, repetition: int, chosen: argparse.Namespace
 
 
 def _load(
-    endpoint: str, server: Server, clients: int, repetition: int, door: str, chosen: argparse.Namespace
+    endpoint: str, server: Server, clients: int, repetition: int, interface: str, chosen: argparse.Namespace
 ) -> dict[str, Any]:
     requests = max(12, clients * chosen.requests_per_client)
     # Another seed for every run against one server, or its prefix cache would answer; the same across servers.
-    seed = SEED + 1000 * repetition + 10 * clients + (door == "grpc")
+    seed = SEED + 1000 * repetition + 10 * clients + (interface == "grpc")
     bench = BenchRun(
         endpoint,
         ClosedPlan(chosen.isl, chosen.osl, requests),

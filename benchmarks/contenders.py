@@ -29,9 +29,9 @@ MODEL_NAME = "tiny"
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running contender. ``pids`` are all its processes; ``doors`` name its endpoints."""
+    """A running contender. ``pids`` are all its processes; ``endpoints`` by interface."""
 
-    doors: dict[str, str]
+    endpoints: dict[str, str]
     pids: tuple[int, ...]
     start_s: float
 
@@ -77,8 +77,8 @@ def vllm_server(model: Path, *, dtype: str, max_model_len: int, executor: str = 
                 if process.poll() is not None or time.monotonic() - began_s > START_TIMEOUT_S:
                     raise DidNotStart(f"vLLM's server did not start:\n{_tail(log)}")
                 time.sleep(0.5)
-            doors = {"http": f"http://127.0.0.1:{port}"}
-            yield Server(doors, tuple(marked(MARK, mark)), time.monotonic() - began_s)
+            endpoints = {"http": f"http://127.0.0.1:{port}"}
+            yield Server(endpoints, tuple(marked(MARK, mark)), time.monotonic() - began_s)
         finally:
             pids = marked(MARK, mark)
             process.terminate()
@@ -114,8 +114,8 @@ def baton(
         spec.write_text("\n".join(lines) + "\n")
         try:
             _baton(["up", "-f", str(spec), "--detach"], mark, log, START_TIMEOUT_S)
-            doors = {"http": f"http://127.0.0.1:{http_port}", "grpc": f"grpc://127.0.0.1:{grpc_port}"}
-            yield Server(doors, tuple(marked(MARK, mark)), time.monotonic() - began_s)
+            endpoints = {"http": f"http://127.0.0.1:{http_port}", "grpc": f"grpc://127.0.0.1:{grpc_port}"}
+            yield Server(endpoints, tuple(marked(MARK, mark)), time.monotonic() - began_s)
         finally:
             with contextlib.suppress(DidNotStart):
                 _baton(["down", "--name", name], mark, log, STOP_TIMEOUT_S)

@@ -1,10 +1,10 @@
 """Time and memory of one decision of the autoscaler for a large fleet, on one core.
 
-Ten thousand requests in flight on 500 workers, looked at every five seconds: each look has requests that came, went on
-and ended. A decision is all of `Autoscaler.decide`: learning from the look, both forecasts, and what to do. Best,
-median and worst of the looks after a warm-up are printed as CPU milliseconds, since machines are shared::
+Ten thousand requests in flight on 500 workers, with a tick every five seconds: each has requests that came, went on
+and ended. A decision is all of `Autoscaler.decide`: learning from the tick, both forecasts, and what to do. Best,
+median and worst of the ticks after a warm-up are printed as CPU milliseconds, since machines are shared::
 
-    python -m benchmarks.decision_speed --looks 60
+    python -m benchmarks.decision_speed --ticks 60
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class LargeFleet:
         self._came: list[Arrival] = []
         self._done: list[FinishedRequest] = []
         self._size = requests
-        self._look: list[InFlight] = []
+        self._flying: list[InFlight] = []
         self._views = [
             WorkerStatus(
                 WorkerView(
@@ -75,7 +75,7 @@ class LargeFleet:
                     FinishedRequest(index, self._tenants[flight[0]], flight[1], 0, flight[2], 0, 0.2, 40.0)
                 )
         self._fill(now_s)
-        self._look = [
+        self._flying = [
             InFlight(index, self._tenants[tenant], 0, isl, made, "decode-0", "decoding")
             for index, (tenant, isl, _, made) in self._flights.items()
         ]
@@ -85,34 +85,34 @@ class LargeFleet:
         return self._views
 
     def in_flight(self) -> Iterator[InFlight]:
-        """Every request, as the live request book holds them."""
-        return iter(self._look)
+        """Every request, as the live record of requests holds them."""
+        return iter(self._flying)
 
     def arrived(self) -> Sequence[Arrival]:
-        """Since the last look."""
+        """Since the last tick."""
         came, self._came = self._came, []
         return came
 
     def finished(self) -> Sequence[FinishedRequest]:
-        """Since the last look."""
+        """Since the last tick."""
         done, self._done = self._done, []
         return done
 
 
-def decision_s(requests: int, workers: int, tenants: int, looks: int) -> list[float]:
-    """CPU seconds of each of the last ``looks`` decisions, after as many to warm up."""
+def decision_s(requests: int, workers: int, tenants: int, ticks: int) -> list[float]:
+    """CPU seconds of each of the last ``ticks`` decisions, after as many to warm up."""
     fleet = LargeFleet(requests, workers, tenants)
     capacity = WorkerCapacity(KV_TOKENS, COST.step_s, COST.prefill_s, 0.05)
     policy = Autoscaler(DemandForecaster(capacity, ttft_s=2.0, horizons_s=horizons_s(60.0)))
     taken = []
     gc.collect()
     gc.freeze()
-    for look in range(1, 2 * looks + 1):
-        fleet.advance(look * 5.0, 5.0)
+    for tick in range(1, 2 * ticks + 1):
+        fleet.advance(tick * 5.0, 5.0)
         began_s = time.process_time()
-        policy.decide(look * 5.0, fleet)
+        policy.decide(tick * 5.0, fleet)
         taken.append(time.process_time() - began_s)
-    return taken[looks:]
+    return taken[ticks:]
 
 
 def main() -> None:
@@ -120,9 +120,9 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=500)
     parser.add_argument("--tenants", type=int, default=100)
-    parser.add_argument("--looks", type=int, default=60)
+    parser.add_argument("--ticks", type=int, default=60)
     arguments = parser.parse_args()
-    taken = decision_s(arguments.requests, arguments.workers, arguments.tenants, arguments.looks)
+    taken = decision_s(arguments.requests, arguments.workers, arguments.tenants, arguments.ticks)
     print(
         f"{arguments.requests:,} requests in flight, {arguments.workers} workers, {arguments.tenants} tenants: "
         f"best {1e3 * min(taken):.1f} ms, median {1e3 * statistics.median(taken):.1f} ms, "

@@ -248,7 +248,7 @@ class FaultCluster:
         return {member.incarnation for member in self.members.values()}
 
     async def recovered(self, before: set[str] | None) -> float:
-        """Wait until all is whole again; with ``before``, not until one of these incarnations was replaced."""
+        """Wait until all has recovered; with ``before``, not until one of these incarnations was replaced."""
         began_s = time.monotonic()
         if before is not None:
             await until(lambda: not before <= self.incarnations(), START_TIMEOUT_S, "the victim is replaced")

@@ -153,7 +153,7 @@ async def exhaust_kv(cluster: FaultCluster, rng: random.Random) -> str:
     """More long traces than the decode pool holds KV for."""
     fullest = 0.0
 
-    async def look() -> None:
+    async def sample() -> None:
         nonlocal fullest
         while True:
             status = await cluster.gateways[0].client.get_status()
@@ -161,11 +161,11 @@ async def exhaust_kv(cluster: FaultCluster, rng: random.Random) -> str:
             fullest = max(fullest, *(each.used_blocks / each.total_blocks for each in decode))
             await asyncio.sleep(0.1)
 
-    looking = asyncio.create_task(look())
+    sampling = asyncio.create_task(sample())
     address = rng.choice(cluster.gateways).address
     ends = await _ends(address, LONG_REQUESTS, prompt_tokens=600, max_tokens=400, rng=rng)
-    looking.cancel()
-    await asyncio.gather(looking, return_exceptions=True)
+    sampling.cancel()
+    await asyncio.gather(sampling, return_exceptions=True)
     return f"{LONG_REQUESTS} traces of 1,000 tokens at once: {ends}; a decode worker's KV at most {fullest:.0%} full"
 
 

@@ -85,7 +85,7 @@ async def kills(
     """A random worker dies every so often while the load runs; once more when it does not end before the first one."""
     rng = random.Random(seed)
     questions, answers = await prepared(cluster, rng, number=min(64, requests), isl=isl, osl=osl)
-    sockets, told, recovery_s = cluster.sockets(), [], []
+    sockets, events, recovery_s = cluster.sockets(), [], []
     load = asyncio.create_task(
         run_load(cluster.client, questions, answers, requests=requests, clients=clients, rng=random.Random(seed + 1))
     )
@@ -99,9 +99,9 @@ async def kills(
             # In random order, but each kind as often as the others: five draws from four kinds were all prefill once.
             left = left or rng.sample(names, len(names))
             name, before = left.pop(), cluster.incarnations()
-            told.append(await FAULTS[name](cluster, rng))
+            events.append(await FAULTS[name](cluster, rng))
             recovery_s.append(await cluster.recovered(before if name in REPLACING else None))
-            print(f"[{at_s - began_s:6.1f} s] {told[-1]}; whole again after {recovery_s[-1]:.0f} s", flush=True)
+            print(f"[{at_s - began_s:6.1f} s] {events[-1]}; recovered after {recovery_s[-1]:.0f} s", flush=True)
 
     killer = asyncio.create_task(inject())
     try:
@@ -115,7 +115,7 @@ async def kills(
     recovery = (
         {"median": round(statistics.median(recovery_s), 1), "max": round(max(recovery_s), 1)} if recovery_s else {}
     )
-    return {**figures, "faults": told, "recovery_s": recovery, "duration_s": round(duration_s)}
+    return {**figures, "faults": events, "recovery_s": recovery, "duration_s": round(duration_s)}
 
 
 async def drain(cluster: FaultCluster, *, seed: int, traces: int, osl: int = 1500) -> dict[str, Any]:
@@ -185,11 +185,11 @@ async def each(
         )
         await asyncio.sleep(2)
         before = cluster.incarnations()
-        told = await FAULTS[name](cluster, rng)
+        event = await FAULTS[name](cluster, rng)
         recovery_s = await cluster.recovered(before if name in REPLACING else None)
         over.set()
         await loading
-        rows[name] = {**await finish(cluster, total, sockets), "fault": told, "recovery_s": round(recovery_s, 1)}
+        rows[name] = {**await finish(cluster, total, sockets), "fault": event, "recovery_s": round(recovery_s, 1)}
         print(name, json.dumps(rows[name]), flush=True)
     return rows
 
@@ -255,12 +255,12 @@ def _median(readings: Sequence[dict[str, int]], name: str) -> float:
 
 
 async def _partitions(arguments: argparse.Namespace) -> None:
-    def told(name: str, row: dict[str, Any]) -> None:
+    def on_row(name: str, row: dict[str, Any]) -> None:
         print(name, json.dumps(row), flush=True)
         _record(arguments, {name: row})
 
     async with apart(arguments.model) as cluster:
-        await partitions(cluster, names=arguments.faults or tuple(PARTITIONS), on_row=told)
+        await partitions(cluster, names=arguments.faults or tuple(PARTITIONS), on_row=on_row)
 
 
 def _known_faults(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -143,7 +143,7 @@ class Hosts:
         self._cut.add(name)
 
     def part(self, one: str, other: str) -> None:
-        """Have two hosts not reach each other; each reaches all others, but those parted as well."""
+        """Have two hosts not reach each other; each reaches all others, but those partitioned as well."""
         for name in (one, other):
             _run("ip", "link", "set", "dev", self._link(name), "type", "bridge_slave", "isolated", "on")
             self._isolated.add(name)
@@ -298,7 +298,7 @@ def why_not() -> str:
 
 
 def main() -> None:
-    """The guard: ends a run once its standard input ends, which is with who made the hosts."""
+    """The guard: ends a run once its standard input ends, which is when the process that made the hosts ends."""
     sys.stdin.buffer.read()
     time.sleep(0.1)
     end_run(sys.argv[1], grace_s=0.0)

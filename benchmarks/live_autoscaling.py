@@ -41,7 +41,7 @@ LONGER = 5
 QUESTIONS = 32
 SHORT_TOKENS = (30, 100)
 PROMPT_TOKENS = (20, 200)
-LOOK_S = 0.5
+SAMPLE_S = 0.5
 WINDOW_S = 600.0
 """For changes per ten minutes."""
 POLL_S = 0.005
@@ -99,7 +99,7 @@ class OwnGateways:
 
 @dataclass(slots=True)
 class Pools:
-    """Ready workers by pool over time, as the controller tells them. Times are seconds since the load began."""
+    """Ready workers by pool over time, as the controller reports them. Times are seconds since the load began."""
 
     cluster: FaultCluster
     began_s: float = field(default_factory=time.monotonic)
@@ -120,13 +120,13 @@ class Pools:
         return sum(each.role == role.value for each in self.cluster.members.values())
 
     async def watch(self) -> None:
-        """Look until cancelled."""
+        """Sample until cancelled."""
         while True:
             sizes = (self.ready(Role.PREFILL), self.ready(Role.DECODE))
             if not self.changes or self.changes[-1][1:] != sizes:
                 self.changes.append((round(self.now_s, 1), *sizes))
                 print(f"[{self.now_s:6.1f} s] prefill {sizes[0]}, decode {sizes[1]}", flush=True)
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(SAMPLE_S)
 
     async def until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         """Wait for a size; whether it came."""
@@ -134,7 +134,7 @@ class Pools:
         while not condition():
             if time.monotonic() > deadline_s:
                 return False
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(SAMPLE_S)
         return True
 
     def most_changes(self, column: int, since_s: float, until_s: float) -> int:
@@ -218,13 +218,13 @@ async def scaling(
         grew = await pools.until(lambda: pools.ready(Role.DECODE) > 1, timeout_s)
         # A worker more may be on its way: the stretch begins when all that was ordered serves.
         await pools.until(lambda: pools.ready(Role.DECODE) == pools.known(Role.DECODE), timeout_s)
-        await asyncio.sleep(2 * LOOK_S)  # until the change is noted: it belongs to no stretch
+        await asyncio.sleep(2 * SAMPLE_S)  # until the change is noted: it belongs to no stretch
         phases["grown_s"] = pools.now_s
         most = pools.ready(Role.DECODE)
         await asyncio.sleep(steady_s)
         load.long, phases["short_traces_s"] = False, pools.now_s
         shrank = await pools.until(lambda: pools.known(Role.DECODE) == 1, timeout_s)
-        await asyncio.sleep(2 * LOOK_S)
+        await asyncio.sleep(2 * SAMPLE_S)
         phases["shrunk_s"] = pools.now_s
         await asyncio.sleep(calm_s)
         phases["end_s"] = pools.now_s
@@ -291,7 +291,7 @@ async def roles(cluster: FaultCluster, *, seed: int, changes: int, streams: int)
         while not over.is_set():
             count(tally, await follow(gateways.client(), question), answers.of(question))
 
-    async def told(client: AsyncClient, role: cluster_pb2.Role) -> None:
+    async def notified(client: AsyncClient, role: cluster_pb2.Role) -> None:
         while True:
             found = {row.worker_id: row.role for row in (await client.get_status()).workers}
             if found.get(ROLE_WORKER) == role:
@@ -300,7 +300,7 @@ async def roles(cluster: FaultCluster, *, seed: int, changes: int, streams: int)
 
     running = [asyncio.create_task(stream(question)) for question in drawn]
     await asyncio.sleep(3)
-    calls_s, told_s, pids = [], [], set()
+    calls_s, notified_s, pids = [], [], set()
     for index in range(changes):
         role, wanted = (
             (Role.PREFILL, cluster_pb2.ROLE_PREFILL) if index % 2 == 0 else (Role.DECODE, cluster_pb2.ROLE_DECODE)
@@ -308,10 +308,10 @@ async def roles(cluster: FaultCluster, *, seed: int, changes: int, streams: int)
         began_s = time.monotonic()
         answer = await change_role(cluster.registry, ROLE_WORKER, role)
         calls_s.append(time.monotonic() - began_s)
-        await asyncio.gather(*(told(client, wanted) for client in gateways.each))
-        told_s.append(time.monotonic() - began_s)
+        await asyncio.gather(*(notified(client, wanted) for client in gateways.each))
+        notified_s.append(time.monotonic() - began_s)
         pids.add(answer.pid)
-        print(f"{ROLE_WORKER} is {role} after {calls_s[-1]:.3f} s, for all gateways {told_s[-1]:.3f} s", flush=True)
+        print(f"{ROLE_WORKER} is {role} after {calls_s[-1]:.3f} s, for all gateways {notified_s[-1]:.3f} s", flush=True)
         await asyncio.sleep(2)
     over.set()
     await asyncio.gather(*running)
@@ -322,7 +322,7 @@ async def roles(cluster: FaultCluster, *, seed: int, changes: int, streams: int)
         "streams": streams,
         "gateways": len(gateways.each),
         "command_s": {"median": round(statistics.median(calls_s), 3), "max": round(max(calls_s), 3)},
-        "all_gateways_s": {"median": round(statistics.median(told_s), 3), "max": round(max(told_s), 3)},
+        "all_gateways_s": {"median": round(statistics.median(notified_s), 3), "max": round(max(notified_s), 3)},
         "worker_processes": len(pids),
     }
 
@@ -354,12 +354,12 @@ def table(figures: dict[str, Any]) -> str:
             for each in found["steady"]
         ]
     if (found := figures.get("roles")) is not None:
-        told, command = found["all_gateways_s"], found["command_s"]
+        notified, command = found["all_gateways_s"], found["command_s"]
         rows += [
             (
                 f"role change until all {found['gateways']} gateways know, {found['changes']} under "
                 f"{found['streams']} streams",
-                f"median {told['median']:g} s, longest {told['max']:g} s (command {command['median']:g} s)",
+                f"median {notified['median']:g} s, longest {notified['max']:g} s (command {command['median']:g} s)",
             ),
             (
                 "failed, wrong answers",

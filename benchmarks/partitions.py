@@ -105,7 +105,7 @@ async def partitions(
     osl: int = OSL_EARLY_TOKENS,
     on_row: Callable[[str, dict[str, Any]], None] = lambda name, row: print(name, json.dumps(row), flush=True),
 ) -> dict[str, Any]:
-    """Each of these once; a row for each, told as it falls."""
+    """Each of these once; a row for each, reported as it comes."""
     first = questions(early, 71, osl)
     then = questions(late, 72, min(osl, OSL_LATE_TOKENS))
     answers = Answers()

@@ -23,7 +23,7 @@ from models.problems import generate_many
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = (4, 12, 30, 60)
 ANSWER_TOKENS = 66
-"""Room for the answer beyond the budget: what the cluster keeps for it, and the marker."""
+"""Tokens for the answer beyond the budget: what the cluster keeps for it, and the marker."""
 
 
 async def measure(address: str, problems: int) -> tuple[list[BudgetPoint], int, int]:
@@ -56,7 +56,7 @@ def main() -> None:
     given = parser.parse_args()
     pools = {"prefill": 1, "decode": 1}
     with baton(given.model, dtype="float32", max_model_len=2048, pools=pools, reasons=True) as server:
-        address = server.doors["grpc"].removeprefix("grpc://")
+        address = server.endpoints["grpc"].removeprefix("grpc://")
         points, requests, handed_over = asyncio.run(measure(address, given.problems))
     for point in points:
         print(f"{point.steps:3} steps  {point.share:6.1%} of the trace  {point.accuracy:6.1%} right")

@@ -31,7 +31,7 @@ MODELS = {
 }
 DENSE = ("Qwen3-32B", "Llama-3.1-8B", "Llama-3.1-70B")
 # Sheets of AIConfigurator's own gap analysis run fixed lengths with all clients started together; the others are
-# InferenceMAX sweeps, whose lengths vary by 20 %. The version column tells the sheets apart.
+# InferenceMAX sweeps, whose lengths vary by 20 %. The version column distinguishes the sheets.
 LOCKSTEP_VERSIONS = ("1.0.0rc3", "0.12.0", "0.5.1.post1", "0.5.6.post2", "0.5.8.post1", "1.2.0rc6.post1", "1.3.0rc1")
 CONFIGURATION = (
     *("backend", "backend_version", "model_path", "system", "precision", "mode", "isl", "osl"),

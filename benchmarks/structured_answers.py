@@ -160,7 +160,7 @@ def judge_budget(problems: Sequence[Problem], budgets: Sequence[int], answers: S
         "right": sum(answer.content == str(p.answer) for p, answer in zip(problems, answers, strict=True)),
         "most_over_budget": max(over),
         "within_slack": sum(tokens <= SLACK_TOKENS for tokens in over),
-        "told": sum(answer.stop_reason == "thinking_budget" for answer in answers),
+        "budget_reported": sum(answer.stop_reason == "thinking_budget" for answer in answers),
         "finish": dict(Counter(answer.finish_reason for answer in answers)),
         "errors": sum(bool(answer.error) for answer in answers),
     }
@@ -306,7 +306,7 @@ def main() -> None:
 
 
 def _url(server: Server) -> str:
-    return server.doors["http"]
+    return server.endpoints["http"]
 
 
 if __name__ == "__main__":

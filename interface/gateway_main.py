@@ -19,7 +19,7 @@ from aiohttp import web
 from cluster.internal_rpc import InternalRpc
 from cluster.model import model_path
 from cluster.spec.config import ClusterSpec, load
-from interface.door import Door
+from interface.authentication import Authentication
 from interface.grpc_server import serve_grpc
 from interface.http.server import serve_http
 from interface.listening import listen
@@ -43,12 +43,12 @@ def die_with_parent(parent: int) -> None:
         raise SystemExit("the process that started this gateway is gone")
 
 
-async def _serve_metrics(gateway: Gateway, host: str, port: int, door: Door) -> tuple[Any, int]:
+async def _serve_metrics(gateway: Gateway, host: str, port: int, authentication: Authentication) -> tuple[Any, int]:
     if gateway.spec.security.open_metrics:
-        door = Door()
-    runner = web.AppRunner(gateway.metrics.serve(gateway.refresh_gauges, door.check), access_log=None)
+        authentication = Authentication()
+    runner = web.AppRunner(gateway.metrics.serve(gateway.refresh_gauges, authentication.check), access_log=None)
     await runner.setup()
-    await listen(runner, host, port, ssl_context=door.ssl_context())
+    await listen(runner, host, port, ssl_context=authentication.ssl_context())
     return runner, runner.addresses[0][1]
 
 
@@ -59,11 +59,11 @@ async def _serve_probes(gateway: Gateway, host: str, port: int) -> Any:
         return web.Response(text="alive\n")
 
     async def ready(_: web.Request) -> web.Response:
-        # The controller publishes a worker as ready only once all its pairs have shaken hands.
+        # The controller publishes a worker as ready only once all its pairs have completed their handshake.
         workers = [worker.view() for worker in gateway.fleet.workers.values()]
         if gateway_ready((view.role.value, view.accepting) for view in workers):
             return web.Response(text="ready\n")
-        return web.Response(text="waiting for workers whose pairs have shaken hands\n", status=503)
+        return web.Response(text="waiting for workers whose pairs have completed their handshake\n", status=503)
 
     app = web.Application()
     app.add_routes([web.get("/startupz", lives), web.get("/livez", lives), web.get("/readyz", ready)])
@@ -85,17 +85,17 @@ async def serve(
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
-    door = Door(spec.security)
+    authentication = Authentication(spec.security)
     gateway = Gateway(spec, load_model_front(spec, model_path.check(spec.model.path)))
     watcher = asyncio.create_task(watch(controller, gateway.update_members, InternalRpc(spec.security)))
     reporter = asyncio.create_task(gateway.report_to(controller)) if spec.autoscaling.enabled else None
     settings = spec.gateway
-    metrics_runner, metrics_port = await _serve_metrics(gateway, settings.host, settings.metrics_port, door)
-    grpc_server, grpc_port = await serve_grpc(gateway, settings, door)
-    http_runner, http_port = await serve_http(gateway, settings, door)
+    metrics_runner, metrics_port = await _serve_metrics(gateway, settings.host, settings.metrics_port, authentication)
+    grpc_server, grpc_port = await serve_grpc(gateway, settings, authentication)
+    http_runner, http_port = await serve_http(gateway, settings, authentication)
     ports = {"grpc_port": grpc_port, "http_port": http_port, "metrics_port": metrics_port, "pid": os.getpid()}
     log.info("serving: %s", ports)
-    if not door.is_guarded and settings.host not in ("127.0.0.1", "::1", "localhost"):
+    if not authentication.is_guarded and settings.host not in ("127.0.0.1", "::1", "localhost"):
         log.warning("anybody who reaches %s may use this cluster: set security.api_keys_file or jwt", settings.host)
     if ports_file is not None:
         partial = ports_file.with_suffix(".part")

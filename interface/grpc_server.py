@@ -15,9 +15,9 @@ from grpc_reflection.v1alpha import reflection
 from baton.v1 import cluster_pb2, inference_pb2
 from cluster.errors import ConfigError, InvalidRequest, ServingError
 from cluster.spec.config import GatewaySettings
+from interface.authentication import Authentication, current_caller
 from interface.backend import Backend, closing
 from interface.deadline import fold_deadline
-from interface.door import Door, current_caller
 from interface.failure import report
 from interface.slow_reader import reading_within
 from interface.status import MAX_MESSAGE_CHARS, status_of, trailing_metadata
@@ -85,11 +85,11 @@ class ClusterService:
         self._slow_reader_timeout_s = slow_reader_timeout_s
 
     async def get_status(self, request: cluster_pb2.GetStatusRequest, context: Any) -> Any:
-        """Tell the status once."""
+        """Report the status once."""
         return cluster_pb2.GetStatusResponse(status=self._backend.status())
 
     async def watch_status(self, request: cluster_pb2.WatchStatusRequest, context: Any) -> None:
-        """Tell the status until the caller goes."""
+        """Report the status until the caller disconnects."""
         interval_s = request.interval_s or DEFAULT_WATCH_INTERVAL_S
         if not interval_s >= MIN_WATCH_INTERVAL_S:
             raise InvalidRequest(f"interval_s: expected at least {MIN_WATCH_INTERVAL_S} seconds", field="interval_s")
@@ -99,15 +99,17 @@ class ClusterService:
             await asyncio.sleep(interval_s)
 
 
-async def serve_grpc(backend: Backend, settings: GatewaySettings, door: Door | None = None) -> tuple[Any, int]:
+async def serve_grpc(
+    backend: Backend, settings: GatewaySettings, authentication: Authentication | None = None
+) -> tuple[Any, int]:
     """Start the gRPC server; returns it (``await server.stop(grace_s)`` ends it) and its port.
 
     Raises:
         ConfigError: the address cannot be listened on, or a certificate cannot be used.
     """
-    door = door or Door()
+    authentication = authentication or Authentication()
     server = grpc.aio.server(
-        interceptors=door.guards(),
+        interceptors=authentication.guards(),
         options=[
             ("grpc.max_receive_message_length", settings.max_request_bytes),
             ("grpc.max_metadata_size", settings.max_header_bytes),
@@ -143,7 +145,7 @@ async def serve_grpc(backend: Backend, settings: GatewaySettings, door: Door | N
     reflection.enable_server_reflection(names, server)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     try:
-        port = door.bind(server, f"{host}:{settings.grpc_port}")
+        port = authentication.bind(server, f"{host}:{settings.grpc_port}")
     except RuntimeError as error:
         raise ConfigError(f"gateway.grpc_port={settings.grpc_port}: cannot listen on {host}: {error}") from error
     await server.start()

@@ -21,7 +21,7 @@ ERROR_FIELD_KEY = "baton-error-field"
 RETRY_AFTER_KEY = "retry-after-s"
 """Trailing metadata: seconds to wait before a retry."""
 REQUEST_ID_KEY = "x-request-id"
-"""Trailing metadata, and a header of every HTTP reply: the id under which the gateway's log tells of the request."""
+"""Trailing metadata, and a header of every HTTP reply: the id of the request in the gateway's log."""
 MAX_MESSAGE_CHARS = 1000
 """gRPC carries the message in a header, and peers refuse headers over 8 KiB."""
 
@@ -122,7 +122,7 @@ def http_headers(error: ServingError) -> dict[str, str]:
 
 
 def openai_error(error: ServingError) -> dict[str, Any]:
-    """The body that tells of an error as OpenAI writes it. Sampling fields stand at the top there, not in a message."""
+    """The body of an error, as OpenAI writes it. Sampling fields stand at the top there, not in a message."""
     status = status_of(error)
     param = (error.field.removeprefix("sampling.") or None) if isinstance(error, InvalidRequest) else None
     return {"error": {"message": error.message, "type": status.type, "param": param, "code": status.code}}

@@ -5,9 +5,9 @@ docs/lab-notes.md). So two kinds of heads are set by hand, and training goes on 
 
 * Layer 0, heads 0 to 2: each token gathers the one, two and three tokens before it. A label thus knows its operand and
   its operator. Queries and keys are constants, turned against each other by the rotary angle of the distance.
-* Layer 1, heads 0 and 1: a label of the trace attends to the same label of the prompt, told from itself by the digit
-  before it, and takes over what that one gathered. Head 0 asks for the token at its own place, head 1 for the one
-  before.
+* Layer 1, heads 0 and 1: a label of the trace attends to the same label of the prompt, distinguished from itself by the
+  digit before it, and takes over what that one gathered. Head 0 asks for the token at its own place, head 1 for the
+  one before.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HEAD_DIM = 64
 IDENTITY_DIM = 30
 """Width of a token's identity: what fits the rotary pairs that turn slowly, less one pair for the digit flag."""
 SHORT_DIM = 12
-"""Width in which operators, digits and letters are told apart."""
+"""Width in which operators, digits and letters are distinguished."""
 CONSTANT = 0
 IDENTITY = slice(1, 31)
 DIGIT = 31

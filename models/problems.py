@@ -57,7 +57,7 @@ _VERBS = {
     "-": ("lent", "lost", "put out", "sent", "spent"),
     "*": ("times",),
 }
-"""The last letter tells the operator, as in ``_INSTRUCTIONS``: a model needs to look three characters back, no more."""
+"""The last letter gives the operator, as in ``_INSTRUCTIONS``: a model needs to look three characters back, no more."""
 _INSTRUCTIONS = {"+": "add", "-": "sub", "*": "mul"}
 
 
@@ -158,7 +158,7 @@ def generate(
         split: Side of the split to draw from; the default is the side that training never sees.
         form: Wording; by default drawn, among those that fit the context at this length.
         slip_rate: For training alone: chance of a step whose result is wrong by one, the trace then going on from it.
-        shuffled: For training alone: the prompt names the steps in any order, and their letters tell the right one.
+        shuffled: For training alone: the prompt names the steps in any order, and their letters show the right one.
     Raises:
         ValueError: steps is out of range, or too many for the form asked for.
     """
@@ -221,13 +221,13 @@ def _draw_change(rng: random.Random, value: int) -> tuple[str, int]:
     return "+", _draw_operand(rng, MAX_VALUE - value)
 
 
-def _draw_operand(rng: random.Random, room: int) -> int:
+def _draw_operand(rng: random.Random, most: int) -> int:
     """1..MAX_OPERAND, each as likely as its reciprocal.
 
     With equal chances a sum's last digit says nothing until both addends are read together, and training stands still
     for long; here most results lie near the number before, and the rest is learned from there.
     """
-    operands = range(1, min(MAX_OPERAND, room) + 1)
+    operands = range(1, min(MAX_OPERAND, most) + 1)
     return rng.choices(operands, [1 / operand for operand in operands])[0]
 
 

@@ -23,7 +23,7 @@ log = logging.getLogger("baton.registry")
 
 
 class RegistryService(registry_pb2_grpc.RegistryServicer):
-    """Holds the membership and sends it to whoever watches, at once and after every change.
+    """Holds the membership and sends it to all watchers, at once and after every change.
 
     Args:
         drain: Serves ``Drain``; without it, the call is refused.

@@ -130,7 +130,7 @@ class NodePorts(Values):
 
 
 class Gateway(Pod):
-    """The door: gRPC, OpenAI HTTP, metrics. Stateless but for the requests it streams."""
+    """The gateways: gRPC, OpenAI HTTP, metrics. Stateless but for the requests it streams."""
 
     replicas: int = Field(2, ge=1)
     """Pods."""

@@ -41,7 +41,7 @@ class Pod(Values):
     node_selector: Labels = {}
     """Node labels that the pods need, such as a GPU kind or a spot pool."""
     tolerations: Annotated[Objects, each("core.v1.Toleration")] = []
-    """Taints that the pods bear. For a group with GPUs the taint `nvidia.com/gpu` is added."""
+    """Taints that the pods tolerate. For a group with GPUs the taint `nvidia.com/gpu` is added."""
     affinity: Annotated[Object, a("core.v1.Affinity")] = {}
     """Affinity. What `topology.togetherKey` asks for is added."""
     topology_spread_constraints: Annotated[Objects, each("core.v1.TopologySpreadConstraint")] = []
@@ -55,7 +55,7 @@ class Pod(Values):
     """Scheduler, where it is another than Kubernetes' own."""
     host_network: bool | None = None
     """Use the node's network. Ports 8080 and 8081, and the gateways', are then the node's: one such pod per node.
-    NetworkPolicies cannot tell these pods apart; see `network.nodeCidrs`."""
+    NetworkPolicies cannot distinguish these pods; see `network.nodeCidrs`."""
     dns_policy: Literal["", "Default", "ClusterFirst", "ClusterFirstWithHostNet", "None"] = ""
     """DNS policy; empty takes Kubernetes' own, and with `hostNetwork` `ClusterFirstWithHostNet`."""
     dns_config: Annotated[Object, a("core.v1.PodDNSConfig")] = {}

@@ -185,7 +185,7 @@ class Drain(Values):
 
 
 class Peer(Values):
-    """Who may reach the gateways."""
+    """Clients that may reach the gateways."""
 
     namespaces: Labels = {}
     """Labels of namespaces; with `anyNamespace` false and no labels, only the release's own."""
@@ -324,7 +324,7 @@ class ChartValues(Pod):
     secrets: Secrets = Secrets()
     """Secrets by name."""
     helm_test: HelmTest = HelmTest()
-    """What `helm test` shows and whom it believes."""
+    """What `helm test` shows and which authority it trusts."""
     topology: Topology = Topology()
     """Topology."""
     priority_classes: PriorityClasses = PriorityClasses()

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ClusterStub:
-    """Tells how the cluster is.
+    """Reports the state of the cluster.
     """
 
     def __init__(self, channel):
@@ -48,7 +48,7 @@ class ClusterStub:
 
 
 class ClusterServicer:
-    """Tells how the cluster is.
+    """Reports the state of the cluster.
     """
 
     def GetStatus(self, request, context):
@@ -86,7 +86,7 @@ def add_ClusterServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Cluster:
-    """Tells how the cluster is.
+    """Reports the state of the cluster.
     """
 
     @staticmethod

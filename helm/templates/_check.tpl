@@ -37,7 +37,7 @@ after an installation that looked well. Arguments as of `baton.podSpec`.
 {{- range .knobs.tolerations -}}
 {{- $operator := default "Equal" .operator -}}
 {{- if and (not .key) (ne $operator "Exists") -}}
-{{- fail (printf "tolerations of %s: an entry without key bears every taint, and needs operator Exists: %s" $.where (toJson .)) -}}
+{{- fail (printf "tolerations of %s: an entry without key tolerates every taint, and needs operator Exists: %s" $.where (toJson .)) -}}
 {{- end -}}
 {{- if and (eq $operator "Exists") .value -}}
 {{- fail (printf "tolerations of %s: operator Exists takes no value: %s" $.where (toJson .)) -}}

@@ -100,7 +100,7 @@ failureThreshold: {{ div (add (int .root.Values.probes.startTimeoutS) 9) 10 }}
 {{- end -}}
 
 {{- define "baton.worker.readiness" -}}
-# Every pair of the worker has shaken hands.
+# Every pair of the worker has completed its handshake.
 httpGet: {path: /readyz, port: probes}
 periodSeconds: 5
 timeoutSeconds: 5

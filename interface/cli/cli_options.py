@@ -39,7 +39,7 @@ def credentials(
         Path | None, typer.Option("--private-key-file", envvar="BATON_PRIVATE_KEY_FILE", help="Its key.")
     ] = None,
 ) -> Credentials:
-    """What to show to a gateway, and whom to believe."""
+    """What to show to a gateway, and which authority to trust."""
     return Credentials.from_files(
         key_file,
         ca_file,

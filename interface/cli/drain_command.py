@@ -118,7 +118,7 @@ async def _follow(
         node_leaves=local,
         security=security,
     )
-    told = ""
+    shown = ""
     with Live(console=console, refresh_per_second=8, transient=False) as live:
         async for last in progress:
             if console.is_terminal:
@@ -128,8 +128,8 @@ async def _follow(
             line = ", ".join(
                 f"{worker.worker_id} {_stage(worker)} {worker.requests} requests" for worker in last.workers
             )
-            if line != told:
-                told = line
+            if line != shown:
+                shown = line
                 console.print(f"[{last.elapsed_s:5.1f} s] {line}", markup=False)
     return last
 

@@ -209,7 +209,7 @@ def chat(
 
 @app.command()
 def keys(
-    tenant: Annotated[str, typer.Argument(help="Who the key speaks for.")],
+    tenant: Annotated[str, typer.Argument(help="The tenant that the key is for.")],
     file: Annotated[Path | None, typer.Option("-f", "--file", help="Add the entry to this key file.")] = None,
     valid_days: Annotated[float | None, typer.Option("--valid-days", min=0, help="Days until it expires.")] = None,
     as_json: JsonOption = False,

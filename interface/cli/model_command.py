@@ -117,8 +117,8 @@ async def agreement(spec: ClusterSpec, address: str) -> tuple[Answers, int]:
     tolerance = tolerance_nat(model.dtype, model.kv_cache_dtype, model.quantization)
     blame = judge(given, tolerance_nat=tolerance)
     if blame.wrong or blame.undecided:
-        who = ", ".join(blame.wrong) or ", ".join(blame.undecided)
-        raise EngineFailed(f"the workers do not agree: {who}; `baton doctor` says by how much")
+        names = ", ".join(blame.wrong) or ", ".join(blame.undecided)
+        raise EngineFailed(f"the workers do not agree: {names}; `baton doctor` says by how much")
     whole = next((each for key, each in given.items() if members[key].role != Role.PREFILL.value), None)
     if whole is None or {prompt.name for prompt in prompts_for(next(iter(members.values())))} - whole.keys():
         raise EngineFailed("no worker that decodes answered")

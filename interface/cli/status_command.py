@@ -71,7 +71,7 @@ def render(current: cluster_pb2.Status) -> Group:
         f"  {current.model}  up {_duration(current.uptime_s)}   "
         f"queued {requests.queued}  prefilling {requests.prefilling}  decoding {requests.decoding}   "
         f"finished {requests.finished}  failed {requests.failed}  rejected {requests.rejected}  "
-        f"made way {requests.preempted}",
+        f"preempted {requests.preempted}",
     )
     workers = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for heading in (

@@ -92,7 +92,7 @@ def _head(current: cluster_pb2.Status) -> Text:
     requests = current.requests
     counts = ("queued", "prefilling", "decoding", "finished", "failed", "rejected")
     line = "  ".join(f"{name} {getattr(requests, name)}" for name in counts)
-    return Text.assemble((current.cluster, "bold"), f"  {current.model}   {line}  made way {requests.preempted}")
+    return Text.assemble((current.cluster, "bold"), f"  {current.model}   {line}  preempted {requests.preempted}")
 
 
 def _pools(current: cluster_pb2.Status) -> Table:

@@ -368,7 +368,7 @@ class AsyncClient:
 
 
 def _watch_deadline_s(interval_s: float) -> float:
-    """A watch is opened anew at each deadline, so that a server which hangs is noticed."""
+    """A watch is opened again at each deadline, so that a server which hangs is noticed."""
     return max(60.0, 10 * interval_s)
 
 

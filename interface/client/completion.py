@@ -63,7 +63,7 @@ class Completion:
 
     @property
     def workers(self) -> inference_pb2.Workers:
-        """Who served it."""
+        """The workers that served it."""
         return self.choices[0].summary.workers
 
     def add(self, event: Event) -> None:

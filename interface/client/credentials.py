@@ -1,4 +1,4 @@
-"""What a client shows and whom it believes."""
+"""What a client shows and which authority it trusts."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Credentials:
 
     Args:
         api_key: Key or token, sent with every call; never in a repr.
-        tls: Use TLS and believe the authorities that gRPC ships.
-        ca_file: PEM authority to believe in place of those.
+        tls: Use TLS and trust the authorities that gRPC ships.
+        ca_file: PEM authority to trust in place of those.
         certificate_file: PEM chain that the client shows (mTLS), with ``private_key_file``.
         private_key_file: Its key.
         server_name: Name that the server's certificate must have, where it is not the address's.

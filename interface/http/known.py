@@ -53,7 +53,7 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "continue_final_message": ((False,), "is not supported; use /v1/completions"),
     "mm_processor_kwargs": (({},), "the model takes text only"),
     "media_io_kwargs": (({},), "the model takes text only"),
-    "include_reasoning": ((True,), "reasoning is always told apart and sent; leave it out on your side"),
+    "include_reasoning": ((True,), "reasoning is always separated and sent; leave it out on your side"),
     "guided_whitespace_pattern": ((), "is not supported"),
     "functions": (([],), _TOOLS),
     "function_call": (("none",), _TOOLS),

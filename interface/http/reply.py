@@ -19,9 +19,9 @@ FINISH_REASONS = {
 
 
 def stop_reason(delta: inference_pb2.Delta, request: inference_pb2.GenerateRequest) -> str | int | None:
-    """What ended the choice, as vLLM tells it: the stop string, or the stop token's id as a number.
+    """What ended the choice, as vLLM reports it: the stop string, or the stop token's id as a number.
 
-    Without either, ``thinking_budget`` where the reasoning was closed at its budget, or to leave room for the answer.
+    Without either, ``thinking_budget`` where the reasoning was closed at its budget, or to keep tokens for the answer.
     """
     matched = delta.stop_matched
     if not matched:
@@ -64,7 +64,7 @@ class Reply:
     """Collects the deltas of a call and writes its reply.
 
     A completion's text is the answer alone, too: the markers between reasoning and answer are no text by now, so
-    nobody could tell the two apart in one string.
+    the two could not be distinguished in one string.
     """
 
     def __init__(self, call: HttpCall, created_unix_s: int) -> None:
@@ -139,7 +139,7 @@ def prompt_token_ids(request: inference_pb2.GenerateRequest) -> list[int] | None
 
 def _message(choice: _Choice) -> dict[str, Any]:
     reasoning, answer = "".join(choice.reasoning), "".join(choice.answer)
-    # Thought and then cut off: null tells apart "no answer yet" from an empty one, as vLLM does.
+    # Thought and then cut off: null distinguishes "no answer yet" from an empty one, as vLLM does.
     content = answer if answer or not reasoning else None
     return {"role": "assistant", "content": content, "refusal": None, **_thoughts(reasoning)}
 

@@ -13,9 +13,9 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from cluster.errors import ConfigError, InvalidRequest, ModelNotFound, RequestAborted
 from cluster.spec.config import GatewaySettings
+from interface.authentication import Authentication, current_caller
 from interface.backend import Backend, closing
 from interface.deadline import fold_deadline
-from interface.door import Door, current_caller
 from interface.failure import report
 from interface.http.body import read_json
 from interface.http.chunk import Chunks, error_chunk
@@ -50,10 +50,10 @@ server_log.addFilter(_is_our_matter)
 class HttpServer:
     """The routes. One handler per request; a caller who leaves cancels it, and with it the backend's stream."""
 
-    def __init__(self, backend: Backend, settings: GatewaySettings, door: Door) -> None:
+    def __init__(self, backend: Backend, settings: GatewaySettings, authentication: Authentication) -> None:
         self._backend = backend
         self._settings = settings
-        self._door = door
+        self._authentication = authentication
         self.sweeper = IdleSweeper(settings.body_timeout_s)
         self._limit_bytes = settings.max_request_bytes
         # More prompts than may wait could never all be admitted.
@@ -78,10 +78,10 @@ class HttpServer:
 
     @web.middleware
     async def _authorised(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        """Serve health to anybody, and the rest to who shows a key."""
+        """Serve health to anybody, and the rest to callers with a valid key."""
         if request.path != HEALTH_PATH:
             # Set for every request: those of one connection share a task.
-            current_caller.set(self._door.check(request.headers.get("Authorization", "")))
+            current_caller.set(self._authentication.check(request.headers.get("Authorization", "")))
         response: web.StreamResponse = await handler(request)
         return response
 
@@ -131,15 +131,15 @@ class HttpServer:
 
 
 async def serve_http(
-    backend: Backend, settings: GatewaySettings, door: Door | None = None
+    backend: Backend, settings: GatewaySettings, authentication: Authentication | None = None
 ) -> tuple[web.AppRunner, int]:
     """Start the HTTP server; returns its runner (``await runner.cleanup()`` ends it) and its port.
 
     Raises:
         ConfigError: the address cannot be listened on, or a certificate cannot be used.
     """
-    door = door or Door()
-    server = HttpServer(backend, settings, door)
+    authentication = authentication or Authentication()
+    server = HttpServer(backend, settings, authentication)
     app = server.app()
     app.on_shutdown.append(lambda _: server.sweeper.stop())
     runner = web.AppRunner(
@@ -157,7 +157,7 @@ async def serve_http(
     )
     await runner.setup()
     try:
-        await listen(runner, settings.host, settings.http_port, backlog=1024, ssl_context=door.ssl_context())
+        await listen(runner, settings.host, settings.http_port, backlog=1024, ssl_context=authentication.ssl_context())
     except OSError as error:
         await runner.cleanup()
         name = f"gateway.http_port={settings.http_port}"

@@ -74,8 +74,8 @@ def profile(problem: Problem, sized: Sized) -> EngineProfile:
         decode=worker.cost,
         prefill=prefill,
         mixed=worker.cost,
-        # A model whose layers hold less than the context has as many blocks more: room for as many requests as it has.
-        total_blocks=max(1, int(worker.context_room_tokens) // engine.block_size_tokens),
+        # A model whose layers hold less than the context has as many blocks more: it holds as many requests.
+        total_blocks=max(1, int(worker.context_capacity_tokens) // engine.block_size_tokens),
         block_size_tokens=engine.block_size_tokens,
         max_num_seqs=engine.max_num_seqs * ranks,
         max_num_batched_tokens=max(engine.max_num_batched_tokens, engine.max_num_seqs) * ranks,
@@ -197,7 +197,7 @@ def _full(timeline: Mapping[str, Floats], role: str) -> bool:
 
 
 def grown(problem: Problem, checked: Checked) -> Candidate:
-    """The fleet with one more worker where the miss lies: prefill for TTFT with room in decode, else decode."""
+    """The fleet with one more worker where the miss lies: prefill for TTFT where decode has headroom, else decode."""
     candidate = checked.candidate
     at = 0 if checked.broken == ("ttft",) and not checked.decode_full else len(candidate.pools) - 1
     pools = tuple(
@@ -211,7 +211,7 @@ def check(plan: Plan, progress: Callable[[str, float], None] | None = None) -> t
 
     Args:
         plan: The analytic answer.
-        progress: Told the fleet under way and the share done of its run.
+        progress: Called with the fleet under way and the share done of its run.
     Raises:
         PlacementInfeasible: no finalist keeps the objectives in the simulator, even with a few workers more.
     """

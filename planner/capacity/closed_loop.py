@@ -48,7 +48,7 @@ class ClosedLoopEstimate:
 
     Args:
         tpot_s: Time per output token after the first.
-        ttft_s: Time to first token, without waiting for KV room.
+        ttft_s: Time to first token, without waiting for KV.
         decode_step_s: Step without any prefill in it.
         batch_size: Requests that run together; fewer than clients when the KV cache is full.
     """
@@ -103,11 +103,11 @@ def closed_loop(
     generator = generator or LoadGenerator.spread()
     mean_context = isl_tokens + 0.5 * osl_tokens
     try:
-        room = cost.kv_capacity_tokens(mean_context) / mean_context
+        held = cost.kv_capacity_tokens(mean_context) / mean_context
     except PlacementInfeasible:
         # A measured deployment did fit, whatever this memory model says of it.
-        room = float(clients)
-    batch = max(1, round(min(float(clients), room, float(generator.most_running or clients))))
+        held = float(clients)
+    batch = max(1, round(min(float(clients), held, float(generator.most_running or clients))))
     context = int(batch * mean_context)
     step_s = cost.step_s(batch, context)
     done = max(0, isl_tokens - CACHED_REST_TOKENS) if generator.repeats_prompts else 0

@@ -44,12 +44,12 @@ def _checked(plan: Plan, quiet: bool) -> tuple[Plan, list[Checked]]:
     with Progress(console=ERRORS, transient=True) as progress:
         tasks: dict[str, Any] = {}
 
-        def told(label: str, share: float) -> None:
+        def progressed(label: str, share: float) -> None:
             if label not in tasks:
                 tasks[label] = progress.add_task(f"simulating {label}", total=1.0)
             progress.update(tasks[label], completed=share)
 
-        return check(plan, told)
+        return check(plan, progressed)
 
 
 @plan_app.callback(invoke_without_command=True)

@@ -13,7 +13,7 @@ from planner.capacity.plan import Plan
 from planner.capacity.spec import Mode
 from planner.capacity.whatif import Resized
 
-# Okabe-Ito, told apart by colour-blind readers too; each series has its own marker or line besides.
+# Okabe-Ito, distinguishable for colour-blind readers too; each series has its own marker or line besides.
 COLOURS = {"blue": "#0072B2", "orange": "#E69F00", "green": "#009E73", "red": "#D55E00", "grey": "#777777"}
 _MODES = {
     Mode.COLOCATED: (COLOURS["orange"], "s", "colocated"),

@@ -92,7 +92,7 @@ def size_prefill(worker: WorkerModel, rate_per_s: float) -> Sized:
 
 
 def size_decode(worker: WorkerModel, rate_per_s: float, tpot_limit_s: float) -> Sized:
-    """The smallest decode pool that keeps ITL, KV room and the whole request's time, spares included.
+    """The smallest decode pool that keeps ITL, KV capacity and the whole request's time, spares included.
 
     Raises:
         PlacementInfeasible: a single request already breaks a limit.

@@ -98,7 +98,7 @@ class Problem:
 
         Raises:
             ConfigError: the model's heads cannot be split so.
-            PlacementInfeasible: asked later, for its KV room.
+            PlacementInfeasible: asked later, for its KV capacity.
         """
         return DecodeCost(
             self.model,

@@ -49,7 +49,7 @@ class SpeculativePlan(Settings):
     """Speculative decoding: an assumption of yours, stated, not a figure of ours."""
 
     method: Literal["mtp", "ngram"] = "mtp"
-    """Who proposes: the model's MTP layer, or n-grams of the text so far."""
+    """The source of drafts: the model's MTP layer, or n-grams of the text so far."""
     tokens: int = Field(1, ge=1, le=16)
     """Tokens proposed in each step."""
     acceptance: float = Field(gt=0, le=1)

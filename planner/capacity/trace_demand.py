@@ -43,10 +43,10 @@ def with_trace(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
     said = {name: value for name, value in workload.items() if value is not None}
     if plan.summary:
         return tree
-    figures, told = demand(plan, folder, needs_rate=not {"rate_per_s", "users"} & said.keys())
+    figures, summary = demand(plan, folder, needs_rate=not {"rate_per_s", "users"} & said.keys())
     if "users" in said:
         figures.pop("rate_per_s", None)
-    trace = plan.model_copy(update={"summary": told}).model_dump(exclude_none=True)
+    trace = plan.model_copy(update={"summary": summary}).model_dump(exclude_none=True)
     return tree | {"workload": figures | said | {"trace": trace}}
 
 

@@ -148,7 +148,7 @@ def held(candidate: Candidate, problem: Problem) -> Candidate:
     """The same fleet under another workload, whatever it does to the objectives.
 
     Raises:
-        PlacementInfeasible: one long request no longer fits the KV room.
+        PlacementInfeasible: one long request no longer fits the KV capacity.
     """
     pools = tuple(
         Sized(pool.role, WorkerModel(problem, pool.worker.gpu, pool.worker.shape), pool.fractional, pool.workers, "")

@@ -40,7 +40,7 @@ class Load:
         batch_size: Requests that decode at a time, mean.
         step_s: A decode step at the mean batch.
         tpot_s: Mean time per output token.
-        kv_share: Mean share of the KV room in use.
+        kv_share: Mean share of the KV capacity in use.
         prefill_share: Share of time that goes to prefill.
     """
 
@@ -95,12 +95,12 @@ class WorkerModel:
         if held_longest > self.kv_tokens / self.shape.dp:
             raise infeasible(
                 "kv",
-                f"a long request holds {longest:.0f} tokens, {self.shape}x {gpu.name} has KV room for "
-                f"{self.context_room_tokens / self.shape.dp:.0f}",
+                f"a long request holds {longest:.0f} tokens, {self.shape}x {gpu.name} has KV capacity for "
+                f"{self.context_capacity_tokens / self.shape.dp:.0f}",
             )
 
     @property
-    def context_room_tokens(self) -> float:
+    def context_capacity_tokens(self) -> float:
         """Tokens of context whose KV fits, for the contexts of this workload."""
         return self.kv_tokens * self.context / self._held
 
@@ -178,8 +178,8 @@ class WorkerModel:
 
     def itl_s(self, load: Load, probability: float, colocated: bool) -> float:
         """Quantile of the gap between tokens: a larger batch than the mean and, colocated, a prefill in the step."""
-        crowded = load.batch_size + max(0.0, NormalDist().inv_cdf(probability)) * math.sqrt(load.batch_size)
-        step_s = self.step_s(max(crowded, 1.0))
+        batch = load.batch_size + max(0.0, NormalDist().inv_cdf(probability)) * math.sqrt(load.batch_size)
+        step_s = self.step_s(max(batch, 1.0))
         if not colocated:
             return step_s
         isl = self.problem.lengths.isl

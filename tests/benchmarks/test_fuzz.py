@@ -30,7 +30,7 @@ def test_no_parser_raises_what_it_should_not(target: str, data: bytes) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_four_thousand_million_choices_cost_nothing(stream: bool) -> None:
-    """Found by the fuzzer: room was made for the reply's choices before the limit was looked at."""
+    """Found by the fuzzer: the reply's choices were allocated before the limit was checked."""
     body = {"model": "fake", "prompt": "x", "n": 2**32 - 1, "max_tokens": 1, "stream": stream}
     async with fuzz.fake_cluster() as (_, url, _), aiohttp.ClientSession(url) as session:
         before = psutil.Process().memory_info().rss

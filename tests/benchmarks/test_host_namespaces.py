@@ -78,7 +78,7 @@ class Net:
         return all(self.reaches(one, other) for one in names for other in names if one != other)
 
     def whole_again(self) -> bool:
-        """After a fault; a host may have to ask anew where another one is."""
+        """After a fault; a host may have to ask again where another one is."""
         self.net.heal()
         deadline_s = time.monotonic() + 20
         while not self.all_reach():

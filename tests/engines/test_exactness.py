@@ -39,10 +39,10 @@ async def tokens(gateway: Gateway, message: pb.GenerateRequest) -> tuple[list[in
 
 async def test_every_length_alone_and_sixteen_at_once(cluster: LiveCluster) -> None:
     messages = {isl: request(isl, 0) for isl in LENGTHS}
-    crowd = [request(isl, seed) for seed in range(1, 3) for isl in LENGTHS][:16]
+    batch = [request(isl, seed) for seed in range(1, 3) for isl in LENGTHS][:16]
     async with cluster.gateway("colocated") as colocated:
         expected = {isl: (await tokens(colocated, message))[0] for isl, message in messages.items()}
-        expected_crowd = [(await tokens(colocated, message))[0] for message in crowd]
+        expected_together = [(await tokens(colocated, message))[0] for message in batch]
     async with cluster.gateway("prefill", "decode") as gateway:
         for isl, message in messages.items():
             got, finished = await tokens(gateway, message)
@@ -52,8 +52,8 @@ async def test_every_length_alone_and_sixteen_at_once(cluster: LiveCluster) -> N
             assert choice.workers.prefill == "prefill-0"
             assert choice.workers.decode in ("decode-0", "decode-1")
             assert choice.retries == 0
-        together = await asyncio.gather(*(tokens(gateway, message) for message in crowd))
-        for message, (got, _), wanted in zip(crowd, together, expected_crowd, strict=True):
+        together = await asyncio.gather(*(tokens(gateway, message) for message in batch))
+        for message, (got, _), wanted in zip(batch, together, expected_together, strict=True):
             assert got == wanted, f"ISL {len(message.prompt_token_ids.ids)} among sixteen"
 
 

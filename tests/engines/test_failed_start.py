@@ -1,4 +1,4 @@
-"""A cluster that does not come to be leaves no process behind, whoever gave it up."""
+"""A cluster that does not come to be leaves no process behind, whichever side gave up."""
 
 from __future__ import annotations
 

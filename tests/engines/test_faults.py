@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.ray]
 
 @pytest.fixture
 async def broken(cluster: LiveCluster) -> AsyncIterator[FaultCluster]:
-    """The shared cluster behind relays, and a gateway of its own. Whole again afterwards."""
+    """The shared cluster behind relays, and a gateway of its own. It recovers afterwards."""
     harness = FaultCluster(cluster.folder, cluster.spec_path, cluster.state.registry)
     await harness.open()
     try:

@@ -21,7 +21,7 @@ async def test_cut_cables_cost_no_token(test_model: Path) -> None:
     names = ["decode-4s", "pair-4s"]
     async with apart(test_model, prefill=1) as cluster:
         assert {cluster.host_of(worker_id) for worker_id in cluster.members} == {"prefill-0", "decode-0", "decode-1"}
-        # The gateway listens on all addresses; told is the one that callers can reach.
+        # The gateway listens on all addresses; reported is the one that callers can reach.
         assert cluster.grpc_address.startswith(f"{cluster.net.address(HEAD)}:")
         rows = await partitions(cluster, names=names, early=4, late=2, osl=250)
     for name in names:

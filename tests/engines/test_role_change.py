@@ -25,7 +25,7 @@ async def change(cluster: LiveCluster, role: str) -> dict[str, Any]:
     return answer
 
 
-async def told(gateway: Gateway, role: str) -> None:
+async def notified(gateway: Gateway, role: str) -> None:
     async with asyncio.timeout(30):
         while gateway.fleet.workers["decode-1"].member.role != role:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
@@ -47,12 +47,12 @@ async def test_a_worker_changes_its_role_and_back_under_load(cluster: LiveCluste
         assert {run.life.decode_id for run in gateway.runs()} == {"decode-1"}
         del gateway.fleet.workers["decode-0"].reserved["full"]
         assert (await change(cluster, "prefill"))["pid"] == pid
-        await told(gateway, "prefill")
+        await notified(gateway, "prefill")
         # It prefills for the other decode worker.
-        gateway.fleet.workers["prefill-0"].queued_tokens["crowd"] = 1 << 30
+        gateway.fleet.workers["prefill-0"].queued_tokens["load"] = 1 << 30
         streams |= {isl: Stream(gateway, request(isl)) for isl in LATER}
         await asyncio.gather(*(stream.task for stream in streams.values()))
-        del gateway.fleet.workers["prefill-0"].queued_tokens["crowd"]
+        del gateway.fleet.workers["prefill-0"].queued_tokens["load"]
         for isl, stream in streams.items():
             assert stream.ids == alone[isl].ids, isl
             assert stream.summary.retries == 0, isl
@@ -61,7 +61,7 @@ async def test_a_worker_changes_its_role_and_back_under_load(cluster: LiveCluste
             workers = streams[isl].summary.workers
             assert (workers.prefill, workers.decode) == ("decode-1", "decode-0")
         assert (await change(cluster, "decode"))["pid"] == pid
-        await told(gateway, "decode")
+        await notified(gateway, "decode")
         await ready(gateway, "decode-0", "decode-1")
         assert gateway.fleet.workers["decode-1"].member.incarnation == incarnation
         again = Stream(gateway, request(LATER[0]))

@@ -1,4 +1,4 @@
-"""A scripted `Backend`: what it is told to say, in order, to whoever asks."""
+"""A scripted `Backend`: what it is given to say, in order, to every caller."""
 
 from __future__ import annotations
 

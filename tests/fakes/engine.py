@@ -62,7 +62,7 @@ class Lease:
 
 @dataclass
 class Hold:
-    """A point at which legs wait. ``reached`` tells that one does; `open` lets them on."""
+    """A point at which legs wait. ``reached`` says that one does; `open` lets them on."""
 
     reached: asyncio.Event = field(default_factory=asyncio.Event)
     _opened: asyncio.Event = field(default_factory=asyncio.Event)

@@ -99,7 +99,7 @@ class Cluster:
         return self.workers[worker_id].engine
 
     async def idle(self) -> None:
-        """Every block, promise and leg has come back."""
+        """Every block, reservation and leg has come back."""
         for worker_id, worker in self.workers.items():
             await eventually(lambda worker=worker: worker.engine.used_blocks == 0, f"blocks of {worker_id}")
         for worker in self.gateway.fleet.workers.values():

@@ -72,7 +72,7 @@ BY_TEMPLATES: list[tuple[dict[str, Any], str]] = [
         "a request has exactly or firstAvailable",
     ),
     # What contradicts itself.
-    ({"tolerations": [{"key": "", "value": "x"}]}, "an entry without key bears every taint"),
+    ({"tolerations": [{"key": "", "value": "x"}]}, "an entry without key tolerates every taint"),
     ({"tolerations": [{"key": "a", "operator": "Exists", "value": "x"}]}, "operator Exists takes no value"),
     ({"tolerations": [{"key": "a", "tolerationSeconds": 3}]}, "tolerationSeconds is of the effect NoExecute"),
     ({"podSecurityContext": {"runAsUser": 0}, "securityContext": {"runAsUser": None}}, "runAsUser 0 is root"),

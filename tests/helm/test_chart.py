@@ -57,7 +57,7 @@ def test_pods_match_the_spec(chart: Chart, path: Path) -> None:
 
 @pytest.mark.parametrize("path", CI_VALUES, **ids)
 def test_ray_autoscaler_reads_the_groups(chart: Chart, path: Path) -> None:
-    """Ray's own reader of the RayCluster sees what `ray start` is told."""
+    """Ray's own reader of the RayCluster sees what `ray start` is given."""
     from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
     rendered = chart.render(path)

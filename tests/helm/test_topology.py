@@ -1,4 +1,4 @@
-"""Node labels and drained pods: what the head is told to do, and the rights that it gets for it."""
+"""Node labels and drained pods: what the head has to do, and the rights that it gets for it."""
 
 from __future__ import annotations
 

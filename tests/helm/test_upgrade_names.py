@@ -1,7 +1,7 @@
 """An upgrade finds what it left: names, selectors and other fields that the API server lets nobody change.
 
 `golden/` holds what the chart before this rendered. If a change of it is meant,
-`python -m tests.helm.test_upgrade_names` writes it anew, and CHANGELOG.md says what an upgrade takes.
+`python -m tests.helm.test_upgrade_names` writes it again, and CHANGELOG.md says what an upgrade takes.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def test_a_name_of_ones_own(chart: Chart, trial: Manifest) -> None:
 
 
 def main() -> None:
-    """Write the golden files anew."""
+    """Write the golden files again."""
     with tempfile.TemporaryDirectory() as folder:
         chart = Chart(fetch(), Path(folder))
         NAMES.write_text(json.dumps(wanted(chart), indent=1) + "\n")

@@ -92,7 +92,7 @@ def test_a_changed_file_counts_at_once_and_a_broken_one_changes_nothing(
     assert keys.check(key).tenant == "acme"
     add_to_file(path, later_entry)
     assert keys.check(later).tenant == "late"
-    with pytest.raises(Unauthenticated):  # taken out of the file
+    with pytest.raises(Unauthenticated):  # removed from the file
         keys.check(key)
 
 

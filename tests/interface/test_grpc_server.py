@@ -150,12 +150,12 @@ async def test_a_failure_names_the_requests_id(
 ) -> None:
     edge.backend.script = script(WorkerDied("gone"))
     error = await failure(generate(channel, inference_pb2.GenerateRequest(prompt="Hi", request_id=request_id)))
-    told = dict(error.trailing_metadata()).get("x-request-id", "")
+    reported = dict(error.trailing_metadata()).get("x-request-id", "")
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     used = edge.backend.requests[0].request_id
     assert used == (request_id or used)
-    assert told == (used if request_id != "not\nprintable ☃" else "")
-    assert told in caplog.text
+    assert reported == (used if request_id != "not\nprintable ☃" else "")
+    assert reported in caplog.text
 
 
 async def test_lists_models_and_tells_status(edge: Edge, channel: Any) -> None:

@@ -9,7 +9,7 @@ import grpc
 import pytest
 from aiohttp import ClientSession, web
 
-from interface.door import Door
+from interface.authentication import Authentication
 from interface.listening import listen
 
 
@@ -54,7 +54,7 @@ async def test_without_ipv6_it_is_every_ipv4_address(monkeypatch: pytest.MonkeyP
 
 async def test_grpc_means_the_same_by_it() -> None:
     server = grpc.aio.server()
-    port = Door().bind(server, "[::]:0")
+    port = Authentication().bind(server, "[::]:0")
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

@@ -9,7 +9,7 @@ from pathlib import Path
 HOOK = Path(__file__).parent / "cpu_variant"
 ONEDNN = {"avx2": "AVX2", "avx512": "AVX512_CORE_VNNI"}
 ATEN = {"avx2": "avx2", "avx512": "avx512"}
-TELLING = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
 """Flags of /proc/cpuinfo by which vLLM, oneDNN or ATen choose kernels."""
 
 
@@ -36,14 +36,14 @@ def force_variant(environment: MutableMapping[str, str]) -> str:
 
 
 def flags() -> frozenset[str]:
-    """What the processor has of `TELLING`."""
-    return frozenset(_field("flags").split()) & frozenset(TELLING)
+    """What the processor has of `FLAGS`."""
+    return frozenset(_field("flags").split()) & frozenset(FLAGS)
 
 
 def description() -> str:
     """One line for the head of a test run."""
     variant = os.environ.get("BATON_TEST_CPU")
-    has = ", ".join(flag for flag in TELLING if flag in flags()) or "none of " + ", ".join(TELLING)
+    has = ", ".join(flag for flag in FLAGS if flag in flags()) or "none of " + ", ".join(FLAGS)
     return f"{_field('model name')}: {has}; " + (f"forced to {variant}" if variant else "kernels of its own choice")
 
 

@@ -1,4 +1,4 @@
-"""The end of what tests start: by the folder a process is for and, where pytest is killed, by who descends from it."""
+"""The end of what tests start: by the folder a process is for and, where pytest is killed, by descent from it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import IO
 
 import psutil
 
-LOOK_INTERVAL_S = 1.0
+SAMPLE_INTERVAL_S = 1.0
 END_TIMEOUT_S = 20.0
 GRACE_S = 5.0
 RUN = "BATON_TEST_RUN"
@@ -48,7 +48,7 @@ def end_marked(folder: Path) -> list[str]:
     """Kill what still runs for the folder; returns what that was."""
     names: list[str] = []
     deadline_s = time.monotonic() + END_TIMEOUT_S
-    # Again and again: what starts a process while it is being killed has started it by the next look.
+    # Again and again: what starts a process while it is being killed has started it by the next pass.
     while (found := marked(folder)) and time.monotonic() < deadline_s:
         names += [named(process) for process in found]
         _kill(found)
@@ -85,8 +85,8 @@ def ended(folder: Path) -> Iterator[None]:
 def start_watcher() -> subprocess.Popen[bytes]:
     """A process that remembers all that descends from this one, and kills what is left of it when this one has ended.
 
-    It is told by its standard input, which ends with this process, however that ends. Who was an orphan before the
-    first look is known by its environment.
+    Its standard input ends with this process, however that ends. What was an orphan before the first sample is
+    known by its environment.
     """
     os.environ[RUN] = f"{os.getpid()}-{time.time_ns()}"
     return subprocess.Popen(
@@ -98,13 +98,13 @@ def start_watcher() -> subprocess.Popen[bytes]:
 
 
 class Family:
-    """A process and all that it or they started, orphans among them included, as far as it was looked at in time."""
+    """A process and all that it or they started, orphans among them included, as far as it was sampled in time."""
 
     def __init__(self, root: psutil.Process) -> None:
         self._known = {root.pid: root}
 
-    def look(self) -> None:
-        """Take in who has joined, forget who has ended."""
+    def sample(self) -> None:
+        """Add the processes that joined, drop those that ended."""
         parents = {process: process.info["ppid"] for process in psutil.process_iter(["ppid"])}
         joined = True
         while joined:
@@ -120,21 +120,21 @@ class Family:
         return list(self._known.values())
 
 
-def main(told: IO[bytes]) -> None:
+def main(parent_pipe: IO[bytes]) -> None:
     """Watch over the parent until it has ended."""
     ending = threading.Event()
 
     def listen() -> None:
-        told.read()
+        parent_pipe.read()
         ending.set()
 
     threading.Thread(target=listen, daemon=True).start()
     own = psutil.Process()
     parent = own.ppid()
     family = Family(psutil.Process(parent))
-    while not ending.wait(LOOK_INTERVAL_S):
-        family.look()
-    family.look()
+    while not ending.wait(SAMPLE_INTERVAL_S):
+        family.sample()
+    family.sample()
     # Ray's agents take some seconds to see that their node is gone.
     seen = {process.pid: process for process in (*family.living(), *_with(RUN, os.environ[RUN]))}
     _, left = psutil.wait_procs([seen[pid] for pid in seen.keys() - {own.pid, parent}], timeout=GRACE_S)

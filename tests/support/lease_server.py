@@ -16,7 +16,7 @@ import jsonpatch
 
 @dataclass
 class LeaseServer:
-    """Leases by path, and who held each one, in order; other objects by path, which can be read and patched."""
+    """Leases by path, and the holders of each one, in order; other objects by path, which can be read and patched."""
 
     url: str = ""
     leases: dict[str, dict[str, Any]] = field(default_factory=dict)

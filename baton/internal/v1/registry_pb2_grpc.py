@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class RegistryStub:
-    """Tells gateways which workers there are. Served by the controller; not for clients.
+    """Reports to gateways which workers there are. Served by the controller; not for clients.
     """
 
     def __init__(self, channel):
@@ -63,7 +63,7 @@ class RegistryStub:
 
 
 class RegistryServicer:
-    """Tells gateways which workers there are. Served by the controller; not for clients.
+    """Reports to gateways which workers there are. Served by the controller; not for clients.
     """
 
     def WatchMembers(self, request, context):
@@ -82,7 +82,7 @@ class RegistryServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ChangeRole(self, request, context):
-        """Lets a worker do another pool's work with no restart of its engine. Answers once gateways have been told; what the
+        """Lets a worker do another pool's work with no restart of its engine. Answers once gateways have been notified; what the
         worker has in its old role moves away or finishes after that.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -90,7 +90,7 @@ class RegistryServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReportRequests(self, request, context):
-        """One gateway's requests, every `autoscaling.report_interval_s`; the answer tells how the pools are.
+        """One gateway's requests, every `autoscaling.report_interval_s`; the answer reports the state of the pools.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -140,7 +140,7 @@ def add_RegistryServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Registry:
-    """Tells gateways which workers there are. Served by the controller; not for clients.
+    """Reports to gateways which workers there are. Served by the controller; not for clients.
     """
 
     @staticmethod

@@ -21,8 +21,8 @@ from cluster.kubernetes.api import Forbidden, KubernetesUnavailable
 from cluster.spec.config import GatewaySettings, SecuritySettings
 from cluster.spec.security_settings import ListenerTls
 from interface.api_keys import add_to_file, make_key
+from interface.authentication import Authentication
 from interface.cli import main as cli
-from interface.door import Door
 from interface.grpc_server import serve_grpc
 from orchestrator.registry import RegistryService
 from tests.fakes.backend import FakeBackend
@@ -67,7 +67,7 @@ def in_background(start: Callable[[], Any]) -> Iterator[Any]:
 @contextlib.asynccontextmanager
 async def gateway(security: SecuritySettings) -> AsyncIterator[int]:
     """A gateway's gRPC server over a fake backend; yields its port."""
-    server, port = await serve_grpc(FakeBackend(), GatewaySettings(grpc_port=0), Door(security))
+    server, port = await serve_grpc(FakeBackend(), GatewaySettings(grpc_port=0), Authentication(security))
     yield port
     await server.stop(0)
 
@@ -92,7 +92,7 @@ def test_status_through_a_forwarded_port(kube: KubeServer, capsys: pytest.Captur
 
 
 def test_status_with_tls_and_key(kube: KubeServer, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """The certificate is for the Service's name, which the pod's annotation tells; the call goes to loopback."""
+    """The certificate is for the Service's name, which the pod's annotation gives; the call goes to loopback."""
     authority = Authority(tmp_path)
     pair = authority.pair("gateway")
     key, entry = make_key("acme")

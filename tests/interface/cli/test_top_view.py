@@ -59,7 +59,7 @@ def test_the_screen_tells_pools_demand_band_decisions_and_lengths() -> None:
     ):  # fmt: skip
         assert words in text, words
     assert re.search(r"decode +2 +1 +1 +0 +1 to 6", text)  # ready, on standby, starting, draining
-    assert "██" in text  # two looks of the curve
+    assert "██" in text  # two ticks of the curve
 
 
 def test_without_an_autoscaler_it_says_how_to_get_one() -> None:

@@ -20,7 +20,7 @@ from tests.interface.conftest import SETTINGS
 
 
 class Falling(inference_pb2_grpc.InferenceServicer):
-    """A gateway that sends what it is told and is gone: its end names no error."""
+    """A gateway that sends what it is given and is gone: its end names no error."""
 
     def __init__(
         self, *events: pb.GenerateResponse, code: grpc.StatusCode | None = grpc.StatusCode.UNAVAILABLE

@@ -176,12 +176,12 @@ async def test_cut_off_while_thinking(edge: Edge) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stops", "matched", "told"), [(["7"], "7", "7"), ([], "7", 7), (["END"], "END", "END"), ([], "", None)]
+    ("stops", "matched", "reported"), [(["7"], "7", "7"), ([], "7", 7), (["END"], "END", "END"), ([], "", None)]
 )
-async def test_what_stopped_it(edge: Edge, stops: list[str], matched: str, told: str | int | None) -> None:
+async def test_what_stopped_it(edge: Edge, stops: list[str], matched: str, reported: str | int | None) -> None:
     edge.backend.script = script(delta("Hi", finish="STOP", stop_matched=matched), finished())
     [choice] = (await edge.complete(stop=stops))[1]["choices"]
-    assert choice["stop_reason"] == told
+    assert choice["stop_reason"] == reported
 
 
 async def test_logprobs_of_a_chat(edge: Edge) -> None:

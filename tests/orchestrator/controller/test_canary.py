@@ -114,7 +114,7 @@ async def test_where_all_differ_and_nothing_tells_who_is_right_the_cluster_does_
 async def test_the_doctor_asks_every_worker_and_every_pair(tmp_path: Path) -> None:
     async with controlled(tmp_path, prefill=2, decode=2, more=FAST.replace("0.2", "3600")) as cluster:
         rows = await answers_check._ask(cluster.registry, None)
-        assert sorted(answers_check.who(row) for row in rows) == [
+        assert sorted(answers_check.name(row) for row in rows) == [
             "decode-0", "decode-1", "prefill-0", "prefill-0 -> decode-0", "prefill-0 -> decode-1", "prefill-1",
             "prefill-1 -> decode-0", "prefill-1 -> decode-1",
         ]  # fmt: skip

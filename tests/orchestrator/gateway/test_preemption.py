@@ -86,7 +86,7 @@ async def test_the_long_trace_waits_and_no_token_is_lost_or_different(comes_firs
         assert len(cluster.engine("prefill-0").started) == 2
         await cluster.idle()
         assert preempted(cluster) == 1
-        assert "made way 1" in str(render(cluster.gateway.status()).renderables[0])
+        assert "preempted 1" in str(render(cluster.gateway.status()).renderables[0])
 
 
 @pytest.mark.parametrize(

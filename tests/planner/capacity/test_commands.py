@@ -86,7 +86,7 @@ def test_whatif_sizes_again_on_each_kind_of_gpu(plan_file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "code", "told"),
+    ("change", "code", "message"),
     [
         ({"modle": 1}, 2, "modle: unknown key"),
         ({"model": {"name": "Qwen9"}}, 2, "Qwen9"),
@@ -96,12 +96,12 @@ def test_whatif_sizes_again_on_each_kind_of_gpu(plan_file: Path) -> None:
         ({"hardware": {"gpus": ["H200-SXM"], "max_gpus": 1}, "workload": workload(rate_per_s=500.0)}, 3, "max_gpus"),
     ],
 )
-def test_exit_codes(tmp_path: Path, change: dict[str, Any], code: int, told: str) -> None:
+def test_exit_codes(tmp_path: Path, change: dict[str, Any], code: int, message: str) -> None:
     path = tmp_path / "plan.yaml"
     path.write_text(yaml.safe_dump(tree(**change)))
     result = run.invoke(app, ["plan", "-f", str(path), "--no-simulate"])
     assert result.exit_code == code
-    assert told in " ".join(result.stderr.split())
+    assert message in " ".join(result.stderr.split())
     assert "Traceback" not in result.output
 
 

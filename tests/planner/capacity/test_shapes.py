@@ -51,20 +51,20 @@ def _spec(**changes: Any) -> PlanSpec:
     return parse({**tree, **changes})
 
 
-def test_windows_leave_room_for_more_requests_than_full_attention() -> None:
+def test_windows_hold_more_requests_than_full_attention() -> None:
     windows = {"sliding_layers": 52, "sliding_window_tokens": 1024}
-    rooms = []
+    capacities = []
     for more in ({}, windows):
         problem = resolve(_spec(model={"by_hand": {**GEMMA3, **more}, "kv_cache_dtype": "bf16"}))
         worker = WorkerModel(problem, problem.gpus[0], 4)
-        rooms.append(worker.context_room_tokens)
+        capacities.append(worker.context_capacity_tokens)
         held = worker.kv_needed_tokens(8.0) / worker.kv_tokens
         assert worker.load_at(8.0, False).kv_share < held < 1
-    assert 3 < rooms[1] / rooms[0] < 6.2
+    assert 3 < capacities[1] / capacities[0] < 6.2
     problem = resolve(_spec(model={"by_hand": {**GEMMA3, **windows}}))
     best = plan(problem.spec).best
     blocks = profile(problem, best.pools[-1]).total_blocks
-    assert blocks == int(best.pools[-1].worker.context_room_tokens) // 32
+    assert blocks == int(best.pools[-1].worker.context_capacity_tokens) // 32
     # The handoff of a long prompt moves windows, not all of it.
     assert problem.handoff_bytes(32768) < 0.3 * 32768 * problem.kv_token_bytes
 

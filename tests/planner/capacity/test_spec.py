@@ -29,7 +29,7 @@ def test_users_become_a_rate() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"modle": {}}, "modle: unknown key"),
         ({"workload": workload(rate_per_m=1)}, "workload.rate_per_m: unknown key"),
@@ -44,14 +44,14 @@ def test_users_become_a_rate() -> None:
         ({"name": "Not A Name"}, "name"),
     ],
 )
-def test_bad_plans_name_the_key(change: dict[str, object], told: str) -> None:
-    with pytest.raises(ConfigError, match=told) as raised:
+def test_bad_plans_name_the_key(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as raised:
         parse(tree(**change))
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"model": {"name": "Qwen9"}}, "Qwen9"),
         ({"engine": {"name": "vlm"}}, "vlm"),
@@ -64,8 +64,8 @@ def test_bad_plans_name_the_key(change: dict[str, object], told: str) -> None:
         ({"workload": workload(answer_tokens=0, reasoning_tokens=0)}, "answer_tokens"),
     ],
 )
-def test_what_cannot_be_looked_up_is_named(change: dict[str, object], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_what_cannot_be_looked_up_is_named(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         resolve(parse(tree(**change)))
 
 

@@ -42,7 +42,7 @@ def test_a_held_fleet_breaks_past_its_headroom_and_not_before() -> None:
 
 def test_what_makes_no_plan_is_told_with_its_reason() -> None:
     (row,) = resize(ASKED, Lever.TRACE_LENGTH, [60.0])
-    assert row.plan is None and "KV room" in row.reason
+    assert row.plan is None and "KV capacity" in row.reason
 
 
 @pytest.mark.parametrize(("lever", "factor"), [(Lever.RATE, 0.0), (Lever.SPREAD, -1.0), (Lever.PREFIX_HIT, 1.0)])

@@ -1,4 +1,4 @@
-"""Who may come in at the front: keys, tokens, TLS, and the limits of the listeners."""
+"""Authentication of callers: keys, tokens, TLS, and the limits of the listeners."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from baton.v1 import cluster_pb2, inference_pb2
 from cluster.errors import ConfigError, Unauthenticated
 from cluster.spec.config import GatewaySettings, SecuritySettings
 from interface.api_keys import add_to_file, make_key
+from interface.authentication import Authentication
 from interface.client.client import AsyncClient
 from interface.client.credentials import Credentials
-from interface.door import Door
 from interface.grpc_server import serve_grpc
 from interface.http.idle import IdleSweeper
 from interface.http.server import serve_http
@@ -38,7 +38,7 @@ CHAT = {"model": "tiny-thinker", "messages": [{"role": "user", "content": "Hi"}]
 
 
 class House:
-    """Both servers behind one door."""
+    """Both servers behind one authentication."""
 
     def __init__(self, backend: FakeBackend, grpc_port: int, http_port: int, scheme: str) -> None:
         self.backend = backend
@@ -49,9 +49,9 @@ class House:
 
 @contextlib.asynccontextmanager
 async def house(security: SecuritySettings, settings: GatewaySettings = SETTINGS) -> AsyncIterator[House]:
-    backend, door = FakeBackend(), Door(security)
-    server, grpc_port = await serve_grpc(backend, settings, door)
-    runner, http_port = await serve_http(backend, settings, door)
+    backend, authentication = FakeBackend(), Authentication(security)
+    server, grpc_port = await serve_grpc(backend, settings, authentication)
+    runner, http_port = await serve_http(backend, settings, authentication)
     try:
         yield House(backend, grpc_port, http_port, "https" if security.tls else "http")
     finally:
@@ -150,12 +150,12 @@ def jwt_settings(folder: Path) -> tuple[SecuritySettings, ed25519.Ed25519Private
 
 def test_tokens_of_the_identity_provider_are_believed_and_no_others(tmp_path: Path) -> None:
     security, private = jwt_settings(tmp_path)
-    door = Door(security)
+    authentication = Authentication(security)
     now = int(time.time())
     good: dict[str, Any] = {"iss": "idp", "aud": "baton", "exp": now + 600, "tenant": "acme"}
 
     def check(claims: dict[str, Any], key: Any = private, algorithm: str = "EdDSA") -> str:
-        caller = door.check(f"Bearer {jwt.encode(claims, key, algorithm=algorithm)}")
+        caller = authentication.check(f"Bearer {jwt.encode(claims, key, algorithm=algorithm)}")
         assert caller is not None
         return caller.tenant
 
@@ -179,20 +179,20 @@ def test_tokens_of_the_identity_provider_are_believed_and_no_others(tmp_path: Pa
         check(good, None, "none")
     with pytest.raises(Unauthenticated):  # the public key used as a shared secret
         forged = jwt.api_jws.PyJWS().encode(b"{}", b"x" * 32, algorithm="HS256")
-        door.check(f"Bearer {forged}")
+        authentication.check(f"Bearer {forged}")
     for junk in ("", "a.b.c", "Bearer", "x" * 10_000, "\udcff"):
         with pytest.raises(Unauthenticated):
-            door.check(f"Bearer {junk}")
+            authentication.check(f"Bearer {junk}")
 
 
 def test_keys_and_tokens_side_by_side(tmp_path: Path, keyed: tuple[SecuritySettings, str]) -> None:
     with_jwt, private = jwt_settings(tmp_path)
     security = with_jwt.model_copy(update={"api_keys_file": keyed[0].api_keys_file})
-    door = Door(security)
+    authentication = Authentication(security)
     token = jwt.encode(
         {"iss": "idp", "aud": "baton", "exp": int(time.time()) + 60, "tenant": "t"}, private, algorithm="EdDSA"
     )
-    callers = [door.check(f"Bearer {credential}") for credential in (keyed[1], token)]
+    callers = [authentication.check(f"Bearer {credential}") for credential in (keyed[1], token)]
     assert [caller.tenant for caller in callers if caller] == ["acme", "t"]
 
 
@@ -201,7 +201,7 @@ def test_a_weak_shared_secret_or_a_wrong_key_file_is_a_config_error(tmp_path: Pa
     for algorithm in ("HS256", "EdDSA", "RS256"):
         jwt_part = {"algorithm": algorithm, "key_file": str(tmp_path / "weak"), "issuer": "i", "audience": "a"}
         with pytest.raises(ConfigError) as refused:
-            Door(SecuritySettings.model_validate({"jwt": jwt_part}))
+            Authentication(SecuritySettings.model_validate({"jwt": jwt_part}))
         assert "hunter2" not in str(refused.value)
 
 
@@ -266,12 +266,12 @@ async def test_a_bad_certificate_is_a_config_error(tmp_path: Path, wrong: str) -
     (tmp_path / "empty").write_text("\n")
     (tmp_path / "junk").write_text("s3cret junk")
     tls = {"certificate_file": str(pair.certificate), "private_key_file": str(key)}
-    door = Door(SecuritySettings.model_validate({"tls": tls}))
+    authentication = Authentication(SecuritySettings.model_validate({"tls": tls}))
     with pytest.raises(ConfigError, match=r"security\.tls") as refused:
-        await serve_grpc(FakeBackend(), SETTINGS, door)
+        await serve_grpc(FakeBackend(), SETTINGS, authentication)
     assert "s3cret" not in str(refused.value)
     with pytest.raises(ConfigError, match=r"security\.tls"):
-        door.ssl_context()
+        authentication.ssl_context()
 
 
 # --- limits of the listeners ----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The front door: who may call the gateway, and over what. Both servers use the same one."""
+"""Authentication of callers by key or token, and TLS. Both servers of a gateway share one."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ JWT_LEEWAY_S = 30
 MAX_CREDENTIAL_CHARS = 8192
 
 current_caller: ContextVar[Caller | None] = ContextVar("current_caller", default=None)
-"""Who called, within a request's task; None where no key is asked for."""
+"""The caller, within a request's task; None where none is required."""
 
 
-class Door:
-    """Keys, tokens and TLS of one gateway. Files are read here, at the start.
+class Authentication:
+    """Owns the keys, token settings and TLS of one gateway. Files are read here, at the start.
 
     Raises:
         ConfigError: a file cannot be used.
@@ -47,7 +47,7 @@ class Door:
         return self._keys is not None or self._jwt is not None
 
     def check(self, authorization: str) -> Caller | None:
-        """Who calls, by an ``Authorization`` header; None where nobody is asked.
+        """The caller, by an ``Authorization`` header; None where no key is required.
 
         Raises:
             Unauthenticated: no key, or one that is not valid.

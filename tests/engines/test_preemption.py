@@ -1,4 +1,4 @@
-"""A long trace makes way for a newcomer while a decode worker starts, and goes on with exact tokens."""
+"""A long trace is preempted for a new request while a decode worker starts, and goes on with exact tokens."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ pytestmark = [pytest.mark.engine, pytest.mark.ray]
 
 SCALED = "autoscaling: {enabled: true, change_roles: false}\n"
 KV_BLOCKS = 64
-"""The long trace is promised 45 of them and comes to hold 57; the newcomer needs 26."""
+"""The long trace reserves 45 of them and comes to hold 57; the new request needs 26."""
 
 
-async def test_a_newcomer_is_served_and_the_long_trace_goes_on(cluster: LiveCluster) -> None:
-    long, newcomer = request(900, max_tokens=900), request(301, max_tokens=500)
+async def test_a_new_request_is_served_and_the_long_trace_continues(cluster: LiveCluster) -> None:
+    long, incoming = request(900, max_tokens=900), request(301, max_tokens=500)
     long.prompt_token_ids.ids.append(3)  # <think>
     long.reasoning.budget_tokens = 600
     async with cluster.gateway("colocated") as colocated:
-        alone = [Stream(colocated, message) for message in (long, newcomer)]
+        alone = [Stream(colocated, message) for message in (long, incoming)]
         await asyncio.gather(*(stream.task for stream in alone))
         expected = [stream.ids for stream in alone]
     async with cluster.gateway("prefill", "decode", more=SCALED, decode_kv_blocks=KV_BLOCKS) as gateway:
@@ -30,7 +30,7 @@ async def test_a_newcomer_is_served_and_the_long_trace_goes_on(cluster: LiveClus
         assert result.returncode == 0, result.stderr
         first = Stream(gateway, long)
         await first.reached(40)
-        second = Stream(gateway, newcomer)
+        second = Stream(gateway, incoming)
         await second.reached(1)
         assert not first.task.done()
         assert gateway.status().requests.preempted == 1
