@@ -113,7 +113,7 @@ class Endless:
 
 @pytest.mark.parametrize(("count", "ahead"), [(1, 1), (4, QUEUED_EVENTS + 1 + 4)])
 async def test_a_slow_reader_holds_the_streams_back(count: int, ahead: int) -> None:
-    """No more is kept than the queue has room for, and one in the hand of each prompt."""
+    """No more is kept than fits the queue, and one in the hand of each prompt."""
     backend = Endless()
     async with closing(run_all(backend, prompts(count))) as events:
         await anext(events)
