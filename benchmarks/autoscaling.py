@@ -3,10 +3,10 @@
 Workers are engines of four H100: on two, 2.3 % of the prompts of the trace take more than two seconds by themselves.
 Runs are kept in a JSON file and not repeated; `plot` draws it. One run of the hour takes half a minute of one core::
 
-    python benchmarks/autoscaling.py run --data ../shared/data --only shift
-    python benchmarks/autoscaling.py table
-    python benchmarks/autoscaling.py changes
-    python benchmarks/autoscaling.py plot
+    python -m benchmarks.autoscaling run --data ../shared/data --only shift
+    python -m benchmarks.autoscaling table
+    python -m benchmarks.autoscaling changes
+    python -m benchmarks.autoscaling plot
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.autoscaling_loads import azure, day, hour, stationary, swapped, tenant_burst, tripled
 from cluster.hardware.catalogue import gpu
 from cluster.hardware.engine_constants import engine_constants
 from cluster.model.known_models import known_model
@@ -48,10 +48,8 @@ from planner.simulator.fleet import FleetSpec, PoolSpec
 from planner.simulator.forecast import CappedForecast, RecentForecast
 from planner.simulator.policies import help_share
 from planner.simulator.result import Result
-from planner.simulator.servegen import ServeGen
 from planner.simulator.simulation import GatewaySpec, Simulation
-from planner.simulator.traces import READERS
-from planner.simulator.workload import Change, Workload
+from planner.simulator.workload import Workload
 from prefill_workers.cost import PrefillCost
 
 TTFT_S, ITL_S = 2.0, 0.05
@@ -76,74 +74,6 @@ KIND = EngineProfile(
 RESERVE_TOKENS = 400
 PREEMPT_AFTER_S = 0.1
 RESULTS = Path("docs/autoscaling.json")
-
-
-def hour(data: Path) -> Workload:
-    return READERS["sample"](data / "servegen_r1_shift_1h.csv")
-
-
-def swapped(data: Path) -> Workload:
-    """The long traces first."""
-    whole = hour(data)
-    first, second = whole.between(0, 1800), whole.between(1800, 3600)
-    index = np.concatenate((np.flatnonzero(whole.arrival_s >= 1800), np.flatnonzero(whole.arrival_s < 1800)))
-    index = index[np.r_[: len(second), len(whole) - len(first) : len(whole)]]
-    return whole.rows(index, np.concatenate((second.arrival_s, first.arrival_s + 1800)))
-
-
-def tenant_burst(data: Path) -> Workload:
-    """The first half hour, in whose second third a tenant of 4 % of the requests sends ten times as many."""
-    whole = hour(data).between(0, 1800)
-    burst = (whole.tenants.index("19") == whole.tenant) & (whole.arrival_s >= 600) & (whole.arrival_s < 1200)
-    times = np.repeat(np.flatnonzero(burst), 9)
-    rng = np.random.default_rng(0)
-    index = np.concatenate((np.arange(len(whole)), times))
-    arrival_s = np.concatenate((whole.arrival_s, whole.arrival_s[times] + rng.uniform(-30, 30, len(times))))
-    order = np.argsort(arrival_s, kind="stable")
-    return whole.rows(index[order], arrival_s[order])
-
-
-def tripled(data: Path) -> Workload:
-    """The first half hour, whose traces grow to three times their length between minutes 10 and 15."""
-    whole = hour(data).between(0, 1800)
-    factor = 1 + 2 * np.clip((whole.arrival_s - 600) / 300, 0, 1)
-    return replace(
-        whole,
-        reasoning_tokens=np.rint(whole.reasoning_tokens * factor).astype(np.int64),
-        answer_tokens=np.maximum(1, np.rint(whole.answer_tokens * factor)).astype(np.int64),
-    )
-
-
-def stationary(rate: float) -> Callable[[Path], Workload]:
-    """Two hours of requests drawn from the first half hour, at random times of a steady rate."""
-
-    def read(data: Path) -> Workload:
-        half = hour(data).between(0, 1800)
-        rng = np.random.default_rng(0)
-        count = round(4 * rate * len(half))
-        return half.rows(rng.integers(0, len(half), count), np.sort(rng.uniform(0, 7200, count)))
-
-    return read
-
-
-def azure(name: str, rate: float) -> Callable[[Path], Workload]:
-    """An Azure trace at several times its rate, so that a pool has more than one worker."""
-
-    def read(data: Path) -> Workload:
-        whole = READERS["azure"](data / f"azure_llm_2023_{name}.csv")
-        return Change(rate=rate).apply(whole, np.random.default_rng(0))
-
-    return read
-
-
-def day(rate: float) -> Callable[[Path], Workload]:
-    """The day, at a share of its rate."""
-
-    def read(data: Path) -> Workload:
-        generator = ServeGen.read(data / "servegen_r1_client_windows.csv", data / "servegen_r1_length_quantiles.csv")
-        return generator.draw(np.random.default_rng(0), rate=rate)
-
-    return read
 
 
 CASES: dict[str, Callable[[Path], Workload]] = {
@@ -416,47 +346,10 @@ def changes(_: argparse.Namespace) -> None:
 
 
 def plot(arguments: argparse.Namespace) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure
+    from benchmarks.autoscaling_plot import draw
 
     rows = json.loads(RESULTS.read_text())
-    cases = [case for case in CASES if any(e["case"] == case for e in rows)]
-    figure = Figure(figsize=(11, 3.1 * len(cases)), layout="constrained")
-    axes = figure.subplots(len(cases), 2, squeeze=False)
-    for (left, right), case in zip(axes, cases, strict=True):
-        runs = [e for e in rows if e["case"] == case]
-        most_hours = 2.0 * min(e["gpu_hours"] for e in runs)
-        for e in runs:
-            hours = min(e["gpu_hours"], most_hours)  # a policy that runs away stands at the edge, with what it took
-            static = e["policy"].startswith("static")
-            mark = "o" if e["policy"] == "baton" else "s" if static else "x"
-            colour = "tab:red" if e["policy"] == "baton" else "0.4" if static else "tab:blue"
-            left.scatter(hours, 100 * (1 - e["good"]), marker=mark, color=colour)
-            text = e["policy"] if static else f"{e['policy']} @{e['start_s']:.0f}"
-            text += f" ({e['gpu_hours']:.0f})" if hours < e["gpu_hours"] else ""
-            left.annotate(
-                text, (hours, 100 * (1 - e["good"])), fontsize=6, xytext=(3, 3), textcoords="offset points",
-                ha="right" if hours > 0.8 * most_hours else "left",
-            )  # fmt: skip
-            if e["policy"] == "baton":
-                line, style = e["timeline"], "-" if e["start_s"] < 100 else "--"
-                minutes = np.array(line["time_s"]) / 60
-                for pool, shade in (("prefill", "tab:green"), ("decode", "tab:red")):
-                    label = f"{pool}, start {e['start_s']:.0f} s"
-                    right.step(minutes, line[f"{pool}_workers"], style, color=shade, label=label, where="post", lw=1.2)
-                if e["start_s"] < 100:
-                    used = np.array(line["decode_used_blocks"]) / KIND.total_blocks
-                    right.fill_between(minutes, used, color="0.85", label="KV in use, in workers")
-        left.axhline(1.0, color="0.7", lw=0.8)
-        left.set(title=case, xlabel="GPU-hours", ylabel="requests that missed, %")
-        left.set_yscale("symlog", linthresh=2.0)
-        left.set_yticks(ticks := [0, 0.5, 1, 1.5, 2, 5, 10, 20, 50, 100], [f"{each:g}" for each in ticks])
-        left.set_ylim(0, 1.2 * max(2.0, *(100 * (1 - e["good"]) for e in runs)))
-        right.set(title=f"{case}: workers of Baton's policy", xlabel="minutes", ylim=(0, None))
-        right.legend(fontsize=7)
-    figure.savefig(arguments.png, dpi=100)
+    draw(rows, [case for case in CASES if any(e["case"] == case for e in rows)], KIND.total_blocks, arguments.png)
 
 
 def main() -> None:

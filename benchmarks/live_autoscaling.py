@@ -20,16 +20,15 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from baton.v1 import cluster_pb2
-from benchmarks.autoscaling import most_within
 from benchmarks.fault_cluster import FaultCluster, started
-from benchmarks.fault_load import Answers, Question, Tally, Trace, count, draw_questions, follow
+from benchmarks.fault_load import Answers, Question, Tally, count, draw_questions, follow
+from benchmarks.live_autoscaling_load import LONGER, SAMPLE_S, OwnGateways, Pools, SteadyLoad, shortened
 from cluster.spec.config import Role
 from interface.client.client import AsyncClient
 from orchestrator.controller.role_change import change_role
@@ -37,13 +36,9 @@ from orchestrator.policy.decision_log import Replayed, replay
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "live_autoscaling.json"
-LONGER = 5
 QUESTIONS = 32
 SHORT_TOKENS = (30, 100)
 PROMPT_TOKENS = (20, 200)
-SAMPLE_S = 0.5
-WINDOW_S = 600.0
-"""For changes per ten minutes."""
 POLL_S = 0.005
 SHORT_S = 60.0
 """Short traces before the long ones."""
@@ -78,115 +73,9 @@ gateway: {{replicas: 2, grpc_port: 0, http_port: 0, metrics_port: 0}}
 ROLE_WORKER = "decode-1"
 
 
-class OwnGateways:
-    """Clients of the gateways that `baton up` started; they alone report to the autoscaler."""
-
-    def __init__(self, cluster: FaultCluster, name: str) -> None:
-        state = json.loads((cluster.folder / "clusters" / name / "state.json").read_text())
-        self.each = [AsyncClient(f"127.0.0.1:{ports['grpc_port']}") for ports in state["gateways"]]
-        self._next = 0
-
-    def client(self) -> AsyncClient:
-        """One after the other."""
-        self._next += 1
-        return self.each[self._next % len(self.each)]
-
-    async def close(self) -> None:
-        """Close the connections."""
-        for client in self.each:
-            await client.close()
-
-
-@dataclass(slots=True)
-class Pools:
-    """Ready workers by pool over time, as the controller reports them. Times are seconds since the load began."""
-
-    cluster: FaultCluster
-    began_s: float = field(default_factory=time.monotonic)
-    changes: list[tuple[float, int, int]] = field(default_factory=list)
-    """Time, prefill workers, decode workers: when one number became another."""
-
-    @property
-    def now_s(self) -> float:
-        return time.monotonic() - self.began_s
-
-    def ready(self, role: Role) -> int:
-        """Workers that serve."""
-        members = self.cluster.members.values()
-        return sum(each.role == role.value and each.state == "ready" for each in members)
-
-    def known(self, role: Role) -> int:
-        """Workers that serve, start or drain."""
-        return sum(each.role == role.value for each in self.cluster.members.values())
-
-    async def watch(self) -> None:
-        """Sample until cancelled."""
-        while True:
-            sizes = (self.ready(Role.PREFILL), self.ready(Role.DECODE))
-            if not self.changes or self.changes[-1][1:] != sizes:
-                self.changes.append((round(self.now_s, 1), *sizes))
-                print(f"[{self.now_s:6.1f} s] prefill {sizes[0]}, decode {sizes[1]}", flush=True)
-            await asyncio.sleep(SAMPLE_S)
-
-    async def until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
-        """Wait for a size; whether it came."""
-        deadline_s = time.monotonic() + timeout_s
-        while not condition():
-            if time.monotonic() > deadline_s:
-                return False
-            await asyncio.sleep(SAMPLE_S)
-        return True
-
-    def most_changes(self, column: int, since_s: float, until_s: float) -> int:
-        """Most changes of a pool within any ten minutes of a stretch; 1 is prefill, 2 decode."""
-        times = [
-            after[0]
-            for before, after in zip(self.changes, self.changes[1:], strict=False)
-            if before[column] != after[column] and since_s <= after[0] <= until_s
-        ]
-        return most_within(times, WINDOW_S)
-
-
-class SteadyLoad:
-    """Requests at even distances, each a question cut short or not; all streams are kept until they are compared."""
-
-    def __init__(self, gateways: OwnGateways, questions: Sequence[Question], rate_per_s: float) -> None:
-        self._gateways = gateways
-        self._questions = questions
-        self.rate_per_s = rate_per_s
-        self.long = False
-        self.traces: list[Trace] = []
-        self.most_in_flight = 0
-        self._tasks: list[asyncio.Task[Trace]] = []
-        self._task = asyncio.create_task(self._run())
-
-    async def _run(self) -> None:
-        due_s = time.monotonic()
-        while True:
-            asked = self._questions[len(self._tasks) % len(self._questions)]
-            question = asked if self.long else shortened(asked)
-            trace = Trace(question)
-            self.traces.append(trace)
-            self._tasks.append(asyncio.create_task(follow(self._gateways.client(), question, trace=trace)))
-            self.most_in_flight = max(self.most_in_flight, sum(not task.done() for task in self._tasks[-200:]))
-            due_s += 1 / self.rate_per_s
-            await asyncio.sleep(max(0.0, due_s - time.monotonic()))
-
-    async def stop(self) -> None:
-        """Send no more, and wait for all answers."""
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-        await asyncio.gather(*self._tasks)
-
-
 def _decisions(cluster: FaultCluster) -> list[Replayed]:
     log = cluster.folder / "clusters" / "live-autoscaling" / "decisions.jsonl"
     return list(replay(log.read_text().splitlines()))
-
-
-def shortened(question: Question) -> Question:
-    """The question with a fifth of its answer."""
-    return dataclasses.replace(question, max_tokens=question.max_tokens // LONGER)
 
 
 async def scaling(
@@ -197,37 +86,13 @@ async def scaling(
     low, high = (LONGER * tokens for tokens in SHORT_TOKENS)
     drawn = draw_questions(random.Random(seed), QUESTIONS, isl=PROMPT_TOKENS, osl=(low, high))
     questions = [dataclasses.replace(each, max_tokens=each.max_tokens // LONGER * LONGER) for each in drawn]
-    alone: list[float] = []
-    for question in questions[:10]:
-        began_s = time.monotonic()
-        trace = await follow(gateways.client(), shortened(question))
-        if trace.error is not None:
-            raise RuntimeError(f"the calm cluster answered nothing: {trace.error}") from trace.error
-        alone.append(time.monotonic() - began_s)
-        # At the pace of the load to come: the forecast remembers the rate at which these came for a minute.
-        await asyncio.sleep(alone[-1] * (1 / in_flight - 1))
-    alone_s = statistics.fmean(alone[2:])  # the first ones warm up
+    alone_s = await _alone_s(gateways, questions[:10], in_flight)
     pools = Pools(cluster)
     load = SteadyLoad(gateways, questions, in_flight / alone_s)
     watching = asyncio.create_task(pools.watch())
-    phases: dict[str, float] = {}
     print(f"{load.rate_per_s:.2f} requests/s; a short one alone takes {alone_s:.2f} s", flush=True)
     try:
-        await asyncio.sleep(max(SHORT_S, 20 / load.rate_per_s))
-        load.long, phases["long_traces_s"] = True, pools.now_s
-        grew = await pools.until(lambda: pools.ready(Role.DECODE) > 1, timeout_s)
-        # A worker more may be on its way: the stretch begins when all that was ordered serves.
-        await pools.until(lambda: pools.ready(Role.DECODE) == pools.known(Role.DECODE), timeout_s)
-        await asyncio.sleep(2 * SAMPLE_S)  # until the change is noted: it belongs to no stretch
-        phases["grown_s"] = pools.now_s
-        most = pools.ready(Role.DECODE)
-        await asyncio.sleep(steady_s)
-        load.long, phases["short_traces_s"] = False, pools.now_s
-        shrank = await pools.until(lambda: pools.known(Role.DECODE) == 1, timeout_s)
-        await asyncio.sleep(2 * SAMPLE_S)
-        phases["shrunk_s"] = pools.now_s
-        await asyncio.sleep(calm_s)
-        phases["end_s"] = pools.now_s
+        stages = await _stages(pools, load, steady_s=steady_s, calm_s=calm_s, timeout_s=timeout_s)
         offset_s = pools.now_s - _decisions(cluster)[-1].entry.demand.now_s  # their clock began with the autoscaler
     finally:
         watching.cancel()
@@ -238,9 +103,6 @@ async def scaling(
     for trace in load.traces:
         count(tally, trace, answers.of(trace.question))
     await gateways.close()
-    made = _decisions(cluster)
-    first_s = phases["grown_s"], phases["short_traces_s"]
-    last_s = phases["shrunk_s"], phases["end_s"]
     return {
         **tally.row(),
         "requests_per_s": round(load.rate_per_s, 2),
@@ -251,9 +113,67 @@ async def scaling(
         "alone_s": round(alone_s, 3),
         "most_in_flight": load.most_in_flight,
         "max_num_seqs": seqs,
-        "grew": grew,
-        "shrank": shrank,
-        "decode_workers_most": max(most, *(row[2] for row in pools.changes)),
+        **_pool_figures(pools, stages),
+        **_decision_figures(_decisions(cluster), offset_s),
+    }
+
+
+async def _alone_s(gateways: OwnGateways, questions: Sequence[Question], in_flight: float) -> float:
+    """Mean seconds of a short request on the calm cluster."""
+    alone: list[float] = []
+    for question in questions:
+        began_s = time.monotonic()
+        trace = await follow(gateways.client(), shortened(question))
+        if trace.error is not None:
+            raise RuntimeError(f"the calm cluster answered nothing: {trace.error}") from trace.error
+        alone.append(time.monotonic() - began_s)
+        # At the pace of the load to come: the forecast remembers the rate at which these came for a minute.
+        await asyncio.sleep(alone[-1] * (1 / in_flight - 1))
+    return statistics.fmean(alone[2:])  # the first ones warm up
+
+
+@dataclasses.dataclass
+class Stages:
+    """When each stage began, and whether the pools did what was waited for."""
+
+    phases: dict[str, float]
+    grew: bool
+    shrank: bool
+    most: int
+    """Decode workers that served when the pool had grown."""
+
+
+async def _stages(pools: Pools, load: SteadyLoad, *, steady_s: float, calm_s: float, timeout_s: float) -> Stages:
+    """Traces grow long until the pool has grown, stay so, and grow short until it has shrunk."""
+    phases: dict[str, float] = {}
+    await asyncio.sleep(max(SHORT_S, 20 / load.rate_per_s))
+    load.long, phases["long_traces_s"] = True, pools.now_s
+    grew = await pools.until(lambda: pools.ready(Role.DECODE) > 1, timeout_s)
+    # A worker more may be on its way: the stretch begins when all that was ordered serves.
+    await pools.until(lambda: pools.ready(Role.DECODE) == pools.known(Role.DECODE), timeout_s)
+    await asyncio.sleep(2 * SAMPLE_S)  # until the change is noted: it belongs to no stretch
+    phases["grown_s"] = pools.now_s
+    most = pools.ready(Role.DECODE)
+    await asyncio.sleep(steady_s)
+    load.long, phases["short_traces_s"] = False, pools.now_s
+    shrank = await pools.until(lambda: pools.known(Role.DECODE) == 1, timeout_s)
+    await asyncio.sleep(2 * SAMPLE_S)
+    phases["shrunk_s"] = pools.now_s
+    await asyncio.sleep(calm_s)
+    phases["end_s"] = pools.now_s
+    return Stages(phases, grew, shrank, most)
+
+
+def _pool_figures(pools: Pools, stages: Stages) -> dict[str, Any]:
+    phases = stages.phases
+    stretches = (
+        ("long", phases["grown_s"], phases["short_traces_s"]),
+        ("short", phases["shrunk_s"], phases["end_s"]),
+    )
+    return {
+        "grew": stages.grew,
+        "shrank": stages.shrank,
+        "decode_workers_most": max(stages.most, *(row[2] for row in pools.changes)),
         "prefill_workers": sorted({row[1] for row in pools.changes}),
         "seconds_to_grow": round(phases["grown_s"] - phases["long_traces_s"], 1),
         "seconds_to_shrink": round(phases["shrunk_s"] - phases["short_traces_s"], 1),
@@ -266,10 +186,15 @@ async def scaling(
                     "decode": pools.most_changes(2, start_s, end_s),
                 },
             }
-            for traces, (start_s, end_s) in (("long", first_s), ("short", last_s))
+            for traces, start_s, end_s in stretches
         ],
         "phases": {name: round(value, 1) for name, value in phases.items()},
         "pool_sizes": [list(row) for row in pools.changes],
+    }
+
+
+def _decision_figures(made: Sequence[Replayed], offset_s: float) -> dict[str, Any]:
+    return {
         "decisions": len(made),
         "decisions_made_again_alike": sum(each.agrees for each in made),
         "changes": [

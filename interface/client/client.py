@@ -18,12 +18,12 @@ from typing import Any, Self, Unpack
 import grpc
 
 from baton.v1 import cluster_pb2, cluster_pb2_grpc, inference_pb2, inference_pb2_grpc
-from cluster.errors import DeadlineExceeded, NoReadyWorker, RequestAborted, ServingError, WorkerError
+from cluster.errors import DeadlineExceeded, NoReadyWorker, RequestAborted, ServingError
 from interface.client.client_request import GenerateOptions, build_request
 from interface.client.completion import Completion, Event
 from interface.client.credentials import Credentials
-from interface.client.resumption import Patience, Resumption, addresses_of, is_lost
-from interface.status import from_rpc
+from interface.client.resumption import Patience, Resumption, addresses_of
+from interface.client.rpc_errors import cancelled, errors_mapped, failure, is_lost_call, unfinished
 
 DEFAULT_DEADLINE_S = 600.0
 """Deadline of a generation that names none."""
@@ -175,9 +175,9 @@ class Client:
                         yield event
                 if generation.state.done:
                     return
-                pause_s = generation.pause_s(_unfinished(), lost=True)
+                pause_s = generation.pause_s(unfinished(), lost=True)
             except grpc.RpcError as error:
-                pause_s = generation.pause_s(_failure(error), lost=_is_lost(error))
+                pause_s = generation.pause_s(failure(error), lost=is_lost_call(error))
             finally:
                 call.cancel()
             time.sleep(pause_s)
@@ -210,7 +210,7 @@ class Client:
         """Ask each gateway until one is there."""
         for left in reversed(range(len(self._lines.addresses))):
             try:
-                with _errors_mapped():
+                with errors_mapped():
                     return ask()
             except NoReadyWorker:
                 if not left:
@@ -228,7 +228,7 @@ class Client:
         while True:
             came = False
             try:
-                with _errors_mapped():
+                with errors_mapped():
                     arguments = self._lines.call(_watch_deadline_s(interval_s))
                     call = self._lines.cluster.WatchStatus(request, **arguments)
                     try:
@@ -294,11 +294,11 @@ class AsyncClient:
                         yield event
                 if generation.state.done:
                     return
-                pause_s = generation.pause_s(_unfinished(), lost=True)
+                pause_s = generation.pause_s(unfinished(), lost=True)
             except grpc.RpcError as error:
-                pause_s = generation.pause_s(_failure(error), lost=_is_lost(error))
+                pause_s = generation.pause_s(failure(error), lost=is_lost_call(error))
             except asyncio.CancelledError as error:
-                raise _cancelled() from error
+                raise cancelled() from error
             finally:
                 call.cancel()
             await asyncio.sleep(pause_s)
@@ -335,7 +335,7 @@ class AsyncClient:
         """Ask each gateway until one is there."""
         for left in reversed(range(len(self._lines.addresses))):
             try:
-                with _errors_mapped():
+                with errors_mapped():
                     return await ask()
             except NoReadyWorker:
                 if not left:
@@ -353,7 +353,7 @@ class AsyncClient:
         while True:
             came = False
             try:
-                with _errors_mapped():
+                with errors_mapped():
                     arguments = self._lines.call(_watch_deadline_s(interval_s))
                     call = self._lines.cluster.WatchStatus(request, **arguments)
                     try:
@@ -375,37 +375,3 @@ def _watch_deadline_s(interval_s: float) -> float:
 def _status(reply: Any) -> cluster_pb2.Status:
     status: cluster_pb2.Status = reply.status
     return status
-
-
-@contextlib.contextmanager
-def _errors_mapped() -> Generator[None, None, None]:
-    try:
-        yield
-    except grpc.RpcError as error:
-        failure: Any = error
-        raise _failure(failure) from error
-    except asyncio.CancelledError as error:
-        raise _cancelled() from error
-
-
-def _cancelled() -> BaseException:
-    """What a cancellation means: the caller's task was cancelled, or the client was closed meanwhile."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        return asyncio.CancelledError()
-    # Nobody cancelled the caller: gRPC says so of its own call.
-    return RequestAborted("the client was closed")
-
-
-def _failure(error: Any) -> ServingError:
-    failure = from_rpc(error.code(), error.details(), error.trailing_metadata())
-    failure.__cause__ = error
-    return failure
-
-
-def _is_lost(error: Any) -> bool:
-    return is_lost(error.code(), error.trailing_metadata())
-
-
-def _unfinished() -> ServingError:
-    return WorkerError("the gateway ended the stream without a result")

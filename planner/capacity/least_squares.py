@@ -48,12 +48,7 @@ def fit(
     values = residuals(point)
     best, damping = cost(values), 1e-2
     for _ in range(steps):
-        jacobian = np.empty((values.size, point.size))
-        for i in range(point.size):
-            delta = 1e-5 * width[i] * (1.0 if point[i] + 1e-5 * width[i] <= high[i] else -1.0)
-            moved = point.copy()
-            moved[i] += delta
-            jacobian[:, i] = (residuals(moved) - values) / delta
+        jacobian = _jacobian(residuals, point, values, width, high)
         weight = 1.0 / np.sqrt(1.0 + (values / soft_limit) ** 2)
         gradient = jacobian.T @ (weight * values)
         normal = jacobian.T @ (jacobian * weight[:, None])
@@ -77,3 +72,16 @@ def fit(
         if not improved:
             break
     return point
+
+
+def _jacobian(
+    residuals: Callable[[Vector], Vector], point: Vector, values: Vector, width: Vector, high: Vector
+) -> NDArray[np.float64]:
+    """Finite differences at ``point``, backwards at an upper bound. Shape ``(residuals, parameters)``."""
+    jacobian = np.empty((values.size, point.size))
+    for i in range(point.size):
+        delta = 1e-5 * width[i] * (1.0 if point[i] + 1e-5 * width[i] <= high[i] else -1.0)
+        moved = point.copy()
+        moved[i] += delta
+        jacobian[:, i] = (residuals(moved) - values) / delta
+    return jacobian

@@ -26,9 +26,9 @@ import pytest
 import yaml
 
 from interface.client.client import Client
-from models.evaluate import verify_answer
 from models.problems import generate
 from models.tokenizer import build_tokenizer
+from models.verify import verify_answer
 from orchestrator.node.health_check import is_alive
 from scripts.fetch_helm import fetch
 from tests.helm.chart import CHART, Chart, Manifest, Rendered

@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from baton.v1 import inference_pb2 as pb
-from models.evaluate import verify_answer
 from models.problems import Problem, generate_many
 from models.tokenizer import build_tokenizer
+from models.verify import verify_answer
 from orchestrator.gateway.gateway import Gateway
 from tests.support.live_cluster import LiveCluster
 

@@ -8,14 +8,12 @@ from models.evaluate import (
     lengths_of,
     plot_budget,
     render,
-    split_text,
     trace_tokens,
-    verify_answer,
-    verify_steps,
     write_card,
 )
 from models.problems import Problem, generate, generate_many
 from models.tokenizer import THINK_END_ID, encode
+from models.verify import split_text, verify_answer, verify_steps
 
 PROBLEM = generate(1, steps=5)
 

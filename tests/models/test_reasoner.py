@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from models.evaluate import Sampling, torch_backend, verify_answer, verify_steps
+from models.evaluate import Sampling, torch_backend
 from models.problems import generate_many
 from models.tokenizer import BOS_ID, EOS_ID, VOCABULARY, build_tokenizer, prompt_ids
+from models.verify import verify_answer, verify_steps
 
 FOLDER = Path(__file__).parents[2] / "models" / "reasoner"
 CONFIG = json.loads((FOLDER / "config.json").read_text())
