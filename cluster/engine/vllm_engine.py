@@ -168,7 +168,7 @@ class VllmEngine:
         await self._llm.notify_kv_transfer_request_rejected(f"release-{uuid.uuid4().hex}", transfer_params)
 
     async def read_weights(self, first: int, budget_s: float) -> WeightSums:
-        """As `cluster.weight_reader` reads them, all ranks of a piece in one sum."""
+        """As `cluster.engine.weight_reader` reads them, all ranks of a piece in one sum."""
         try:
             ranks = await self._llm.collective_rpc("baton_read_weights", args=(first, budget_s))
         except Exception as error:

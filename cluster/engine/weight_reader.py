@@ -35,7 +35,7 @@ class WeightReader:
     """A part of what vLLM mixes into its worker; called by ``collective_rpc``."""
 
     def baton_read_weights(self, first: int, budget_s: float) -> dict[str, Any]:
-        """Sums of pieces from ``first`` on, as many as fit the time and at least one; see `cluster.weight_sums`."""
+        """Sums of pieces from ``first`` on, as many as fit the time, at least one; `weight_sums` joins the ranks."""
         started_s = time.perf_counter()
         pieces: list[_Piece] | None = getattr(self, "_baton_pieces", None)
         if pieces is None:
