@@ -24,7 +24,7 @@ from interface.grpc_server import serve_grpc
 from interface.http.server import serve_http
 from interface.listening import listen
 from orchestrator.gateway.gateway import Gateway
-from orchestrator.node.node_health import gateway_ready
+from orchestrator.policy.readiness import can_serve
 from orchestrator.registry import watch
 from orchestrator.request.model_front import load_model_front
 
@@ -61,7 +61,7 @@ async def _serve_probes(gateway: Gateway, host: str, port: int) -> Any:
     async def ready(_: web.Request) -> web.Response:
         # The controller publishes a worker as ready only once all its pairs have completed their handshake.
         workers = [worker.view() for worker in gateway.fleet.workers.values()]
-        if gateway_ready((view.role.value, view.accepting) for view in workers):
+        if can_serve((view.role.value, view.accepting) for view in workers):
             return web.Response(text="ready\n")
         return web.Response(text="waiting for workers whose pairs have completed their handshake\n", status=503)
 

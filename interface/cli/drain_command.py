@@ -20,9 +20,9 @@ from cluster.errors import ConfigError, WorkerDraining
 from cluster.spec import config
 from cluster.spec.config import SecuritySettings
 from interface.cli.kube_target import KubeTarget
-from orchestrator.controller.drain import drain_workers
+from orchestrator.controller.worker_drain import drain_workers
 from orchestrator.local.state_file import running_state
-from orchestrator.node.node_health import LOADED
+from orchestrator.policy.readiness import LOADED
 
 _COLOURS = {"draining": "yellow", "drained": "green", "timed_out": "red", "lost": "red"}
 _BAR_CHARS = 24

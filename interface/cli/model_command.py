@@ -17,10 +17,10 @@ from cluster.spec import config
 from cluster.spec.config import ClusterSpec, Role
 from orchestrator.controller import reference_file
 from orchestrator.controller.canary_ask import ask, prompts_for
-from orchestrator.node.node_health import LOADED
 from orchestrator.policy.canary_blame import judge
 from orchestrator.policy.canary_probe import TOP_LOGPROBS, Answers, Position, Prompt, prompts, tolerance_nat
 from orchestrator.policy.canary_record import Run
+from orchestrator.policy.readiness import LOADED
 
 FORWARD = "float32 forward pass with transformers"
 MAX_FORWARD_BYTES = 8 << 30

@@ -15,7 +15,8 @@ from cluster.errors import ConfigError, ServingError
 from cluster.model.model_path import cache_folder
 from cluster.ray_runtime import HostLabels, RayRuntime
 from cluster.spec.config import ClusterSpec, load
-from orchestrator.controller.controller import Controller, GiveBack
+from orchestrator.controller.controller import Controller
+from orchestrator.controller.worker_drain import GiveBack
 
 log = logging.getLogger("baton.controller")
 

@@ -12,8 +12,8 @@ from baton.internal.v1 import registry_pb2, worker_pb2
 from cluster.internal_rpc import InternalRpc
 from cluster.spec.config import Role
 from kv_transfer.ticket import TicketBook
-from orchestrator.node.node_health import LOADED
 from orchestrator.policy.prefix_index import PrefixIndex
+from orchestrator.policy.readiness import LOADED
 from orchestrator.policy.router import WorkerView
 from orchestrator.policy.silence import CutOff
 from workers.worker_link import WorkerLink

@@ -20,7 +20,8 @@ from cluster.errors import ConfigError, ServingError
 from cluster.placement import worker_plans
 from cluster.ray_runtime import RayRuntime
 from cluster.spec.config import ClusterSpec
-from orchestrator.controller.controller import Controller, Progress
+from orchestrator.controller.controller import Controller
+from orchestrator.controller.worker_launch import Progress
 from orchestrator.local.gateway_group import GatewayGroup
 from orchestrator.local.state_file import ClusterState, ProcessMark, cluster_folder, read_state
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-LOADED = ("ready", "standby")
-"""States of a worker whose pairs have all shaken hands."""
+from orchestrator.policy.readiness import LOADED
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,16 +106,3 @@ class NodeHealth:
             if activity < 0 or engine.activity - activity > MIN_ACTIVITY_PER_S * max(1.0, now_s - since_s):
                 self._active[engine.pid] = (engine.activity, now_s)
         return {pid: now_s - since_s for pid, (_, since_s) in self._active.items()}
-
-
-def gateway_ready(members: Iterable[tuple[str, bool]]) -> bool:
-    """Whether requests can be served, of ``(role, accepting)`` of each worker.
-
-    Example:
-        >>> gateway_ready([("prefill", True), ("decode", False)])
-        False
-        >>> gateway_ready([("prefill", True), ("decode", True)]), gateway_ready([("colocated", True)])
-        (True, True)
-    """
-    roles = {role for role, accepting in members if accepting}
-    return "colocated" in roles or {"prefill", "decode"} <= roles

@@ -10,7 +10,9 @@ from baton.v1 import inference_pb2 as pb
 from cluster.spec.config import Role
 from interface.cli.status_command import render
 from interface.http.reply import usage_object
-from orchestrator.controller.autoscaler import ENOUGH_FINISHED, LiveAutoscaler, capacity_of, policy_settings
+from orchestrator.controller.scaling_loop import ENOUGH_FINISHED
+from orchestrator.controller.scaling_setup import capacity_of, policy_settings
+from orchestrator.controller.scaling_view import WorkerStatuses
 from orchestrator.policy.decision_log import replay
 from orchestrator.policy.length_forecast import LengthSettings
 from tests.fakes.live_cluster import Cluster, ask, cluster_of, eventually, expected, run
@@ -103,27 +105,27 @@ async def test_bounds_and_capacity_come_from_the_spec_and_the_engines(tmp_path: 
         assert (settings.min_decode, settings.max_decode, settings.max_gpus) == (1, 4, 5)
         assert settings.change_roles
         assert spec.autoscaling.length_half_lives_s == LengthSettings().memory_s
-        capacity = capacity_of(spec, cluster.controller.workers())
+        capacity = capacity_of(spec, cluster.controller.pool.workers())
         assert capacity.total_kv_tokens == 64 * 32
         assert capacity.kv_tokens(100.0) < 500.0  # four requests in a step, though there is KV for twenty
 
 
 async def test_a_drained_worker_that_ends_is_none_that_starts(tmp_path: Path) -> None:
     async with controlled(tmp_path, more="autoscaling: {enabled: true}\n") as cluster:
-        scaler = LiveAutoscaler(cluster.controller, cluster.gateway.spec, tmp_path / "decisions.jsonl")
-        worker = next(each for each in cluster.controller.workers() if each.plan.worker_id == "decode-1")
+        statuses = WorkerStatuses(cluster.controller.pool.workers, {}, began_s=0.0)
+        worker = next(each for each in cluster.controller.pool.workers() if each.plan.worker_id == "decode-1")
         worker.member.state = "lost"
-        states = {row.view.worker_id: row.state for row in scaler.statuses()}
+        states = {row.view.worker_id: row.state for row in statuses.all()}
         assert states["decode-1"] == "starting"  # it died and is replaced
         worker.draining = True
-        states = {row.view.worker_id: row.state for row in scaler.statuses()}
+        states = {row.view.worker_id: row.state for row in statuses.all()}
         assert states == {"prefill-0": "ready", "decode-0": "ready", "decode-1": "draining"}
         worker.draining, worker.member.state = False, "ready"
 
 
 async def test_the_status_shows_a_worker_under_its_present_role(tmp_path: Path) -> None:
     async with controlled(tmp_path) as cluster:
-        await cluster.controller.changes.change_role("decode-1", Role.PREFILL)
+        await cluster.controller.roles.change_role("decode-1", Role.PREFILL)
         await eventually(lambda: cluster.accepting("prefill") == ["decode-1", "prefill-0"])
         roles = {row.worker_id: row.role for row in cluster.gateway.status().workers}
         assert roles == {"prefill-0": 1, "decode-0": 2, "decode-1": 1}

@@ -65,7 +65,7 @@ async def test_sound_workers_go_on_and_metrics_tell_what_it_costs(tmp_path: Path
         before = {key: each.incarnation for key, each in cluster.runtime.engines.items()}
         cluster.controller.canary._published_s = -1e9
         await eventually(lambda: all(record.runs > 12 for record in cluster.controller.canary.core.workers.values()))
-        await cluster.controller.publish()
+        await cluster.controller.pool.publish()
         await eventually(lambda: all(row.runs > 12 for row in cluster.gateway.status().canary.workers))
         assert {key: each.incarnation for key, each in cluster.runtime.engines.items()} == before
         report = cluster.gateway.status().canary

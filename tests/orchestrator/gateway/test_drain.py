@@ -9,7 +9,7 @@ import pytest
 from baton.internal.v1 import registry_pb2
 from baton.v1 import inference_pb2 as pb
 from cluster.errors import ConfigError, WorkerDied
-from orchestrator.controller.drain import serve_drain
+from orchestrator.controller.worker_drain import serve_drain
 from tests.fakes.live_cluster import Cluster, Reply, ask, cluster_of, eventually, expected, run
 from tests.fakes.tokenizer import END_THINK, THINK
 
@@ -305,7 +305,7 @@ class Answers:
 async def drained(answers: Answers, timeout_s: float = 30.0) -> registry_pb2.WorkerDrain:
     from types import SimpleNamespace
 
-    from orchestrator.controller.drain import WorkerDrain
+    from orchestrator.controller.worker_drain import WorkerDrain
 
     worker = SimpleNamespace(plan=SimpleNamespace(worker_id="prefill-0"))
     drain = WorkerDrain(answers, worker, timeout_s)  # type: ignore[arg-type]
@@ -314,7 +314,7 @@ async def drained(answers: Answers, timeout_s: float = 30.0) -> registry_pb2.Wor
 
 
 async def test_a_worker_is_empty_when_its_leases_are_read_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.controller.drain.POLL_S", 0.0)
+    monkeypatch.setattr("orchestrator.controller.worker_drain.POLL_S", 0.0)
     answers = Answers({"legs": 2, "used_blocks": 9}, {"used_blocks": 4}, {}, {"used_blocks": 2}, {})
     progress = await drained(answers)
     assert progress.stage == registry_pb2.DRAIN_STAGE_DRAINED
@@ -323,7 +323,7 @@ async def test_a_worker_is_empty_when_its_leases_are_read_too(monkeypatch: pytes
 
 
 async def test_time_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.controller.drain.POLL_S", 0.0)
+    monkeypatch.setattr("orchestrator.controller.worker_drain.POLL_S", 0.0)
     progress = await drained(Answers({"legs": 1, "used_blocks": 3}), timeout_s=0.05)
     assert progress.stage == registry_pb2.DRAIN_STAGE_TIMED_OUT
     assert progress.requests == 1

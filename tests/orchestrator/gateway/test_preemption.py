@@ -436,7 +436,7 @@ async def test_a_trace_makes_way_while_the_controller_starts_a_worker_and_goes_o
         long, _ = await held(cluster, ask(LONG, 400))
         newcomer = asyncio.create_task(held(cluster, ask(SHORT, 40), made=20))
         await eventually(lambda: queued(cluster) == 1)
-        cluster.controller.changes.grow(Role.DECODE)
+        cluster.controller.growth.grow(Role.DECODE)
         short, hold = await newcomer
         assert (queued(cluster), preempted(cluster)) == (1, 1)
         cluster.runtime.places.release()

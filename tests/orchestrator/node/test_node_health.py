@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.node.node_health import Engine, Member, NodeHealth, gateway_ready
+from orchestrator.node.node_health import Engine, Member, NodeHealth
 
 HERE, THERE = "10.0.0.1", "10.0.0.2"
 
@@ -83,17 +83,3 @@ def test_a_replacement_is_followed_from_its_own_start(health: NodeHealth) -> Non
 def test_without_ray_nothing_is_well(health: NodeHealth) -> None:
     answers = health.see([], [member("ready", THERE)], now_s=0, ray=False)
     assert not (answers.started or answers.ready or answers.alive)
-
-
-@pytest.mark.parametrize(
-    ("members", "ready"),
-    [
-        ([], False),
-        ([("prefill", True)], False),
-        ([("prefill", True), ("decode", False)], False),
-        ([("prefill", True), ("decode", True)], True),
-        ([("colocated", True)], True),
-    ],
-)
-def test_a_gateway_is_ready_when_it_can_serve(members: list[tuple[str, bool]], ready: bool) -> None:
-    assert gateway_ready(members) is ready

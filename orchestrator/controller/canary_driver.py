@@ -8,23 +8,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from baton.internal.v1 import registry_pb2
-from baton.v1 import cluster_pb2
 from cluster.engine.protocol import WeightSums
 from cluster.errors import ServingError
+from cluster.internal_rpc import InternalRpc
 from cluster.spec.config import ClusterSpec, Role
 from orchestrator.controller import reference_file
 from orchestrator.controller.canary_ask import ask, prompts_for
+from orchestrator.controller.canary_log import CanaryLog
+from orchestrator.controller.managed_worker import ManagedWorker
+from orchestrator.controller.worker_pool import WorkerPool
 from orchestrator.policy.canary import Canary
-from orchestrator.policy.canary_probe import tolerance_nat
 from orchestrator.policy.canary_record import AcceptLink, Action, RefuseLink, Run, Seat, TakeOut, Undecided
-
-if TYPE_CHECKING:
-    from orchestrator.controller.controller import Controller, ManagedWorker
 
 log = logging.getLogger("baton.canary")
 
@@ -33,37 +31,55 @@ POLL_S = 0.02
 AT_ONCE = 8
 """Runs at a time, each on workers of its own."""
 PUBLISH_EVERY_S = 10.0
-FINDINGS = 20
 WEIGHTS_S = 0.02
 """Of each run, for reading weights: the engine makes no step meanwhile."""
 ADMISSION_WEIGHTS_S = 2.0
 """Before a worker serves; what is left is read later, a piece at a time."""
 
 
+class Consequences(Protocol):
+    """Where the findings go: what follows from them is not the driver's."""
+
+    async def take_out(self, worker_id: str, sentence: str) -> None:
+        """A worker that serves computes wrongly."""
+        ...
+
+    async def refuse_link(self, prefill_id: str, decode_id: str, sentence: str) -> None:
+        """Two workers are right, and wrong together."""
+        ...
+
+
 class CanaryDriver:
-    """The canaries of one controller.
+    """Owns the canaries under way.
 
     Args:
-        controller: Whose workers.
+        core: Decides which run is next and who is wrong.
+        findings: Keeps what is found.
+        pool: Whose workers.
         spec: The cluster.
+        rpc: How the cluster's processes call each other.
     """
 
-    def __init__(self, controller: Controller, spec: ClusterSpec) -> None:
-        self._controller = controller
+    def __init__(
+        self, core: Canary, findings: CanaryLog, pool: WorkerPool, spec: ClusterSpec, rpc: InternalRpc
+    ) -> None:
+        self.core = core
+        self._findings = findings
+        self._pool = pool
+        self._rpc = rpc
         self._settings = spec.health.canary
         self._model_path = spec.model.path
-        self.core = Canary(
-            interval_s=self._settings.interval_s,
-            max_share=self._settings.max_share,
-            tolerance_nat=tolerance_nat(spec.model.dtype, spec.model.kv_cache_dtype, spec.model.quantization),
-        )
+        self._consequences: Consequences | None = None
         self._busy: set[str] = set()
         self._admitting: set[str] = set()
         self._refused: dict[str, str] = {}
-        self._findings: deque[cluster_pb2.CanaryFinding] = deque(maxlen=FINDINGS)
         self._sought_reference = False
         self._published_s = 0.0
         self._turn = 0
+
+    def report_to(self, consequences: Consequences) -> None:
+        """Have what is found about workers that serve go there."""
+        self._consequences = consequences
 
     # --- before and while workers serve ----------------------------------------------------------------------
 
@@ -147,12 +163,12 @@ class CanaryDriver:
 
     def _known_workers(self) -> dict[str, ManagedWorker]:
         return {
-            worker.plan.worker_id: worker
-            for worker in self._controller.workers()
+            worker.worker_id: worker
+            for worker in self._pool.workers()
             if worker.handle is not None
             and worker.member.incarnation
             and not worker.draining
-            and (worker.up or worker.plan.worker_id in self._admitting)
+            and (worker.up or worker.worker_id in self._admitting)
         }
 
     def _know(self) -> None:
@@ -188,7 +204,7 @@ class CanaryDriver:
         self._turn += 1
         try:
             spent_s = await self._read_weights(known[run.worker_id]) if run.prefill_id is None else 0.0
-            asked = await ask(run, members, self._controller.rpc, turn=self._turn)
+            asked = await ask(run, members, self._rpc, turn=self._turn)
         except (ServingError, TimeoutError) as error:
             log.warning("no answer to the canary %s: %s", _name(run), error or "it took too long")
             self.core.unanswered(run, time.monotonic())
@@ -219,17 +235,17 @@ class CanaryDriver:
             await self._act(action)
         if not self._admitting and (not outcome.right or now_s - self._published_s >= PUBLISH_EVERY_S):
             self._published_s = now_s
-            await self._controller.publish()
+            await self._pool.publish()
         return ""
 
     async def _read_weights(self, worker: ManagedWorker) -> float:
         """Read some of the weights; the seconds that the engine stood for it."""
-        worker_id, book = worker.plan.worker_id, self.core.weights
+        worker_id, book = worker.worker_id, self.core.weights
         admitting = worker_id in self._admitting
         spent_s = 0.0
         while True:
             budget_s = ADMISSION_WEIGHTS_S / 8 if admitting else WEIGHTS_S
-            found = await self._controller.call(worker, "read_weights", book.next_piece(worker_id), budget_s)
+            found = await self._pool.call(worker, "read_weights", book.next_piece(worker_id), budget_s)
             if found is None:
                 return spent_s
             sums = WeightSums(**found)
@@ -239,56 +255,26 @@ class CanaryDriver:
                 return spent_s
 
     async def _act(self, action: Action) -> None:
+        consequences, admitting = self._consequences, self._admitting
         match action:
             case TakeOut(worker_id, sentence):
-                self._note(worker_id, sentence)
-                if worker_id in self._admitting:
+                self._findings.note(worker_id, sentence)
+                if worker_id in admitting:
                     self._refused[worker_id] = sentence
-                else:
-                    await self._controller.take_out(worker_id, sentence)
+                elif consequences is not None:
+                    await consequences.take_out(worker_id, sentence)
             case RefuseLink(prefill_id, decode_id, sentence):
-                self._note(decode_id, sentence)
-                await self._controller.publish()
-                await self._controller.forget_kv([decode_id])
-                self._controller.say(f"{prefill_id} → {decode_id}", "refused", sentence)
+                self._findings.note(decode_id, sentence)
+                if consequences is not None:
+                    await consequences.refuse_link(prefill_id, decode_id, sentence)
             case AcceptLink(prefill_id, decode_id):
-                self._note(decode_id, f"the link {prefill_id} -> {decode_id} gives right answers again")
-                await self._controller.publish()
+                self._findings.note(decode_id, f"the link {prefill_id} -> {decode_id} gives right answers again")
+                await self._pool.publish()
             case Undecided(worker_ids, sentence):
                 for worker_id in worker_ids:
-                    if worker_id in self._admitting:
+                    if worker_id in admitting:
                         self._refused[worker_id] = sentence
-                self._note(worker_ids[0], sentence)
-
-    def _note(self, worker_id: str, sentence: str) -> None:
-        log.error("%s", sentence)
-        if not self._findings or self._findings[-1].sentence != sentence:
-            self._findings.append(cluster_pb2.CanaryFinding(unix_s=time.time(), worker_id=worker_id, sentence=sentence))
-
-    # --- what is told -----------------------------------------------------------------------------------------
-
-    def report(self) -> cluster_pb2.CanaryReport | None:
-        """What gateways tell of it; None where it is off."""
-        if not self._settings.enabled:
-            return None
-        now_s, to_unix_s = time.monotonic(), time.time() - time.monotonic()
-        return cluster_pb2.CanaryReport(
-            workers=[
-                cluster_pb2.CanaryStatus(
-                    worker_id=worker_id,
-                    runs=record.runs,
-                    failures=record.failures,
-                    cost_ratio=record.share(now_s),
-                    last_ok_unix_s=record.last_ok_s + to_unix_s if record.last_ok_s is not None else 0.0,
-                    deviation_nat=record.nat,
-                    largest_right_nat=record.largest_right_nat,
-                )
-                for worker_id, record in sorted(self.core.workers.items())
-            ],
-            findings=list(self._findings),
-            has_reference=self.core.reference is not None,
-            tolerance_nat=self.core.tolerance_nat,
-        )
+                self._findings.note(worker_ids[0], sentence)
 
 
 def _name(run: Run) -> str:
