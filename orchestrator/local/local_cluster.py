@@ -11,8 +11,9 @@ import logging
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -23,6 +24,7 @@ from cluster.spec.config import ClusterSpec
 from orchestrator.controller.controller import Controller
 from orchestrator.controller.worker_launch import Progress
 from orchestrator.local.gateway_group import GatewayGroup
+from orchestrator.local.process_end import descendants, end_processes, marks_of, remove_openmp_segments
 from orchestrator.local.state_file import ClusterState, ProcessMark, cluster_folder, read_state
 
 log = logging.getLogger("baton.up")
@@ -47,6 +49,30 @@ async def run(
     Raises:
         ServingError: it could not start; what had started is stopped.
     """
+    state = _claim(spec, spec_path)
+    stop = _stop_event(state, starter_fd)
+    cluster = _LocalCluster(spec, spec_path, state, address, on_progress)
+    try:
+        # These two start processes, and are not interrupted: one that nobody knows of would stay.
+        await cluster.start_ray()
+        await cluster.start_gateways()
+        await _until(stop, cluster.serve())
+        on_ready(state)
+        await _until(stop, cluster.keep_gateways())
+    except _Stopped:
+        pass
+    except BaseExceptionGroup as group:
+        raise _first(group) from group
+    finally:
+        await cluster.stop()
+
+
+def _claim(spec: ClusterSpec, spec_path: Path) -> ClusterState:
+    """Write down that this process runs the cluster; what an earlier one left is ended.
+
+    Raises:
+        ConfigError: the cluster runs.
+    """
     old = read_state(spec.name)
     if old is not None and old.is_alive():
         raise ConfigError(f"cluster {spec.name} runs already (process {old.controller.pid}); `baton down` ends it")
@@ -58,6 +84,11 @@ async def run(
         spec.name, "starting", mark, str(spec_path), spec.gateway.host, tls=spec.security.tls is not None
     )
     state.save()
+    return state
+
+
+def _stop_event(state: ClusterState, starter_fd: int | None) -> asyncio.Event:
+    """Set at SIGINT and SIGTERM, and once ``starter_fd`` is readable before the cluster is ready."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -71,66 +102,112 @@ async def run(
                 stop.set()
 
         loop.add_reader(starter_fd, starter_ended)
-    plans = worker_plans(spec)
-    resources = {pool.node_resource: 1.0 for _, pool in spec.pools.items() if pool.node_resource}
-    min_cpus = sum(plan.total.get("CPU", 0.0) for plan in plans)
-    if spec.autoscaling.enabled:
-        min_cpus += sum((pool.most_replicas - pool.replicas) * pool.cpus_per_worker for _, pool in spec.pools.items())
-    runtime = RayRuntime(address, local_resources=resources, min_cpus=min_cpus)
-    folder = cluster_folder(spec.name)
-    controller = Controller(spec, runtime, on_progress=on_progress, log_folder=folder)
-    gateways: GatewayGroup | None = None
-    try:
-        on_progress("ray", "joining" if address else "starting", address or "on this machine")
+    return stop
+
+
+class _LocalCluster:
+    """Owns Ray, controller and gateways of one cluster, and the state file that says what to end.
+
+    Args:
+        spec: The cluster.
+        spec_path: Its file, for the gateways to read.
+        state: Of the file; kept up to date.
+        address: Ray cluster to join; None starts one.
+        on_progress: Called at each stage.
+    """
+
+    def __init__(
+        self, spec: ClusterSpec, spec_path: Path, state: ClusterState, address: str | None, on_progress: Progress
+    ) -> None:
+        self._spec = spec
+        self._spec_path = spec_path
+        self._state = state
+        self._address = address
+        self._progress = on_progress
+        self._folder = cluster_folder(spec.name)
+        resources = {pool.node_resource: 1.0 for _, pool in spec.pools.items() if pool.node_resource}
+        self._runtime = RayRuntime(address, local_resources=resources, min_cpus=_min_cpus(spec))
+        self._controller = Controller(spec, self._runtime, on_progress=on_progress, log_folder=self._folder)
+        self._gateways: GatewayGroup | None = None
+
+    async def start_ray(self) -> None:
+        """Start Ray, or join it."""
+        state, runtime = self._state, self._runtime
+        self._progress("ray", "joining" if self._address else "starting", self._address or "on this machine")
         await asyncio.to_thread(runtime.start)
         state.ray_folder = str(runtime.session_folder or "")
         state.node_address = runtime.own_address
-        state.processes = _marks(runtime.pids)
+        state.processes = marks_of(runtime.pids)
         state.save()
-        on_progress("ray", "ready", "")
-        registry = await controller.serve_registry(spec.gateway.host if address else "127.0.0.1")
-        state.registry = registry
-        gateways = GatewayGroup(spec.gateway, spec_path, registry, folder, on_progress)
-        await gateways.start()
-        await _until(stop, controller.start())
-        await _until(stop, gateways.ready())
-        state.gateways = gateways.ports
+        self._progress("ray", "ready", "")
+
+    async def start_gateways(self) -> None:
+        """Start the registry, and the gateways that follow it."""
+        spec = self._spec
+        registry = await self._controller.serve_registry(spec.gateway.host if self._address else "127.0.0.1")
+        self._state.registry = registry
+        self._gateways = GatewayGroup(spec.gateway, self._spec_path, registry, self._folder, self._progress)
+        await self._gateways.start()
+
+    async def serve(self) -> None:
+        """Start the workers; return once requests can be served."""
+        assert self._gateways is not None
+        state = self._state
+        await self._controller.start()
+        await self._gateways.ready()
+        state.gateways = self._gateways.ports
         state.phase = "ready"
+        self._note_processes()
+        self._progress("gateway", "ready", f"gRPC {state.callers_grpc_address}, HTTP {state.callers_http_url}")
 
-        def note_processes() -> None:
-            assert gateways is not None
-            state.processes = _marks([*gateways.pids, *_descendants([*runtime.pids, *controller.worker_pids])])
-            state.save()
+    async def keep_gateways(self) -> None:
+        """Start gateways again that die, for ever.
 
-        note_processes()
-        on_progress("gateway", "ready", f"gRPC {state.callers_grpc_address}, HTTP {state.callers_http_url}")
-        on_ready(state)
-        await _until(stop, gateways.watch(note_processes))
-    except _Stopped:
-        pass
-    except BaseExceptionGroup as group:
-        raise _first(group) from group
-    finally:
-        state.phase = "stopping"
-        state.save()
-        on_progress("cluster", "stopping", "")
-        pids = _descendants([*runtime.pids, *controller.worker_pids])
-        if gateways is not None:
-            await gateways.stop()
-        await controller.stop()
-        await asyncio.to_thread(runtime.stop)
+        Raises:
+            WorkerDied: one dies again and again.
+        """
+        assert self._gateways is not None
+        await self._gateways.watch(self._note_processes)
+
+    async def stop(self) -> None:
+        """Stop everything; what does not end by itself is ended."""
+        self._state.phase = "stopping"
+        self._state.save()
+        self._progress("cluster", "stopping", "")
+        pids = self._pids()
+        if self._gateways is not None:
+            await self._gateways.stop()
+        await self._controller.stop()
+        await asyncio.to_thread(self._runtime.stop)
         # Ray's agents and a killed engine core may outlive their parents by some seconds.
-        _end_processes(_marks(pids), grace_s=3)
-        _remove_openmp_segments(pids)
-        state.remove()
-        on_progress("cluster", "stopped", "")
+        end_processes(marks_of(pids), grace_s=3)
+        remove_openmp_segments(pids)
+        self._state.remove()
+        self._progress("cluster", "stopped", "")
+
+    def _pids(self) -> list[int]:
+        """Processes of Ray and the workers."""
+        return descendants([*self._runtime.pids, *self._controller.worker_pids])
+
+    def _note_processes(self) -> None:
+        assert self._gateways is not None
+        self._state.processes = marks_of([*self._gateways.pids, *self._pids()])
+        self._state.save()
+
+
+def _min_cpus(spec: ClusterSpec) -> float:
+    """Logical CPUs that the cluster may ask for, those of workers that the autoscaler may start included."""
+    cpus = sum(plan.total.get("CPU", 0.0) for plan in worker_plans(spec))
+    if spec.autoscaling.enabled:
+        cpus += sum((pool.most_replicas - pool.replicas) * pool.cpus_per_worker for _, pool in spec.pools.items())
+    return cpus
 
 
 class _Stopped(Exception):
-    """A signal came while starting."""
+    """A signal came while starting or serving."""
 
 
-async def _until(stop: asyncio.Event, work):  # type: ignore[no-untyped-def]
+async def _until(stop: asyncio.Event, work: Awaitable[Any]) -> None:
     """Await ``work`` unless a signal comes first."""
     task = asyncio.ensure_future(work)
     waiting = asyncio.create_task(stop.wait())
@@ -141,11 +218,11 @@ async def _until(stop: asyncio.Event, work):  # type: ignore[no-untyped-def]
         with contextlib.suppress(asyncio.CancelledError, Exception):
             await task
         raise _Stopped
-    return task.result()
+    task.result()
 
 
 def _first(group: BaseExceptionGroup) -> BaseException:
-    """The most telling error of a group."""
+    """The error of a group that says most."""
     errors = [error for error in _leaves(group) if not isinstance(error, asyncio.CancelledError)]
     return next((error for error in errors if isinstance(error, ServingError)), errors[0] if errors else group)
 
@@ -156,49 +233,11 @@ def _leaves(error: BaseException) -> list[BaseException]:
     return [error]
 
 
-# --- the end ----------------------------------------------------------------------------------------------------
-
-
-def _marks(pids: list[int]) -> list[ProcessMark]:
-    return [mark for pid in dict.fromkeys(pids) if (mark := ProcessMark.of(pid))]
-
-
-def _descendants(pids: list[int]) -> list[int]:
-    """The processes and all their children: an engine core is a child of its worker."""
-    found: list[int] = []
-    for pid in pids:
-        with contextlib.suppress(psutil.Error):
-            process = psutil.Process(pid)
-            found += [pid, *(child.pid for child in process.children(recursive=True))]
-    return found
-
-
-def _end_processes(marks: list[ProcessMark], *, grace_s: float) -> None:
-    """End exactly these processes: asked first, then forced."""
-    alive = [process for mark in marks if (process := mark.process())]
-    for process in alive:
-        with contextlib.suppress(psutil.Error):
-            process.terminate()
-    _, rest = psutil.wait_procs(alive, timeout=grace_s)
-    for process in rest:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(rest, timeout=grace_s)
-
-
-def _remove_openmp_segments(pids: list[int]) -> None:
-    """Intel's OpenMP registers each process in shared memory and forgets that when the process is killed."""
-    for pid in pids:
-        if not psutil.pid_exists(pid):
-            for path in Path("/dev/shm").glob(f"__KMP_REGISTERED_LIB_{pid}_*"):
-                path.unlink(missing_ok=True)
-
-
 def end(state: ClusterState) -> bool:
     """End a cluster from another process; returns whether there was anything to end.
 
-    The controller is asked first and cleans up itself. What is left after that, or after the controller was killed,
-    is ended by the process marks in the state file.
+    The controller gets a signal first and cleans up itself. What is left after that, or after the controller was
+    killed, is ended by the process marks in the state file.
     """
     controller = state.controller.process()
     something = controller is not None
@@ -208,8 +247,8 @@ def end(state: ClusterState) -> bool:
     left = [mark for mark in [state.controller, *state.processes] if mark.process()]
     if left:
         something = True
-        _end_processes(_marks(_descendants([mark.pid for mark in left])), grace_s=5)
-    _remove_openmp_segments([mark.pid for mark in state.processes])
+        end_processes(marks_of(descendants(mark.pid for mark in left)), grace_s=5)
+    remove_openmp_segments(mark.pid for mark in state.processes)
     if state.ray_folder:
         shutil.rmtree(state.ray_folder, ignore_errors=True)
     state.remove()
