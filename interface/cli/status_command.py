@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 
 from google.protobuf.json_format import MessageToDict
 from rich.console import Console, Group, RenderableType
@@ -65,35 +65,44 @@ def _show(
 
 def render(current: cluster_pb2.Status) -> Group:
     """Tables of one status."""
+    parts: list[RenderableType] = [_head(current), "", _worker_table(current.workers)]
+    if current.pairs:
+        parts += ["", _pair_table(current.pairs)]
+    if current.HasField("canary"):
+        parts += ["", *canary_lines(current.canary)]
+    if current.HasField("scaling"):
+        parts += ["", *_scaling(current.scaling)]
+    return Group(*parts)
+
+
+def _head(current: cluster_pb2.Status) -> Text:
     requests = current.requests
-    head = Text.assemble(
+    return Text.assemble(
         (current.cluster, "bold"),
         f"  {current.model}  up {_duration(current.uptime_s)}   "
         f"queued {requests.queued}  prefilling {requests.prefilling}  decoding {requests.decoding}   "
         f"finished {requests.finished}  failed {requests.failed}  rejected {requests.rejected}  "
         f"preempted {requests.preempted}",
     )
-    workers = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in (
-        "worker",
-        "role",
-        "state",
-        "running",
-        "waiting",
-        "KV used",
-        "reserved",
-        "prompt",
-        "output",
-        "preempted",
-        "on",
+
+
+def _table(headings: Iterable[str], *, right: Collection[str] = ()) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading in right else "left")
+    return table
+
+
+def _worker_table(workers: Iterable[cluster_pb2.WorkerStatus]) -> Table:
+    counts = ("running", "waiting", "prompt", "output", "preempted")
+    headings = (
+        "worker", "role", "state", "running", "waiting", "KV used", "reserved", "prompt", "output", "preempted", "on",
         "address",
-    ):
-        workers.add_column(
-            heading, justify="right" if heading in ("running", "waiting", "prompt", "output", "preempted") else "left"
-        )
-    for worker in current.workers:
+    )  # fmt: skip
+    table = _table(headings, right=counts)
+    for worker in workers:
         state = cluster_pb2.WorkerState.Name(worker.state).removeprefix("WORKER_STATE_").lower()
-        workers.add_row(
+        table.add_row(
             worker.worker_id,
             cluster_pb2.Role.Name(worker.role).removeprefix("ROLE_").lower(),
             Text(state, style=_COLOURS.get(state, "")),
@@ -107,12 +116,14 @@ def render(current: cluster_pb2.Status) -> Group:
             f"{worker.accelerator} {worker.node}{' spot' if worker.spot else ''}",
             worker.address,
         )
-    pairs = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in ("pair", "transport", "handoffs", "KV moved", "mean rate", "handshake"):
-        pairs.add_column(heading)
-    for pair in current.pairs:
+    return table
+
+
+def _pair_table(pairs: Iterable[cluster_pb2.PairStatus]) -> Table:
+    table = _table(("pair", "transport", "handoffs", "KV moved", "mean rate", "handshake"))
+    for pair in pairs:
         rate = f"{pair.bytes / pair.transfer_s / 2**30:.2f} GiB/s" if pair.transfer_s else "-"
-        pairs.add_row(
+        table.add_row(
             f"{pair.prefill} → {pair.decode}",
             Text.assemble(pair.transport, ("  refused", "red")) if pair.refused else pair.transport,
             str(pair.handoffs),
@@ -120,14 +131,7 @@ def render(current: cluster_pb2.Status) -> Group:
             rate,
             f"{pair.handshake_s * 1000:.0f} ms",
         )
-    parts: list[RenderableType] = [head, "", workers]
-    if current.pairs:
-        parts += ["", pairs]
-    if current.HasField("canary"):
-        parts += ["", *canary_lines(current.canary)]
-    if current.HasField("scaling"):
-        parts += ["", *_scaling(current.scaling)]
-    return Group(*parts)
+    return table
 
 
 def canary_lines(canary: cluster_pb2.CanaryReport, now_unix_s: float | None = None) -> list[RenderableType]:
