@@ -1,10 +1,13 @@
-"""The queue before the workers; all queueing happens here. Pure: time is an argument.
+"""The queue before the workers, live and simulated; all queueing happens here. Pure: time is an argument.
 
 Higher priority first, strictly. Within a priority, tenants share by weight (`fair_share`). Within a tenant, the
-earliest deadline first, then the earliest arrival. A request that made way for another waits behind all others of its
+earliest deadline first, then the earliest arrival. A request that was preempted waits behind all others of its
 priority. The queue is bounded: when it is full, a newcomer takes the place of the last request of a lower priority, or
 of a tenant of its own priority that holds more than its share of places; else it is refused. It is refused, too, when
 at the rate at which the queue moves it would not be placed by its deadline.
+
+That is `Discipline.FAIR`, which gateways run. `Discipline.PLAIN` leaves tenants, displacement and the forecast of the
+wait out; simulations run it unless their scenario says otherwise.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Generic, TypeVar
 
 from cluster.errors import RequestRejected
@@ -24,6 +28,19 @@ MIN_RETRY_AFTER_S = 1.0
 MAX_RETRY_AFTER_S = 60.0
 ENOUGH_GAPS = 8
 """Departures that must have been seen before a deadline is held against the queue's rate."""
+
+
+class Discipline(StrEnum):
+    """How a queue is ordered and bounded.
+
+    FAIR: as the module says. One that was admitted before (`AdmissionQueue.push`, ``again``) goes before all of its
+    priority, first come first served, and does not count against the bound.
+    PLAIN: one line a priority, whatever the tenant. One that was admitted before keeps the place of its deadline, the
+    last one back first among equals, and counts. A full queue refuses every newcomer.
+    """
+
+    FAIR = "fair"
+    PLAIN = "plain"
 
 
 @dataclass(order=True, slots=True)
@@ -39,42 +56,45 @@ class _Entry(Generic[Item]):
 
 
 class _Level(Generic[Item]):
-    """Requests of one priority."""
+    """Requests of one priority; ``again_first``: those admitted before go before all others."""
 
-    def __init__(self, share: FairShare) -> None:
+    def __init__(self, share: FairShare, again_first: bool) -> None:
         self.share = share
+        self.again_first = again_first
+        self.size = 0
         self.again: list[_Entry[Item]] = []
         self.waiting: dict[str, list[_Entry[Item]]] = {}
-        self.made_way: list[_Entry[Item]] = []
+        self.preempted: list[_Entry[Item]] = []
 
     def __iter__(self) -> Iterator[_Entry[Item]]:
         yield from self.again
         for entries in self.waiting.values():
             yield from entries
-        yield from self.made_way
-
-    def __bool__(self) -> bool:
-        return bool(self.again or self.waiting or self.made_way)
+        yield from self.preempted
 
     def head(self) -> _Entry[Item]:
         if self.again:
             return self.again[0]
         if not self.waiting:
-            return self.made_way[0]
+            return self.preempted[0]
         heads = (entries[0] for entries in self.waiting.values())
+        if len(self.waiting) == 1:
+            return next(heads)
         return min(heads, key=lambda entry: (self.share.start_tag(entry.tenant), entry))
 
     def add(self, entry: _Entry[Item]) -> None:
+        self.size += 1
         if entry.waits_for_room:
-            self.made_way.append(entry)
-        elif entry.again:
+            self.preempted.append(entry)
+        elif entry.again and self.again_first:
             self.again.append(entry)
         else:
             bisect.insort(self.waiting.setdefault(entry.tenant, []), entry)
 
     def discard(self, entry: _Entry[Item]) -> None:
-        if entry.again:
-            (self.made_way if entry.waits_for_room else self.again).remove(entry)
+        self.size -= 1
+        if entry.waits_for_room or (entry.again and self.again_first):
+            (self.preempted if entry.waits_for_room else self.again).remove(entry)
             return
         entries = self.waiting[entry.tenant]
         del entries[bisect.bisect_left(entries, entry)]
@@ -99,6 +119,7 @@ class AdmissionQueue(Generic[Item]):
     Args:
         max_queued: Most requests that wait; those that were admitted before (``again``) do not count against it.
         weight_of: Weight of a tenant, above 0.
+        discipline: Its order and bound.
 
     Example:
         >>> queue = AdmissionQueue[str](max_queued=2)
@@ -110,13 +131,21 @@ class AdmissionQueue(Generic[Item]):
         'batch'
     """
 
-    def __init__(self, max_queued: int, weight_of: Callable[[str], float] = lambda _: 1.0) -> None:
+    def __init__(
+        self,
+        max_queued: int,
+        weight_of: Callable[[str], float] = lambda _: 1.0,
+        discipline: Discipline = Discipline.FAIR,
+    ) -> None:
+        self.discipline = discipline
+        self._fair = discipline is Discipline.FAIR
         self._max_queued = max_queued
         self._weight_of = weight_of
         self._levels: dict[int, _Level[Item]] = {}  # of those priorities at which somebody waits
         self._shares: dict[int, FairShare] = {}
         self._entries: dict[Item, _Entry[Item]] = {}
-        self._made_way = 0
+        self._preempted = 0
+        self._fresh = 0  # never admitted before
         self._arrivals = 0
         self._gaps_s: deque[float] = deque(maxlen=64)
         self._since_s = -math.inf
@@ -127,16 +156,38 @@ class AdmissionQueue(Generic[Item]):
     def __contains__(self, item: Item) -> bool:
         return item in self._entries
 
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self._entries)
+
     @property
     def head(self) -> Item | None:
         """The request to be placed next; None if nobody waits."""
         return self._levels[max(self._levels)].head().item if self._levels else None
 
-    def goes_first(self, priority: int) -> bool:
-        """Whether a newcomer of this priority need not wait for anybody: at most those that made way wait behind it."""
-        if len(self._entries) > self._made_way:
+    def goes_first(self, priority: int, *, waits_for_room: bool = False) -> bool:
+        """Whether a newcomer of this priority need not wait for anybody: at most preempted ones wait behind it.
+
+        Args:
+            priority: Its priority.
+            waits_for_room: It was preempted itself. It needs an empty queue.
+        """
+        if not self._fair:
+            return False  # all go through the queue
+        if waits_for_room:
+            return not self._entries
+        if len(self._entries) > self._preempted:
             return False
         return not self._levels or max(self._levels) <= priority
+
+    def check_wait(self, item: Item) -> None:
+        """PLAIN: take a newcomer that was not placed at once out again where none may wait.
+
+        Raises:
+            RequestRejected: so it was.
+        """
+        if not self._max_queued and item in self._entries:
+            self.remove(item)
+            raise self._full()
 
     def push(
         self,
@@ -160,27 +211,30 @@ class AdmissionQueue(Generic[Item]):
             deadline_s: When its last token is due.
             now_s: The time, on the deadline's clock.
             again: It was admitted before and lost its worker, so it goes first and is never refused.
-            waits_for_room: It was admitted before and made way, so it goes last and is never refused.
+            waits_for_room: It was admitted before and was preempted, so it goes last and is never refused.
 
         Raises:
             RequestRejected: the queue is full, or would not place it by its deadline.
         """
         again = again or waits_for_room
-        entry = _Entry(deadline_s, self._arrivals, item, tenant, priority, cost_tokens, again, waits_for_room)
         self._arrivals += 1
+        first = again and not self._fair  # before its equals
+        order = -self._arrivals if first else self._arrivals
+        line = tenant if self._fair else ""
+        entry = _Entry(deadline_s, order, item, line, priority, cost_tokens, again, waits_for_room)
         if again:
             self._insert(entry, now_s)
             return None
         displaced = None
-        if sum(not waiting.again for waiting in self._entries.values()) >= self._max_queued:
+        if not self._fair:
+            if len(self._entries) >= max(1, self._max_queued):
+                raise self._full()
+        elif self._fresh >= self._max_queued:
             displaced = self._to_displace(priority, tenant)
             if displaced is None:
-                raise RequestRejected(
-                    f"the queue is full ({self._max_queued} requests wait); retry later",
-                    retry_after_s=self.retry_after_s(),
-                )
+                raise self._full()
         self._insert(entry, now_s)
-        wait_s = self._expected_wait_s(entry)
+        wait_s = self._expected_wait_s(entry) if self._fair else 0.0
         if wait_s > 0 and now_s + wait_s > deadline_s:
             self.remove(item)
             raise RequestRejected(
@@ -210,41 +264,59 @@ class AdmissionQueue(Generic[Item]):
         """Take a request out, wherever it is; harmless if it is not in."""
         entry = self._entries.pop(item, None)
         if entry is not None:
-            self._made_way -= entry.waits_for_room
+            self._preempted -= entry.waits_for_room
+            self._fresh -= not entry.again
             level = self._levels[entry.priority]
             level.discard(entry)
-            if not level:
+            if not level.size:
                 del self._levels[entry.priority]
 
     def charge(self, tenant: str, cost_tokens: float, *, priority: int) -> None:
         """Charge a tenant for a request that did not have to wait."""
-        self._share(priority).charge(tenant, cost_tokens)
+        if self._fair:
+            self._share(priority).charge(tenant, cost_tokens)
 
     def settle(self, tenant: str, more_tokens: float, *, priority: int) -> None:
         """A request took this many tokens more (below 0: fewer) than it was charged."""
-        self._share(priority).settle(tenant, more_tokens)
+        if self._fair:
+            self._share(priority).settle(tenant, more_tokens)
 
     def retry_after_s(self) -> float:
         """Seconds until the queue has likely moved on by its own length."""
-        return _bounded((len(self._entries) - self._made_way + 1) * self._gap_s())
+        return _bounded((len(self._entries) - self._preempted + 1) * self._gap_s())
+
+    def displaced_error(self) -> RequestRejected:
+        """What ends a request whose place another one took (`push`)."""
+        return RequestRejected(
+            "the queue is full, and a request of a higher priority or of a tenant with fewer places took this one's; "
+            "retry later",
+            retry_after_s=self.retry_after_s(),
+            reason="displaced",
+        )
 
     # --- pieces ---------------------------------------------------------------------------------------------
+
+    def _full(self) -> RequestRejected:
+        return RequestRejected(
+            f"the queue is full ({self._max_queued} requests wait); retry later", retry_after_s=self.retry_after_s()
+        )
 
     def _share(self, priority: int) -> FairShare:
         return self._shares.setdefault(priority, FairShare(self._weight_of))
 
     def _insert(self, entry: _Entry[Item], now_s: float) -> None:
-        if len(self._entries) == self._made_way:
+        if len(self._entries) == self._preempted:
             self._since_s = now_s  # an idle queue says nothing of how fast a busy one moves
         self._entries[entry.item] = entry
-        self._made_way += entry.waits_for_room
+        self._preempted += entry.waits_for_room
+        self._fresh += not entry.again
         if entry.priority not in self._levels:
-            self._levels[entry.priority] = _Level(self._share(entry.priority))
+            self._levels[entry.priority] = _Level(self._share(entry.priority), again_first=self._fair)
         self._levels[entry.priority].add(entry)
 
     def _to_displace(self, priority: int, tenant: str) -> _Entry[Item] | None:
-        """Who makes room: the last request of whoever holds most, of a lower priority or of more than its share."""
-        lowest = min((entry.priority for entry in self._entries.values() if not entry.again), default=priority)
+        """The last request of the tenant that holds most, if of a lower priority or of more than its share."""
+        lowest = min((at for at, level in self._levels.items() if level.waiting), default=priority)
         if lowest > priority:
             return None
         waiting = self._levels[lowest].waiting if lowest in self._levels else {}
@@ -259,7 +331,7 @@ class AdmissionQueue(Generic[Item]):
         """Seconds until ``entry`` is placed, by what was seen lately; 0 while that is not enough to tell."""
         if len(self._gaps_s) < ENOUGH_GAPS:
             return 0.0
-        above = sum(waiting.priority > entry.priority for waiting in self._entries.values())
+        above = sum(level.size for priority, level in self._levels.items() if priority > entry.priority)
         return (above + self._levels[entry.priority].ahead_of(entry) + 1) * self._gap_s()
 
     def _gap_s(self) -> float:

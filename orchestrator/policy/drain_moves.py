@@ -13,6 +13,10 @@ from enum import StrEnum
 from cluster.spec.config import Role
 from orchestrator.policy.router import WorkerView
 
+DRAIN_TICK_S = 0.05
+"""Time between two decisions while a worker drains: a move takes some 0.1 s on two cores, so the next one begins soon
+after."""
+
 
 class Hold(StrEnum):
     """What of a request is on the draining worker.

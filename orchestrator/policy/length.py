@@ -1,8 +1,11 @@
-"""How long an output may be expected to get, from the lengths seen lately. Pure."""
+"""How long an output is expected to get, from the lengths seen lately. Pure; gateways reserve KV by it."""
 
 from __future__ import annotations
 
 from collections import deque
+
+FORECAST_QUANTILE = 0.9
+"""Share of requests that make no more than what is reserved for them."""
 
 
 class RecentLengths:
@@ -32,3 +35,18 @@ class RecentLengths:
             return self._prior_tokens
         ordered = sorted(self._lengths)
         return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
+
+    def expected_tokens(self, max_tokens: int) -> int:
+        """Output that a request of this limit is expected to have, before it has any."""
+        return min(max_tokens, self.quantile(FORECAST_QUANTILE))
+
+    def remaining_tokens(self, max_tokens: int, made_tokens: int, at_least_tokens: int) -> int:
+        """Output still to come of one that has made so much: a block's worth at least, unless its limit is nearer.
+
+        Example:
+            >>> lengths = RecentLengths(prior_tokens=512)
+            >>> [lengths.remaining_tokens(600, made, 16) for made in (0, 500, 590)]
+            [512, 16, 10]
+        """
+        usual = self.quantile(FORECAST_QUANTILE) - made_tokens
+        return min(max_tokens - made_tokens, max(usual, at_least_tokens))

@@ -1,4 +1,5 @@
-"""Who makes way when KV has run out and more is on its way: preemption by recompute, the last resort. Pure."""
+"""Preemption by recompute, the last resort when KV has run out and more is on its way: when, of which request, and when
+that one may come back. Pure; gateways and the simulator decide by it alike."""
 
 from __future__ import annotations
 
@@ -6,19 +7,24 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.spec.config import Role
-from orchestrator.policy.router import WorkerView
+from orchestrator.policy.router import WorkerView, holders_among
 
 RESUME_MARGIN = 0.05
-"""Share of a worker's KV left to newcomers when one that made way comes back while the pool is growing."""
+"""Share of a worker's KV left to newcomers when a preempted request comes back while the pool is growing."""
 TAKE_BACK_EVERY_S = 6.0
 """Seconds between two that come back to one worker. Reading a long trace again is one or two long steps, and a slow gap
 in all others on the worker: about one gap in seventy, where objectives allow one in twenty and prompts that the worker
 reads for a crowded prefill pool need the rest."""
+RESAMPLE_S = 0.1
+"""Pause after all running requests were tried and none may be preempted: a busy gateway has an occasion every
+millisecond."""
+SLACK_S = 1e-9
+"""Times are sums of others: a timer set for the moment at which something may happen must find that it may."""
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """One decoding request. ``blocks`` are those it would free; ``preempted``: it made way before, and not again."""
+    """One decoding request. ``blocks`` are those it would free; ``preempted``: it was before, and is not again."""
 
     request: int
     worker_id: str
@@ -26,6 +32,34 @@ class Running:
     blocks: int
     generated_tokens: int
     preempted: bool
+
+
+def patience_is_over(now_s: float, since_s: float | None, patience_s: float | None) -> bool:
+    """Whether a request has been without room for long enough that another is preempted for it.
+
+    Args:
+        now_s: The time.
+        since_s: Since when it finds no room; None: it has not been tried yet.
+        patience_s: Seconds it is to wait; None: no request is ever preempted.
+
+    Example:
+        >>> patience_is_over(5.0, 3.0, 2.0), patience_is_over(4.9, 3.0, 2.0), patience_is_over(9.0, 3.0, None)
+        (True, False, False)
+    """
+    return since_s is not None and patience_s is not None and now_s >= since_s + patience_s - SLACK_S
+
+
+def preempt_for(
+    need_blocks: int,
+    priority: int,
+    workers: Sequence[WorkerView],
+    running: Iterable[Running],
+    *,
+    local_prefill_below_tokens: int = 0,
+) -> Running | None:
+    """`victim` on the workers on which the newcomer could decode."""
+    holders = holders_among(workers, local_prefill_below_tokens)
+    return victim(need_blocks, priority, {each.worker_id: each.headroom_blocks for each in holders}, running)
 
 
 def victim(
@@ -38,7 +72,7 @@ def victim(
 
     Args:
         need_blocks: Prompt and what the newcomer will grow by.
-        priority: Of the newcomer; none of a higher one makes way for it.
+        priority: Of the newcomer; none of a higher one is preempted for it.
         headroom_blocks: Of every worker that takes requests.
         running: All that decode.
 
@@ -66,7 +100,7 @@ def victim(
 def may_take_back(
     workers: Sequence[WorkerView], need_blocks: int, *, growing: bool, resting: Container[str] = ()
 ) -> list[WorkerView]:
-    """The workers to which a request that made way may come back, out of all.
+    """The workers to which a preempted request may come back, out of all.
 
     While a worker is on its way, only where newcomers keep room: else it would be let in at the first block freed and
     the next newcomer would drive out another. And only where no prompt is being read, and none came back to just now
@@ -90,3 +124,31 @@ def may_take_back(
             and worker.headroom_blocks >= need_blocks + (RESUME_MARGIN * worker.total_blocks if growing else 0)
         )
     ]
+
+
+class TakeBacks:
+    """Owns when a preempted request last came back to each worker.
+
+    Example:
+        >>> backs = TakeBacks()
+        >>> backs.came_back("d0", 10.0)
+        >>> [backs.resting(now_s) for now_s in (10.0, 15.9, 16.0)]
+        [{'d0'}, {'d0'}, set()]
+    """
+
+    def __init__(self) -> None:
+        self._came_s: dict[str, float] = {}
+
+    def came_back(self, worker_id: str, now_s: float) -> None:
+        """One came back to a worker; the next may `TAKE_BACK_EVERY_S` later, and is to be tried then."""
+        self._came_s[worker_id] = now_s
+
+    def resting(self, now_s: float) -> set[str]:
+        """Workers to which none may come back at present."""
+        return {name for name, came_s in self._came_s.items() if now_s < came_s + TAKE_BACK_EVERY_S - SLACK_S}
+
+    def open_workers(
+        self, workers: Sequence[WorkerView], need_blocks: int, *, growing: bool, now_s: float
+    ) -> list[WorkerView]:
+        """`may_take_back` at this time."""
+        return may_take_back(workers, need_blocks, growing=growing, resting=self.resting(now_s))

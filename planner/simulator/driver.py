@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from cluster.errors import ServingError, TransferBroken, WorkerDied
+from cluster.errors import RequestRejected, ServingError, TransferBroken, WorkerDied
 from kv_transfer.ticket import HandoffTicket, TicketBook
 from orchestrator.request import lifecycle as lc
 from planner.simulator.fleet import Fleet, Worker
@@ -29,6 +29,10 @@ class RequestOwner(Protocol):
 
     def freed(self) -> None:
         """KV was given back: who waits may have room."""
+        ...
+
+    def prompt_read(self) -> None:
+        """A worker has read a prompt and decodes it."""
         ...
 
     def placement_asked(self, flight: Flight) -> None:
@@ -120,7 +124,8 @@ class LegDriver:
                 flight.avoid = action.avoid
                 self._owner.placement_asked(flight)
             case lc.Fail():
-                columns["outcome"][index] = Outcome.FAILED
+                rejected = isinstance(action.error, RequestRejected)  # it had waited, and lost its place
+                columns["outcome"][index] = Outcome.REJECTED if rejected else Outcome.FAILED
                 self._over(flight)
 
     def _start_leg(self, flight: Flight, action: lc.StartLeg) -> None:
@@ -202,6 +207,7 @@ class LegDriver:
         flight.last_token_s = leg.last_token_s
         self._hit(leg)
         self._tell(flight, leg, "")
+        self._owner.prompt_read()
 
     def leg_over(self, leg: Leg) -> None:
         """A leg made its last token."""

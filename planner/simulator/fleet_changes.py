@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cluster.spec.config import DrainSettings, Role
-from orchestrator.policy.drain_moves import HeldRequest, Hold, next_moves
-from orchestrator.policy.router import Wait
+from orchestrator.policy.drain_moves import DRAIN_TICK_S, HeldRequest, Hold, next_moves
+from orchestrator.policy.router import Wait, is_batch
 from orchestrator.policy.scaling_policy import ChangeRole, DrainWorker, MigrateRequest, ScalingAction, StartWorker
 from orchestrator.request import lifecycle as lc
+from orchestrator.request.moving import Moves, hold_of
 from planner.simulator.driver import LegDriver
 from planner.simulator.fleet import Fleet, Worker
 from planner.simulator.flight import Flight
 from planner.simulator.forecast import LengthForecast
+from planner.simulator.gateway import GatewaySpec
 from planner.simulator.kernel import Kernel, Timers
 from planner.simulator.leg import LegState
 from planner.simulator.placing import Placer
 from planner.simulator.records import Records
 
-DRAIN_TICK_S = 0.05
-"""As `orchestrator.gateway.drainer` ticks while a worker drains."""
 MOVES_AT_ONCE = DrainSettings().moves_at_once
 
 
@@ -31,6 +31,7 @@ class FleetChanges:
         kernel: Kernel,
         timers: Timers,
         records: Records,
+        gateway: GatewaySpec,
         fleet: Fleet,
         flights: Mapping[int, Flight],
         driver: LegDriver,
@@ -40,11 +41,13 @@ class FleetChanges:
         self._kernel = kernel
         self._timers = timers
         self._records = records
+        self._gateway = gateway
         self._fleet = fleet
         self._flights = flights
         self._driver = driver
         self._placer = placer
         self._forecast = forecast
+        self._moves = Moves()
 
     def apply(self, action: ScalingAction) -> None:
         """Carry out one action.
@@ -68,16 +71,19 @@ class FleetChanges:
                 if worker.role is not action.role:
                     worker.role = action.role
                     self._placer.pump()
+                    if self._gateway.live_rules and action.role is Role.PREFILL:
+                        self._empty(worker)
             case MigrateRequest():
                 flight = self._flights.get(action.request)
                 if flight is not None:
                     self._move(flight, action.target_id)
 
     def _empty(self, worker: Worker) -> None:
-        """Move what decodes on a draining worker, as the gateway would; again later for what could not move yet."""
-        if worker.state != "draining" or self._fleet.settle(worker):
+        """Move what decodes on a worker that is to be emptied; again later for what could not move yet."""
+        if self._is_empty(worker):
             return
-        flights = {str(flight.index): flight for flight in self._flights.values() if _concerned(flight, worker)}
+        self._moves.forget_over({flight.lifecycle.request_id: flight.lifecycle for flight in self._flights.values()})
+        flights = {str(flight.index): flight for flight in self._flights.values() if self._hold(flight, worker)}
         for found in next_moves(
             [self._held(flight, worker) for flight in flights.values()],
             self._fleet.views(),
@@ -86,22 +92,34 @@ class FleetChanges:
             moves_at_once=MOVES_AT_ONCE,
         ):
             self._begin(flights[found.request_id], found.target_id, found.reserve_blocks)
-        if not self._fleet.settle(worker):
+        if not self._is_empty(worker):
             self._timers.at(self._kernel.now_s + DRAIN_TICK_S, lambda _: self._empty(worker))
+
+    def _is_empty(self, worker: Worker) -> bool:
+        """Whether nothing is left to move off a worker that drains, or has become a prefill worker."""
+        if worker.state == "draining":
+            return self._fleet.settle(worker)
+        held = (flight.lifecycle.decode_id == worker.worker_id for flight in self._flights.values())
+        return worker.state != "ready" or worker.role is not Role.PREFILL or not any(held)
+
+    def _hold(self, flight: Flight, worker: Worker) -> Hold | None:
+        life = flight.lifecycle
+        if self._gateway.live_rules:
+            moving = life.request_id in self._moves
+        else:  # off this worker alone: one that comes to it and has its next move ahead of it counts for that
+            moving = life.prefill_id == worker.worker_id and life.moves > 0 and not life.has_output
+        return hold_of(life, worker.worker_id, moving=moving)
 
     def _held(self, flight: Flight, worker: Worker) -> HeldRequest:
         self._driver.tell_progress(flight)
-        life, leg = flight.lifecycle, flight.leg
-        if life.decode_id != worker.worker_id:
-            hold = Hold.MOVING
-        elif life.state is lc.State.PREFILLING:
-            hold = Hold.RESERVED
-        else:
-            running = leg is not None and leg.state is LegState.DECODING
-            hold = Hold.DECODING if running and life.settled else Hold.BUSY
+        leg = flight.leg
+        # One that has landed by what it told just now counts until the next tick.
+        hold = self._hold(flight, worker) or Hold.MOVING
+        if hold is Hold.DECODING and (leg is None or leg.state is not LegState.DECODING):
+            hold = Hold.BUSY  # its engine has preempted it
         known = flight.isl_tokens + flight.generated_tokens
         more = self._forecast.osl_tokens(flight.tenant, flight.isl_tokens, flight.generated_tokens)
-        return HeldRequest(str(flight.index), hold, known, more)
+        return HeldRequest(str(flight.index), hold, known, more, is_batch(flight.priority))
 
     def _move(self, flight: Flight, target_id: str | None) -> None:
         """Begin a migration with the KV. Only a request that decodes and has somewhere to go can."""
@@ -126,13 +144,6 @@ class FleetChanges:
             flight.unreserve()  # the promise alone changes its place
         self._placer.reserve(flight, target, blocks)
         columns["decode"][flight.index] = target.number
+        self._moves.begin(flight.lifecycle, target_id)
         self._driver.handle(flight, lc.Moved(target_id))
         columns["moves"][flight.index] = flight.lifecycle.moves
-
-
-def _concerned(flight: Flight, worker: Worker) -> bool:
-    """Whether the request decodes there, is promised to, or is on its way off it."""
-    life = flight.lifecycle
-    return worker.worker_id == life.decode_id or (
-        worker.worker_id == life.prefill_id and life.moves > 0 and not life.has_output
-    )

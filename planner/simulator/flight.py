@@ -33,8 +33,8 @@ class Flight:
     """A request between arrival and end.
 
     ``holder`` and ``promised_blocks`` are its reservation while no leg has taken it over; ``export`` is the KV it
-    is waiting for or reading. ``preempted``: it made way for another once, and does so no more; ``waits_for_room``: it
-    has not been placed again yet.
+    is waiting for or reading. ``preempted``: it was once, and is no more; ``waits_for_room``: it has not been placed
+    again yet. ``no_room_since_s``: since when no worker has KV for it. ``charged_tokens``: what its tenant was charged.
     """
 
     index: int
@@ -58,6 +58,8 @@ class Flight:
     last_token_s: float = -1.0
     waits_for_room: bool = False
     preempted: bool = False
+    no_room_since_s: float | None = None
+    charged_tokens: float = 0.0
 
     @property
     def generated_tokens(self) -> int:

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from orchestrator.policy.length import RecentLengths
+
 
 class LengthForecast(Protocol):
     """Output length to reserve KV for, before it is known."""
@@ -33,6 +35,30 @@ class FixedForecast:
 
     def observe(self, tenant: str, isl_tokens: int, osl_tokens: int) -> None:
         """Learns nothing."""
+
+
+class LiveForecast:
+    """As a live gateway: one quantile for all tenants, whatever a request has made by now.
+
+    Args:
+        start_tokens: Answer until enough have finished.
+        max_tokens: Limit that callers set.
+        block_size_tokens: Least that is expected of one that runs.
+    """
+
+    def __init__(self, start_tokens: int, max_tokens: int, block_size_tokens: int) -> None:
+        self._lengths = RecentLengths(start_tokens)
+        self._max_tokens, self._block_size_tokens = max_tokens, block_size_tokens
+
+    def osl_tokens(self, tenant: str, isl_tokens: int, generated_tokens: int) -> int:
+        """Tokens still to come."""
+        if not generated_tokens:
+            return self._lengths.expected_tokens(self._max_tokens)
+        return self._lengths.remaining_tokens(self._max_tokens, generated_tokens, self._block_size_tokens)
+
+    def observe(self, tenant: str, isl_tokens: int, osl_tokens: int) -> None:
+        """Remember a length."""
+        self._lengths.record(osl_tokens)
 
 
 class CappedForecast:

@@ -1,16 +1,23 @@
-"""The gateway's limits and its queue, and clients that wait for their answers."""
+"""The gateway's limits and rules, and clients that wait for their answers."""
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
 
 from cluster.errors import ConfigError
 from orchestrator.request import lifecycle as lc
-from planner.simulator.flight import Flight
 
-_LAST = 1 << 60
+
+class Rules(StrEnum):
+    """Which rules a simulated gateway goes by where it may differ from a live one (docs/adr/0027).
+
+    PLAIN: as all published simulations. LIVE: as a live gateway.
+    """
+
+    PLAIN = "plain"
+    LIVE = "live"
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,9 @@ class GatewaySpec:
         ticket_deadline_s: Seconds within which a handoff must begin.
         slow_gap_s: Gaps between tokens above this are counted per request (the ITL objective).
         preempt_after_s: Seconds for which a request may find no room while a decode worker starts, before the longest
-            running one makes way; left out, it never does.
+            running one is preempted; left out, none ever is.
+        rules: Order and bound of the queue, patience, reservations of requests that come again, moves.
+        weights: Of tenants, above 0, with the live rules; 1 where left out.
     """
 
     max_queued_requests: int = 256
@@ -37,6 +46,13 @@ class GatewaySpec:
     ticket_deadline_s: float = 20.0
     slow_gap_s: float = 0.05
     preempt_after_s: float | None = None
+    rules: Rules = Rules.PLAIN
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def live_rules(self) -> bool:
+        """Whether it goes by a live gateway's rules in all."""
+        return self.rules is Rules.LIVE
 
 
 @dataclass(frozen=True)
@@ -64,46 +80,3 @@ class Hooks:
 
     action: Callable[[float, int, lc.Event | None, Sequence[lc.Action]], None] | None = None
     progress: Callable[[float], None] | None = None
-
-
-class GatewayQueue:
-    """Requests that wait for workers: by priority, then deadline, then arrival; one placed before goes first."""
-
-    def __init__(self) -> None:
-        self.prompt_tokens = 0
-        self._heap: list[tuple[int, float, int, Flight]] = []
-        self._order = 0
-        self._again_order = 0
-
-    def __len__(self) -> int:
-        return len(self._heap)
-
-    @property
-    def head(self) -> Flight:
-        """The next to be placed."""
-        return self._heap[0][3]
-
-    def push(self, flight: Flight, *, again: bool = False) -> None:
-        """Add a request; ``again`` if it had been placed before. One that was preempted goes behind its equals."""
-        self._order += 1
-        self._again_order -= again
-        order = self._again_order if again else self._order
-        deadline_s = flight.deadline_s
-        if flight.waits_for_room:
-            deadline_s, order = float("inf"), _LAST + self._order
-        heapq.heappush(self._heap, (-flight.priority, deadline_s, order, flight))
-        self.prompt_tokens += flight.isl_tokens
-
-    def pop(self) -> Flight:
-        """Take the head."""
-        flight = heapq.heappop(self._heap)[3]
-        self.prompt_tokens -= flight.isl_tokens
-        return flight
-
-    def remove(self, flight: Flight) -> None:
-        """Take a request out of the middle; harmless if it is not here."""
-        kept = [entry for entry in self._heap if entry[3] is not flight]
-        if len(kept) < len(self._heap):
-            heapq.heapify(kept)
-            self._heap = kept
-            self.prompt_tokens -= flight.isl_tokens

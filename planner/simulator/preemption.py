@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from cluster.spec.config import Role
-from orchestrator.policy.preemption import Running, victim
+from orchestrator.policy.preemption import RESAMPLE_S, Running, patience_is_over, preempt_for
 from orchestrator.request import lifecycle as lc
 from planner.simulator.driver import LegDriver
 from planner.simulator.fleet import Fleet
 from planner.simulator.flight import Flight
-from planner.simulator.forecast import LengthForecast
+from planner.simulator.gateway import GatewaySpec
+from planner.simulator.kernel import Kernel
 from planner.simulator.leg import LegState
+from planner.simulator.records import Records
 
 
 def is_growing(fleet: Fleet) -> bool:
@@ -24,32 +26,57 @@ class Preemption:
     """Frees KV for a request that has waited long enough, while a decode worker starts."""
 
     def __init__(
-        self, fleet: Fleet, flights: Mapping[int, Flight], driver: LegDriver, forecast: LengthForecast
+        self,
+        kernel: Kernel,
+        records: Records,
+        gateway: GatewaySpec,
+        fleet: Fleet,
+        flights: Mapping[int, Flight],
+        driver: LegDriver,
     ) -> None:
+        self._kernel = kernel
+        self._records = records
+        self._gateway = gateway
         self._fleet = fleet
         self._flights = flights
         self._driver = driver
-        self._forecast = forecast
+        self._preempting = False
+        self.resample_s = 0.0
+        """By live rules, when to try again after none could be preempted."""
 
-    def make_room(self, newcomer: Flight) -> bool:
+    def make_room(self, newcomer: Flight, need_blocks: int) -> bool:
         """Preempt the request that policy chooses for a newcomer; whether there may be room now."""
-        if newcomer.waits_for_room or not is_growing(self._fleet):
+        now_s, gateway, spec = self._kernel.now_s, self._gateway, self._fleet.spec
+        if newcomer.waits_for_room or not patience_is_over(now_s, self._since_s(newcomer), gateway.preempt_after_s):
             return False
-        views = [view for view in self._fleet.views() if view.accepting and view.role is not Role.PREFILL]
-        headroom = {view.worker_id: view.headroom_blocks for view in views}
-        more = self._forecast.osl_tokens(newcomer.tenant, newcomer.isl_tokens, newcomer.generated_tokens)
-        block = self._fleet.spec.pools[0].profile.block_size_tokens
-        need = -(-(newcomer.isl_tokens + newcomer.generated_tokens + more) // block)
-        chosen = victim(need, newcomer.priority, headroom, self._running(block))
+        if not is_growing(self._fleet) or self._preempting or now_s < self.resample_s:
+            return False
+        chosen = preempt_for(
+            need_blocks,
+            newcomer.priority,
+            self._fleet.views(),
+            self._running(spec.pools[0].profile.block_size_tokens),
+            local_prefill_below_tokens=spec.local_prefill_below_tokens,
+        )
         if chosen is None:
+            if gateway.live_rules:
+                self.resample_s = now_s + RESAMPLE_S
             return False
         flight = self._flights[chosen.request]
         self._driver.tell_progress(flight)
         if chosen.request not in self._flights or flight.lifecycle.state is not lc.State.DECODING:
             return True  # its last token was out: that made room as well
         flight.preempted = flight.waits_for_room = True
+        self._preempting = gateway.live_rules  # what is freed is given out at once, before the next one is chosen
         self._driver.handle(flight, lc.Preempted())
+        self._preempting = False
         return True
+
+    def _since_s(self, newcomer: Flight) -> float | None:
+        """Since when it has to be patient; with plain rules since it arrived, whoever was before it."""
+        if self._gateway.live_rules:
+            return newcomer.no_room_since_s
+        return float(self._records.columns["arrival_s"][newcomer.index])
 
     def _running(self, block: int) -> Iterator[Running]:
         for flight in self._flights.values():
@@ -57,5 +84,11 @@ class Preemption:
             if leg is None or engine is None or worker is None or leg.state is not LegState.DECODING:
                 continue
             context = engine.batch.context_of(leg)
-            made = flight.generated_tokens + engine.batch.made_of(leg) - leg.told_tokens
-            yield Running(flight.index, worker.worker_id, flight.priority, -(-context // block), made, flight.preempted)
+            fresh = engine.batch.made_of(leg)
+            blocks = -(-context // block)
+            if self._gateway.live_rules:
+                if not fresh:
+                    continue  # its KV may be on its way yet
+                blocks = max(blocks, leg.reserve_blocks)  # its promise goes with it
+            made = flight.generated_tokens + fresh - leg.told_tokens
+            yield Running(flight.index, worker.worker_id, flight.priority, blocks, made, flight.preempted)

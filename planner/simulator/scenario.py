@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pydantic
 import yaml
@@ -18,7 +18,8 @@ from orchestrator.request.lifecycle import Handoff
 from planner.simulator.block import WorkloadBlock
 from planner.simulator.failures import FailurePlan
 from planner.simulator.fleet_block import FleetBlock
-from planner.simulator.forecast import FixedForecast, LengthForecast, RecentForecast
+from planner.simulator.forecast import FixedForecast, LengthForecast, LiveForecast, RecentForecast
+from planner.simulator.gateway import Rules
 from planner.simulator.simulation import ClosedLoop, GatewaySpec, Simulation
 from planner.simulator.trace_formats.reading import TraceReading
 from planner.simulator.workload import Workload
@@ -38,7 +39,12 @@ class GatewayBlock(Settings):
     forecast_quantile: float | None = Field(None, gt=0, lt=1)
     """Reserve by this quantile of what the tenant's last requests still made, in place of a fixed length."""
     preempt_after_s: float | None = Field(None, ge=0)
-    """Seconds without room, while a decode worker starts, after which the longest trace makes way; null: never."""
+    """Seconds without room, while a decode worker starts, after which the longest trace is preempted; null: never."""
+    rules: Rules = Rules.PLAIN
+    """``live``: the queue, its fairness between tenants, reservations, patience and moves of a live gateway; see
+    docs/adr/0027-one-decision-core.md for what ``plain`` leaves out."""
+    weights: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """Of tenants, with ``rules: live``; 1 where left out."""
 
 
 class ClosedLoopBlock(Settings):
@@ -91,11 +97,15 @@ class Scenario(Settings):
             ConfigError: the workload cannot be had, or the parts do not fit.
         """
         limits = self.gateway.model_dump(exclude={"forecast_osl_tokens", "forecast_quantile"})
+        fleet = self.fleet.build()
         forecast: LengthForecast = FixedForecast(self.gateway.forecast_osl_tokens)
+        if self.gateway.rules is Rules.LIVE:
+            block_size_tokens = fleet.pools[0].profile.block_size_tokens
+            forecast = LiveForecast(self.gateway.forecast_osl_tokens, self.gateway.max_output_tokens, block_size_tokens)
         if self.gateway.forecast_quantile is not None:
             forecast = RecentForecast(self.gateway.forecast_quantile, start_tokens=self.gateway.forecast_osl_tokens)
         return Simulation(
-            self.fleet.build(),
+            fleet,
             self.requests(folder) if workload is None else workload,
             GatewaySpec(**limits, slow_gap_s=self.slo.itl_p95_s),
             ClosedLoop(**self.closed_loop.model_dump()) if self.closed_loop is not None else None,

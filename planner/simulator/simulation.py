@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from cluster.errors import RequestRejected
+from orchestrator.policy.admission import AdmissionQueue, Discipline
 from orchestrator.policy.scaling_policy import FinishedRequest, ScalingPolicy
 from orchestrator.request import lifecycle as lc
 from planner.simulator.driver import LegDriver, some_tokens
@@ -19,7 +21,7 @@ from planner.simulator.fleet import Fleet, FleetSpec, Worker
 from planner.simulator.fleet_changes import FleetChanges
 from planner.simulator.flight import Flight
 from planner.simulator.forecast import FixedForecast, LengthForecast
-from planner.simulator.gateway import ClosedLoop, GatewayQueue, GatewaySpec, Hooks
+from planner.simulator.gateway import ClosedLoop, GatewaySpec, Hooks
 from planner.simulator.kernel import Kernel, Timers
 from planner.simulator.placing import Placer
 from planner.simulator.preemption import Preemption
@@ -66,7 +68,11 @@ class Simulation:
         self.timers = Timers(self.kernel)
         self.records = Records(len(self.workload))
         self.live: dict[int, Flight] = {}
-        self.queue = GatewayQueue()
+        self.queue: AdmissionQueue[Flight] = AdmissionQueue(
+            self.gateway.max_queued_requests,
+            lambda tenant: self.gateway.weights.get(tenant, 1.0),
+            Discipline.FAIR if self.gateway.live_rules else Discipline.PLAIN,
+        )
         self.traffic = Traffic(listed=self.scaling is not None)
         # Turns that wait for the one before are not in the line of those that come by themselves.
         before = self.workload.turn_before
@@ -105,13 +111,14 @@ class Simulation:
             self.fleet,
             self.driver,
             self.forecast,
-            Preemption(self.fleet, self.live, self.driver, self.forecast),
+            Preemption(self.kernel, self.records, self.gateway, self.fleet, self.live, self.driver),
             self.queue,
         )
         self.changes = FleetChanges(
             self.kernel,
             self.timers,
             self.records,
+            self.gateway,
             self.fleet,
             self.live,
             self.driver,
@@ -167,9 +174,6 @@ class Simulation:
         columns["isl_tokens"][index], columns["output_tokens"][index] = isl, osl
         columns["reasoning_tokens"][index] = reasoning
         self.traffic.arrived(now_s, self.workload.tenants[self._tenant[index]], isl)
-        if len(self.queue) >= max(1, gateway.max_queued_requests):
-            self._reject(index)
-            return
         deadline_s = now_s + gateway.deadline_s if gateway.deadline_s is not None else float("inf")
         flight = Flight(
             index,
@@ -188,13 +192,16 @@ class Simulation:
         self.live[index] = flight
         if gateway.deadline_s is not None:
             self.kernel.at(deadline_s, self._deadline, flight)
-        self.placer.enqueue(flight)
-        if gateway.preempt_after_s is not None:
-            self.timers.at(now_s + gateway.preempt_after_s, self.placer.place_waiting)
-        if not gateway.max_queued_requests and flight.lifecycle.state is lc.State.QUEUED:
-            self.queue.remove(flight)
+        try:
+            displaced = self.placer.ask(flight)
+        except RequestRejected:
             del self.live[index]
             self._reject(index)
+            return
+        if displaced is not None:
+            self.driver.handle(displaced, lc.Displaced(self.queue.displaced_error()))
+        if gateway.preempt_after_s is not None and not gateway.live_rules:
+            self.timers.at(now_s + gateway.preempt_after_s, self.placer.place_waiting)
 
     def _reject(self, index: int) -> None:
         columns = self.records.columns
@@ -207,9 +214,13 @@ class Simulation:
         """KV was given back."""
         self.placer.pump()
 
+    def prompt_read(self) -> None:
+        """A worker has read a prompt."""
+        self.placer.prompt_read()
+
     def placement_asked(self, flight: Flight) -> None:
         """A request needs workers again."""
-        self.placer.enqueue(flight, again=True)
+        self.placer.ask(flight, again=True)
 
     def over(self, flight: Flight) -> None:
         """A request has ended: its client sends the next, and who waits may have room."""
@@ -219,6 +230,7 @@ class Simulation:
             self.forecast.observe(flight.tenant, flight.isl_tokens, osl)
         columns["end_s"][index] = self.kernel.now_s
         del self.live[index]
+        self.placer.over(flight)
         self._next_of_client(index)
         self.placer.pump()
         if finished:
@@ -299,6 +311,5 @@ class Simulation:
 
     def _deadline(self, flight: Flight) -> None:
         if flight.index in self.live:
-            self.queue.remove(flight)
             self.driver.tell_progress(flight)
             self.driver.handle(flight, lc.DeadlinePassed())

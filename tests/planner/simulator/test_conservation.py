@@ -17,7 +17,8 @@ from planner.simulator.cost import AffineCost, AffineTransfer
 from planner.simulator.engine import Engine, EngineProfile
 from planner.simulator.failures import FailurePlan
 from planner.simulator.fleet import FleetSpec, PoolSpec
-from planner.simulator.forecast import FixedForecast, RecentForecast
+from planner.simulator.forecast import FixedForecast, LiveForecast, RecentForecast
+from planner.simulator.gateway import Rules
 from planner.simulator.kernel import Kernel
 from planner.simulator.leg import Leg
 from planner.simulator.records import Outcome
@@ -71,6 +72,8 @@ def simulations(draw: st.DrawFn) -> Simulation:
         answer_tokens=rng.integers(1, 60, size),
         cached_tokens=np.minimum(rng.integers(0, 2, size) * 20, isl) if not shared else np.zeros(size, np.int64),
         priority=rng.integers(0, 2, size),
+        tenant=rng.integers(0, 2, size),
+        tenants=("chat", "batch"),
         unit_starts=np.concatenate(([0], np.cumsum(counts))),
         units=units.astype(np.int64),
         unit_tokens=16 if shared else 0,
@@ -102,9 +105,13 @@ def simulations(draw: st.DrawFn) -> Simulation:
             max_queued_requests=draw(st.sampled_from([0, 3, 1000])),
             deadline_s=draw(st.sampled_from([None, 3.0])),
             handoff=draw(st.sampled_from(list(lc.Handoff))),
+            preempt_after_s=draw(st.sampled_from([None, 0.0, 0.2])),
+            rules=draw(st.sampled_from(list(Rules))),
         ),
         closed_loop=draw(st.sampled_from([None, ClosedLoop(3, stagger_s=0.5)])),
-        forecast=draw(st.sampled_from([FixedForecast(20), RecentForecast(start_tokens=400)])),
+        forecast=draw(
+            st.sampled_from([FixedForecast(20), RecentForecast(start_tokens=400), LiveForecast(200, 1 << 20, block)])
+        ),
         scaling=draw(st.sampled_from([None, Chaos(seed)])),
         failures=FailurePlan(
             mtbf_s=draw(st.sampled_from([None, 4.0])), transfer_share=draw(st.sampled_from([0.0, 0.3]))

@@ -1,0 +1,73 @@
+"""Requests that move between decode workers with their KV: which are on their way, what each has on a worker. Pure.
+
+What `orchestrator.policy.drain` and `peak` decide from; gateways and the simulator both ask here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from orchestrator.policy.drain_moves import Hold
+from orchestrator.request.lifecycle import Lifecycle, State
+
+
+def hold_of(life: Lifecycle, worker_id: str, *, moving: bool) -> Hold | None:
+    """What a request has on a worker that is to be emptied; None if nothing.
+
+    Args:
+        life: The request.
+        worker_id: The worker.
+        moving: It is on its way to another decode worker.
+
+    Example:
+        >>> life = Lifecycle("r", (1, 2), 8, state=State.PREFILLING, prefill_id="p0", decode_id="d0")
+        >>> [hold_of(life, worker_id, moving=False) for worker_id in ("p0", "d0", "d1")]
+        [<Hold.BUSY: 'busy'>, <Hold.RESERVED: 'reserved'>, None]
+    """
+    decodes = life.decode_id == worker_id
+    is_read = moving and life.state is State.DECODING and not life.has_output
+    if not decodes and not (life.prefill_id == worker_id and (life.state is State.PREFILLING or is_read)):
+        return None
+    if moving:
+        return Hold.MOVING
+    if life.state is State.PREFILLING:
+        return Hold.RESERVED if decodes else Hold.BUSY
+    if not life.resumable:
+        return Hold.STAYS
+    return Hold.DECODING if life.settled else Hold.BUSY
+
+
+@dataclass(frozen=True, slots=True)
+class _Move:
+    target_id: str
+    retries: int
+
+
+class Moves:
+    """Owns which requests are on their way, from the decision until they make tokens at the target."""
+
+    def __init__(self) -> None:
+        self._begun: dict[str, _Move] = {}
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._begun
+
+    def begin(self, life: Lifecycle, target_id: str) -> None:
+        """A decoding request is to move. A promise alone that changes its place is none."""
+        if life.state is State.DECODING:
+            self._begun[life.request_id] = _Move(target_id, life.retries)
+
+    def forget_over(self, lives: Mapping[str, Lifecycle]) -> None:
+        """Drop moves that are over: landed, ended, or failed (the request was prefilled again, perhaps elsewhere).
+
+        Args:
+            lives: Every request that has not ended, by its id.
+        """
+        self._begun = {
+            request_id: move
+            for request_id, move in self._begun.items()
+            if (life := lives.get(request_id)) is not None
+            and life.retries == move.retries
+            and not (life.decode_id == move.target_id and life.has_output)
+        }
