@@ -149,7 +149,7 @@ class KvThreshold:
     Wanted is ``ceil(workers * value / target)``, left alone within 10 %; shrinking to the most wanted in five minutes.
 
     Args:
-        kv_share: Target share of KV used or promised in decode.
+        kv_share: Target share of KV used or reserved in decode.
         queued_tokens: Target prompt tokens waiting per prefill worker.
         gateway_queue: Whether what waits in the gateway, for decode's KV perhaps, counts as waiting for prefill.
     """

@@ -1,6 +1,6 @@
 """When each worker and each link answers a canary, and what follows from the answers. Pure: no clock, no RPC.
 
-`Canary` is told of workers, of time and of what runs came to; it says what to run next and what to do. A run is a
+`Canary` gets workers, time and the results of runs; it says what to run next and what to do. A run is a
 worker alone, or a link: prefill on one worker, the rest on another. Each failure is confirmed by a second run before
 anything is done, since a particle's hit on one product is no broken card; a confirmed one takes the worker out.
 """
@@ -227,7 +227,7 @@ class Canary:
             record.fault = _sentence(worker_id, fault, damage, self.tolerance_nat)
             return [TakeOut(worker_id, record.fault)]
         sentence = (
-            f"{' and '.join(blame.undecided)} answer the same prompts differently, and nothing tells which is right: "
+            f"{' and '.join(blame.undecided)} answer the same prompts differently, and nothing shows which is right: "
             "`baton model check` writes a reference that would"
         )
         record.fault = sentence
@@ -283,7 +283,7 @@ class Canary:
         return self._blame(link, record)
 
     def _blame(self, link: Link, record: LinkRecord) -> list[Action]:
-        # What links were before tells nothing of what broke since.
+        # What links were before says nothing of what broke since.
         known = {
             key: each.right
             for key, each in self._links.items()

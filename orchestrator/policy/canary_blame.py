@@ -1,4 +1,4 @@
-"""Who is wrong when answers to a canary differ: a worker, a link, or nobody knows. Pure."""
+"""What is wrong when answers to a canary differ: a worker, a link, or undecided. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Blame:
-    """``wrong`` workers; ``undecided`` ones answer differently and nothing tells which of them is right."""
+    """``wrong`` workers; ``undecided`` ones answer differently and nothing shows which of them is right."""
 
     wrong: Mapping[str, Fault] = field(default_factory=dict)
     undecided: tuple[str, ...] = ()
@@ -39,8 +39,8 @@ def judge(
     """Judge what workers answered alone.
 
     A reference decides each prompt that it has. Else a worker is wrong that differs from a majority of all, which agree
-    with one another. Without a majority (two workers) it is who differs from what it said before, or is new, if another
-    one says what it said before.
+    with one another. Without a majority (two workers) it is the one that differs from what it said before, or is new,
+    if another one says what it said before.
 
     Args:
         answers: Latest answers of each worker.
@@ -103,7 +103,7 @@ def judge_links(right: Mapping[Link, bool], suspects: frozenset[str] = frozenset
     """Judge links between workers that are all right alone.
 
     A worker is to blame if every link of it that was tried is bad and its partners are right with others. A bad link
-    whose two ends are right with others is bad itself. Where nothing tells the ends apart (one of each), it is the
+    whose two ends are right with others is bad itself. Where nothing distinguishes the ends (one of each), it is the
     decode worker: it does the reading, and it is the end whose requests go on elsewhere.
 
     Args:

@@ -57,8 +57,8 @@ def prompts(vocab_size: int, block_size_tokens: int, max_model_len_tokens: int) 
 
     Lengths lie about block boundaries, since that is where tables, masks and transfers go wrong. Attention does not
     mind the order of whole blocks (K carries its position), so blocks of one request that were swapped change nothing
-    in it; they are wrong for whoever reads a prefix of them. Hence the branches of the long prompt: one for each
-    number of its whole blocks, with another tail.
+    in it; they are wrong for any request that reads a prefix of them. Hence the branches of the long prompt: one
+    for each number of its whole blocks, with another tail.
 
     Example:
         >>> [len(prompt.token_ids) for prompt in prompts(181, 32, 2048)]
@@ -69,8 +69,8 @@ def prompts(vocab_size: int, block_size_tokens: int, max_model_len_tokens: int) 
     size = block_size_tokens
     blocks = max(LONG_MIN_BLOCKS, LONG_TOKENS // size)
     lengths = {max(1, size - 1), size, size + 1, 2 * size, blocks * size + LONG_TAIL_TOKENS}
-    room = max_model_len_tokens - OUTPUT_TOKENS
-    plain = [Prompt(str(length), _draw(str(length), length, vocab_size)) for length in sorted(lengths) if length < room]
+    most = max_model_len_tokens - OUTPUT_TOKENS
+    plain = [Prompt(str(length), _draw(str(length), length, vocab_size)) for length in sorted(lengths) if length < most]
     if not plain:
         return (Prompt("1", _draw("1", 1, vocab_size)),)
     long = plain[-1]

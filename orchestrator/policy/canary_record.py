@@ -53,7 +53,7 @@ class AcceptLink:
 
 @dataclass(frozen=True, slots=True)
 class Undecided:
-    """Workers differ, and nothing tells which of them is right."""
+    """Workers differ, and nothing shows which of them is right."""
 
     worker_ids: tuple[str, ...]
     sentence: str

@@ -33,7 +33,7 @@ _AGES = 16
 
 
 def horizons_s(start_s: float) -> tuple[float, ...]:
-    """Times ahead to forecast for: now, on the way, and when a worker ordered at the next look would serve."""
+    """Times ahead to forecast for: now, on the way, and when a worker ordered at the next tick would serve."""
     last_s = start_s + ORDER_MARGIN_S
     return (0.0, last_s / 3, 2 * last_s / 3, last_s)
 
@@ -89,10 +89,10 @@ _COLUMNS = operator.attrgetter("request", "tenant", "isl_tokens", "generated_tok
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
-    """Requests in flight at one look, as columns in order of their numbers.
+class _Flights:
+    """Requests in flight at one tick, as columns in order of their numbers.
 
-    ``made_way_s`` is how long a request has been waiting to come back after it made way; below 0 for all others.
+    ``preempted_s`` is how long a preempted request has been waiting to resume; below 0 for all others.
     """
 
     ids: Ints
@@ -100,20 +100,24 @@ class _Look:
     isl: Floats
     made: Floats
     decoding: npt.NDArray[np.bool_]
-    made_way_s: Floats
+    preempted_s: Floats
     queued: int
 
     @classmethod
     def of(
-        cls, in_flight: Iterable[InFlight], lengths: LengthForecaster, before: _Look | None = None, seconds: float = 0.0
-    ) -> _Look:
+        cls,
+        in_flight: Iterable[InFlight],
+        lengths: LengthForecaster,
+        before: _Flights | None = None,
+        seconds: float = 0.0,
+    ) -> _Flights:
         columns = list(zip(*map(_COLUMNS, in_flight), strict=True)) or [()] * 5
         request, tenant, isl, made, phase = columns
         ids = np.array(request, np.int64)
         order = np.argsort(ids, kind="stable")
         ids, phases, generated = ids[order], np.array(phase, np.str_)[order], np.array(made, np.float64)[order]
         queued = phases == "queued"
-        waited_s = before.of_known(ids, np.maximum(0.0, before.made_way_s), 0.0) + seconds if before else 0.0
+        waited_s = before.of_known(ids, np.maximum(0.0, before.preempted_s), 0.0) + seconds if before else 0.0
         return cls(
             ids,
             lengths.classes_of(tenant)[order],
@@ -124,20 +128,20 @@ class _Look:
             int(queued.sum()),
         )
 
-    def where(self, keep: npt.NDArray[np.bool_]) -> _Look:
+    def where(self, keep: npt.NDArray[np.bool_]) -> _Flights:
         """Some of the requests."""
-        return _Look(
+        return _Flights(
             self.ids[keep],
             self.classes[keep],
             self.isl[keep],
             self.made[keep],
             self.decoding[keep],
-            self.made_way_s[keep],
+            self.preempted_s[keep],
             self.queued,
         )
 
     def of_known(self, ids: Ints, column: npt.NDArray[Any], otherwise: float) -> Floats:
-        """A column's values for these requests; ``otherwise`` for those that were not in this look."""
+        """A column's values for these requests; ``otherwise`` for those that were not in flight then."""
         if not len(self.ids):
             return np.full(len(ids), otherwise)
         at = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
@@ -145,7 +149,7 @@ class _Look:
 
 
 class DemandForecaster:
-    """Learns from what a policy sees at each look, and says what is to come.
+    """Learns from what a policy sees at each tick, and says what is to come.
 
     Args:
         capacity: What one worker can take.
@@ -169,7 +173,7 @@ class DemandForecaster:
         self._capacity = capacity
         self._horizons_s = tuple(horizons_s)
         self._rates = _ClassRates(rate_memory_s)
-        self._before = _Look.of((), self.lengths)
+        self._before = _Flights.of((), self.lengths)
         self._prompts = PromptWindow(ttft_s=ttft_s, keep_s=LONG_S)
         self._now_s = 0.0
         self._speed = 0.0
@@ -183,14 +187,14 @@ class DemandForecaster:
         decode_workers: int,
         prefill_workers: int = 0,
     ) -> Demand:
-        """Take in one look at the fleet, of which ``decode_workers`` hold requests, and forecast from it.
+        """Take in one tick's view of the fleet, of which ``decode_workers`` hold requests, and forecast from it.
 
         Where ``prefill_workers`` is given, a backlog of prompts asks for KV only as those workers read it: more decode
         workers would not shorten it.
         """
         seconds = max(1e-9, now_s - self._now_s)
         self.lengths.advance(now_s)
-        flights = _Look.of(in_flight, self.lengths, self._before, seconds)
+        flights = _Flights.of(in_flight, self.lengths, self._before, seconds)
         self._learn_lengths(flights, finished)
         self._learn_speed(flights, seconds, decode_workers)
         self._learn_arrivals(arrived, seconds)
@@ -204,9 +208,9 @@ class DemandForecaster:
         speed = self._speed or planned_speed
         mean, _ = self._kv(curves, flights, speed, (BAND_S,))
         ratio_low, ratio_high = self.band.look(now_s, kv_tokens, float(mean[0]), BAND_S)
-        # What made way comes back where there is room. It asks for a worker of its own only after ten minutes: else a
+        # A preempted request resumes where there is headroom. It counts as demand only after ten minutes: else a
         # shortage of minutes would be answered with workers that come when it is over.
-        asking = flights.where((flights.made_way_s < 0) | (flights.made_way_s >= LONG_S))
+        asking = flights.where((flights.preempted_s < 0) | (flights.preempted_s >= LONG_S))
         read_in_s = self._read_in_s(asking, prefill_workers)
         planned, deviation = self._kv(curves, asking, planned_speed, self._horizons_s, read_in_s)
         high = [m + P95_DEVIATIONS * d for m, d in zip(planned, deviation, strict=True)]
@@ -232,7 +236,7 @@ class DemandForecaster:
 
     # --- learning -------------------------------------------------------------------------------------------
 
-    def _learn_lengths(self, flights: _Look, finished: Sequence[FinishedRequest]) -> None:
+    def _learn_lengths(self, flights: _Flights, finished: Sequence[FinishedRequest]) -> None:
         start = self._before.of_known(flights.ids, self._before.made, 0.0)
         self.lengths.observe(
             flights.classes, np.minimum(start, flights.made), flights.made, np.zeros(len(start), np.bool_)
@@ -244,8 +248,8 @@ class DemandForecaster:
             classes = self.lengths.classes_of([each.tenant for each in finished])
             self.lengths.observe(classes, np.minimum(start, osl), osl, np.ones(len(osl), np.bool_))
 
-    def _learn_speed(self, flights: _Look, seconds: float, decode_workers: int) -> None:
-        """Speed of a request, by the median: those that wait for room must not count as slow."""
+    def _learn_speed(self, flights: _Flights, seconds: float, decode_workers: int) -> None:
+        """Speed of a request, by the median: those that wait for KV must not count as slow."""
         start = self._before.of_known(flights.ids, self._before.made, 0.0)
         decoded = self._before.of_known(flights.ids, self._before.decoding, 0.0) > 0
         progress = (flights.made - start)[decoded & flights.decoding]
@@ -270,7 +274,7 @@ class DemandForecaster:
 
     # --- forecasting ----------------------------------------------------------------------------------------
 
-    def _read_in_s(self, flights: _Look, prefill_workers: int) -> Floats | None:
+    def _read_in_s(self, flights: _Flights, prefill_workers: int) -> Floats | None:
         """Seconds until each request's prompt will have been read, in order of arrival; 0 once it has output."""
         waits = ~flights.decoding & (flights.made == 0)
         if not prefill_workers or not waits.any():
@@ -283,18 +287,18 @@ class DemandForecaster:
     def _kv(
         self,
         curves: Curves,
-        flights: _Look,
+        flights: _Flights,
         speed: float,
         horizons_s: Sequence[float],
         read_in_s: Floats | None = None,
     ) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of KV tokens at each horizon. What made way stays as it is."""
+        """Mean and standard deviation of KV tokens at each horizon. A preempted request stays as it is."""
         means, deviations = [], []
         every = np.arange(len(self.lengths.classes))
         rate = self._rates.requests / max(1e-9, self._rates.seconds)
         isl = self._rates.prompt_tokens / np.maximum(self._rates.requests, 1e-9)
         gone = curves.hazard(flights.classes, flights.made)
-        goes_on = flights.made_way_s < 0
+        goes_on = flights.preempted_s < 0
         for horizon_s in horizons_s:
             more = np.where(goes_on, speed * horizon_s, 0.0)
             alive = np.exp(gone - curves.hazard(flights.classes, flights.made + more))

@@ -48,7 +48,7 @@ class _Memory:
         self.ends: Floats = np.zeros((0, BINS))
 
     def grow(self, classes: int) -> None:
-        """Make room for classes."""
+        """Grow the tables for classes."""
         more = np.zeros((classes - len(self.tokens), BINS))
         self.tokens, self.ends = np.concatenate((self.tokens, more)), np.concatenate((self.ends, more))
 

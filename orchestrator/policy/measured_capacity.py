@@ -83,7 +83,7 @@ class LoadReading:
 
 @dataclass(slots=True)
 class MeasuredCapacity(WorkerCapacity):
-    """`WorkerCapacity` of engines that are watched. Feed `read` with each worker's load at each look.
+    """`WorkerCapacity` of engines that are watched. Feed `read` with each worker's load at each tick.
 
     Example:
         >>> capacity = measured_capacity(100_000, itl_s=0.05, max_num_seqs=16)
@@ -135,7 +135,7 @@ class MeasuredCapacity(WorkerCapacity):
                 del table[gone]
 
     def observe_step(self, batch_size: int, context_tokens: int, step_s: float) -> None:
-        """Ignored: the engines' own counters tell it better than the requests' progress, which waiting distorts."""
+        """Ignored: the engines' own counters show it better than the requests' progress, which waiting distorts."""
 
     def prefill_s(self, isl_tokens: int) -> float:
         """Seconds of one prefill worker for a prompt, at the mean rate engines have shown; before that, modelled."""

@@ -51,10 +51,10 @@ def shifts(
     block_size_tokens: int,
     moves_at_once: int,
 ) -> list[Shift]:
-    """Moves off decode workers that will not have the room for what they hold, to those that will.
+    """Moves off decode workers whose KV will not hold what they have, to those whose KV will.
 
-    The longest to go moves first: it frees the most of the peak. Nothing moves where nobody has room: the engine then
-    makes room itself, by computing a request again.
+    The longest to go moves first: it frees the most of the peak. Nothing moves where no worker has headroom: the engine
+    then preempts and recomputes a request.
 
     Args:
         held: Requests of each worker; only those in `Hold.DECODING` can move, those in `Hold.MOVING` count as begun.
@@ -67,20 +67,20 @@ def shifts(
         worker_id: [(each.context_tokens, each.remaining_tokens) for each in held.get(worker_id, ())]
         for worker_id in decodes
     }
-    room = {worker_id: view.total_blocks * block_size_tokens for worker_id, view in decodes.items()}
+    capacity = {worker_id: view.total_blocks * block_size_tokens for worker_id, view in decodes.items()}
     headroom = {worker_id: view.headroom_blocks for worker_id, view in decodes.items()}
     left = moves_at_once - sum(each.hold is Hold.MOVING for requests in held.values() for each in requests)
     found: list[Shift] = []
-    for source_id in sorted(decodes, key=lambda key: (room[key] - peak_tokens(loads[key]), key)):
+    for source_id in sorted(decodes, key=lambda key: (capacity[key] - peak_tokens(loads[key]), key)):
         movable = [each for each in held.get(source_id, ()) if each.hold is Hold.DECODING]
         movable.sort(key=lambda each: (-each.remaining_tokens, each.request_id))
         for request in movable:
-            if left <= 0 or peak_tokens(loads[source_id]) <= room[source_id]:
+            if left <= 0 or peak_tokens(loads[source_id]) <= capacity[source_id]:
                 break
             one = (request.context_tokens, request.remaining_tokens)
             blocks = -(-sum(one) // block_size_tokens)
             after = {
-                key: peak_tokens([*loads[key], one]) / max(1, room[key])
+                key: peak_tokens([*loads[key], one]) / max(1, capacity[key])
                 for key in decodes
                 if key != source_id and headroom[key] >= blocks
             }

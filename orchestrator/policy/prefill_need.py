@@ -16,7 +16,7 @@ SLACK_BINS = 32
 class PromptWindow:
     """The prompts of the last minutes by second of arrival: their work, and how long each may wait.
 
-    Memory and time grow with the seconds looked at, not with the prompts: a second's prompts are counted by the wait
+    Memory and time grow with the seconds kept, not with the prompts: a second's prompts are counted by the wait
     that still keeps the objective, in `SLACK_BINS` bins of which each counts as its strictest.
 
     Args:
@@ -59,7 +59,7 @@ class PromptWindow:
 
         The prompts queue again before a pool that does as many seconds of work a second as it has workers. What one
         prompt takes by itself is left out of its own wait, since no number of workers would shorten it, and the wait
-        must leave room for it.
+        must leave time for it.
         """
         rows = [index for index, (second, _) in enumerate(self._seconds) if second > now_s - span_s - 1]
         if not rows:

@@ -1,4 +1,4 @@
-"""Which prompt prefixes each worker likely has in its cache. An estimate: engines evict without telling. Pure."""
+"""Which prompt prefixes each worker likely has in its cache. An estimate: engines evict without notice. Pure."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """What gateways have said of their requests, put together for the autoscaler. Pure.
 
-Each gateway tells all of its requests in flight at once, and those that came and ended since it last told. A report may
-come twice (its answer was lost) and a gateway may die: neither may count a request twice or keep it for ever.
+Each gateway reports all of its requests in flight at once, and those that came and ended since its last report. A
+report may come twice (its answer was lost) and a gateway may die: neither may count a request twice or keep it for
+ever.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class RequestBook:
     """Requests of all gateways.
 
     Args:
-        silence_s: A gateway that has told nothing for so long is gone, and its requests with it.
+        silence_s: A gateway that has reported nothing for so long is gone, and its requests with it.
 
     Example:
         >>> book = RequestBook(silence_s=10.0)
@@ -102,7 +103,7 @@ class RequestBook:
                 yield from gateway.flights
 
     def take_arrived(self) -> list[Arrival]:
-        """Requests that came since the last call, in order; one told late counts as coming when it was told."""
+        """Requests that came since the last call, in order; one reported late counts as coming when it was reported."""
         came, self._arrived = sorted(self._arrived, key=lambda each: each.time_s), []
         came = [replace(each, time_s=max(each.time_s, self._taken_s)) for each in came]
         self._taken_s = came[-1].time_s if came else self._taken_s

@@ -62,7 +62,7 @@ class WorkerStatus:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One request that came since the last look."""
+    """One request that came since the last tick."""
 
     time_s: float
     tenant: str
@@ -88,7 +88,7 @@ class InFlight:
 
 @dataclass(frozen=True, slots=True)
 class FinishedRequest:
-    """One request that ended since the last look."""
+    """One request that ended since the last tick."""
 
     request: int
     tenant: str

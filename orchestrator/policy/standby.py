@@ -1,4 +1,4 @@
-"""Who serves where a pool has workers on standby: started, loaded and paired, but given no requests.
+"""Which workers serve where a pool has some on standby: started, loaded and paired, but given no requests.
 
 There is one rule, and the controller and the simulator both go by it: a worker on standby that is ready takes the
 place of one that is to serve and is not ready, and that one will be on standby once it is. So a pool grows, and a dead

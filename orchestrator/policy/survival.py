@@ -26,7 +26,7 @@ _LEAST_RATE = 1e-7
 def exposure(classes: Ints, start: Floats, end: Floats, class_count: int) -> Floats:
     """Tokens that intervals ``[start, end)`` spend in each bin, summed by class, shape ``(class_count, BINS)``.
 
-    A look at a running request covers one or two bins, so the bins that each interval reaches are gone through one
+    A tick of a running request covers one or two bins, so the bins that each interval reaches are gone through one
     after the other: the cost follows what was generated, not the number of bins.
 
     Example:

@@ -11,7 +11,7 @@ _LOG_GRID = math.log(1.05)
 
 @dataclass(slots=True)
 class WorkerCapacity:
-    """Room and speed of one decode and one prefill worker.
+    """KV capacity and speed of one decode and one prefill worker.
 
     Args:
         total_kv_tokens: KV that a decode worker holds.
@@ -33,11 +33,11 @@ class WorkerCapacity:
     context_memory_s: float = 15.0
     """Half-life of what is remembered of contexts."""
     _contexts: tuple[float, float] = (0.0, 0.0)
-    """Tokens and requests of the last looks, older ones fading."""
+    """Tokens and requests of the last ticks, older ones fading."""
     _prompt_at: dict[int, float] = field(default_factory=dict)
 
     def look(self, context_tokens: int, requests: int, seconds: float) -> None:
-        """So many requests are in flight with so many tokens, ``seconds`` after the last look.
+        """So many requests are in flight with so many tokens, ``seconds`` after the last tick.
 
         How large one is must not hang on one idle moment: without a context a worker counts as small, and the few
         requests to come as many workers.
@@ -49,7 +49,7 @@ class WorkerCapacity:
     def kv_tokens(self, mean_context_tokens: float) -> float:
         """Tokens a decode worker may hold so that its steps stay within the objective; at most all its KV.
 
-        The context is that of the last looks; the one given counts where none was taken.
+        The context is that of the last ticks; the one given counts where none was taken.
         """
         mean_context_tokens = self._mean_context(mean_context_tokens)
         low, high = 0.0, float(self.total_kv_tokens)

@@ -35,7 +35,7 @@ class Residues:
         self._total = 0
 
     def add(self, step: int, count: int) -> None:
-        """Count a request that opens a block at ``step`` and every block size after; -1 takes it out."""
+        """Count a request that opens a block at ``step`` and every block size after; -1 removes it."""
         self._counts[step % self._size] += count
         self._total += count
 

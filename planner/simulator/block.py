@@ -247,13 +247,13 @@ class WorkloadBlock(Settings):
         return self
 
     def build(
-        self, folder: Path = Path(), tell: Callable[[TraceReading], None] | None = None, *, timed: bool = True
+        self, folder: Path = Path(), on_trace: Callable[[TraceReading], None] | None = None, *, timed: bool = True
     ) -> Workload:
         """Draw or read the requests.
 
         Args:
             folder: What relative paths start from.
-            tell: Told what was read from a trace.
+            on_trace: Called with what was read from a trace.
             timed: Whether times of arrival are needed; clients of a closed loop do without.
         Raises:
             ConfigError: a file cannot be read, or nothing comes of it.
@@ -265,8 +265,8 @@ class WorkloadBlock(Settings):
         else:
             read = self.trace.read if timed else self.trace.read_any
             reading = read(folder, rate=rate, seed=self.seed)
-            if tell is not None:
-                tell(reading)
+            if on_trace is not None:
+                on_trace(reading)
             workload, rate = reading.workload, 1.0 if reading.format == "servegen" else rate
         changes = Change(**{**self.change.model_dump(), "rate": rate})
         workload = changes.apply(workload, rng)

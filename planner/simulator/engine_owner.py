@@ -1,4 +1,4 @@
-"""Whom an engine reports to."""
+"""The protocol that an engine reports to."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Fits a workload block to a trace, and says how good the fit is.
 
 Lengths: a lognormal if it is close enough, else a mixture of two or three, else the empirical quantiles.
-Gaps between arrivals: Poisson, Gamma or Weibull by likelihood, after the slow change of the rate is taken out.
+Gaps between arrivals: Poisson, Gamma or Weibull by likelihood, after the slow change of the rate is removed.
 Goodness is measured on draws from the fitted block itself, so it judges the generator too.
 """
 
@@ -93,7 +93,7 @@ def judge(name: str, kind: str, lengths: Lengths, tokens: Ints, rng: np.random.G
 def fit_gaps(arrival_s: Floats) -> tuple[Gaps, dict[Kind, float]]:
     """The family of gaps with the highest likelihood, and the log-likelihood per gap of each.
 
-    The rate is taken out first: each gap is measured in mean gaps of its neighbourhood of some hundred.
+    The rate is removed first: each gap is measured in mean gaps of its neighbourhood of some hundred.
     """
     gaps = np.diff(arrival_s)
     if len(gaps) < 20 or (gaps <= 0).mean() > 0.05:

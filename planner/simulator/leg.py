@@ -51,7 +51,7 @@ class Leg:
     last_token_s: float = -1.0
 
     state: LegState = LegState.WAITING
-    # Tokens made, those the caller was told of, and those with KV or found here.
+    # Tokens made, those sent to the caller, and those with KV or found here.
     made_tokens: int = 0
     told_tokens: int = 0
     computed_tokens: int = 0

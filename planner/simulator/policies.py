@@ -1,6 +1,6 @@
 """Scaling policies by name, for ``baton simulate --policy``.
 
-A policy is made anew for each run from the scenario it runs in: its fleet, objectives and workload's seed.
+A policy is made for each run from the scenario it runs in: its fleet, objectives and workload's seed.
 """
 
 from __future__ import annotations

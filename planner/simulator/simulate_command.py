@@ -54,7 +54,7 @@ def simulate(
         )
     started_s = time.perf_counter()
     # Read or drawn once, whatever the number of policies.
-    workload: Workload = checked(lambda: scenario.requests(file.parent, tell))
+    workload: Workload = checked(lambda: scenario.requests(file.parent, print_reading))
     results: dict[str, Result] = checked(
         lambda: {name: run(scenario, file.parent, make, workload) for name, make in makers.items()}
     )
@@ -81,7 +81,7 @@ def simulate(
         Console().print(f"simulated in {wall_s:.1f} s", highlight=False)
 
 
-def tell(reading: TraceReading) -> None:
+def print_reading(reading: TraceReading) -> None:
     """Print what was read from a trace, beside the results."""
     for line in summary.lines(reading):
         Console(stderr=True).print(line, style="dim", markup=False, highlight=False, soft_wrap=True)

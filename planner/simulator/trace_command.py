@@ -13,7 +13,7 @@ from rich.table import Table
 
 from planner.simulator import plot
 from planner.simulator.fit import fit
-from planner.simulator.simulate_command import checked, tell
+from planner.simulator.simulate_command import checked, print_reading
 from planner.simulator.trace_formats import summary
 from planner.simulator.trace_formats.reading import TraceReading, trace_options
 from planner.simulator.traces import load, need_times
@@ -69,7 +69,7 @@ def trace_fit(
         return need_times(file, reading)
 
     reading = checked(read)
-    tell(reading)
+    print_reading(reading)
     if reading.workload.follows.any():
         errors.print("a fit has no sessions: turns are taken at the earliest they can come", style="dim")
     block, report = checked(lambda: fit(reading.workload, phases=phases, seed=seed))

@@ -75,7 +75,7 @@ class _Reader:
         if self._both:
             rows.notes.append(f"{self._both:,} turns have a timestamp and a delay: the timestamp was taken")
         if self._count_text is not None:
-            rows.notes.append(self._count_text.told)
+            rows.notes.append(self._count_text.note)
         if not self._timed and len(rows.at_s):
             more = f"; {len(self._last_s):,} sessions start at once" if self._last_s else ""
             rows.notes.append(f"{NO_TIMES}{more}")

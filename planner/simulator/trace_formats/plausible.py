@@ -41,9 +41,9 @@ def question(reading: TraceReading, formats_with_a_convention: frozenset[str]) -
     if other is None:
         return None
     # Short spans read as 0 s, in plain words.
-    told = f"{span_s:,.0f} s" if span_s < 10 else span_text(span_s)
+    shown = f"{span_s:,.0f} s" if span_s < 10 else span_text(span_s)
     keep = f"--unit {reading.unit} keeps {UNIT_WORDS[reading.unit]}"
-    return f"{count:,} requests in {told}: are these {UNIT_WORDS[other]}? {_HOW.format(other, other)} ({keep})"
+    return f"{count:,} requests in {shown}: are these {UNIT_WORDS[other]}? {_HOW.format(other, other)} ({keep})"
 
 
 def checked(path: Path, reading: TraceReading, formats_with_a_convention: frozenset[str]) -> TraceReading:

@@ -1,4 +1,4 @@
-"""What was read from a trace file: the requests, and everything a reader of the figures has to be told."""
+"""What was read from a trace file: the requests, and everything a reader of the figures has to know."""
 
 from __future__ import annotations
 
@@ -105,9 +105,9 @@ class TraceReading:
             arrival_s[later] += np.array([start_of[each] for each in workload.session[later].tolist()])
         order = np.argsort(arrival_s, kind="stable")
         what = f"{rate_per_s:g} requests a second in sessions" if len(later) else f"{rate_per_s:g} a second"
-        told = f"{NO_TIMES}: arrivals are drawn at {what} (Poisson)"
+        note = f"{NO_TIMES}: arrivals are drawn at {what} (Poisson)"
         return replace(
-            self, workload=workload.rows(order, arrival_s[order]), unit="drawn", notes=(*_without_times(self), told)
+            self, workload=workload.rows(order, arrival_s[order]), unit="drawn", notes=(*_without_times(self), note)
         )
 
 

@@ -192,6 +192,6 @@ def refuse_totals(path: Path, keys: Iterable[str]) -> None:
         ({"experiments"}, "genai-perf's texts and no token counts: pass aiperf's profile_export.jsonl"),
         ({"ttft_s", "completed"}, "baton bench's totals: run it with --out"),
     )
-    for needed, told in hints:
+    for needed, hint in hints:
         if needed <= found:
-            raise ConfigError(f"{path}: holds {told}")
+            raise ConfigError(f"{path}: holds {hint}")

@@ -49,7 +49,7 @@ def read(path: Path, options: TraceOptions) -> TraceReading:
         next_unit += blocks
         chats += not first
     rows.unit_tokens = BLOCK_TOKENS
-    rows.notes.append(counter.told)
+    rows.notes.append(counter.note)
     if parts:
         rows.notes.append(f"{parts:,} messages or parts without text (images, tool calls) count nothing")
     rows.notes.append(f"{NO_TIMES}; {chats:,} chats, whose turns follow each other without a pause, start at once")

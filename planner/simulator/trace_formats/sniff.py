@@ -1,4 +1,4 @@
-"""Tells a trace's format by its first line: the names in a CSV header, the keys of the first JSON object."""
+"""Recognises a trace's format by its first line: the names in a CSV header, the keys of the first JSON object."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ class CsvTable:
         self._path = path
         first = next((line for line in file if line.strip()), "")
         delimiter = max(",;\t", key=first.count)
-        # Decimal commas are not told apart from separators; a file with `;` has to write points.
+        # Decimal commas are not distinguished from separators; a file with `;` has to write points.
         self._reader = csv.reader(_after(first, file), delimiter=delimiter, skipinitialspace=True)
         self._raw: list[str] = []
         with self._wrong_csv():

@@ -59,13 +59,13 @@ def lines(reading: TraceReading) -> list[str]:
     lines.append(f"tokens     {'; '.join(lengths)}")
     if len(sessions := np.unique(workload.session[workload.session >= 0])):
         turns = int((workload.session >= 0).sum())
-        told = f"sessions   {len(sessions):,} of {turns / len(sessions):.1f} turns"
+        line = f"sessions   {len(sessions):,} of {turns / len(sessions):.1f} turns"
         if workload.follows.any():
             think = np.median(workload.think_s[workload.follows])
-            told += (
+            line += (
                 f"; {int(workload.follows.sum()):,} turns come after the answer before them, median pause {think:.3g} s"
             )
-        lines.append(told)
+        lines.append(line)
     share = shared_share(workload)
     if share is not None:
         lines.append(f"prefixes   {share:.0%} of prompt tokens came before, in blocks of {workload.unit_tokens} tokens")

@@ -15,7 +15,7 @@ class Counter:
     """A way to count, and the sentence that says which."""
 
     count: Callable[[str], int]
-    told: str
+    note: str
 
 
 def counter_for(path: Path, options: TraceOptions) -> Counter:

@@ -364,8 +364,8 @@ def test_answers_are_compared_as_far_as_the_same_tokens_were_said(seed: int) -> 
     draw = random.Random(seed)
     assert deviation_nat(noisy(answer, 0.01, draw), answer) <= 0.01
     other = (answer[0], *truth("other")[1:])
-    parted = (Position(other[0].logprobs[1][0], other[0].logprobs), *other[1:])
-    assert deviation_nat(parted, answer) == 0  # the same numbers, a tie decided otherwise, then nothing comparable
+    shifted = (Position(other[0].logprobs[1][0], other[0].logprobs), *other[1:])
+    assert deviation_nat(shifted, answer) == 0  # the same numbers, a tie decided otherwise, then nothing comparable
 
 
 def test_types_that_round_more_are_borne_with_more() -> None:

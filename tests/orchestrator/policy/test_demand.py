@@ -65,9 +65,9 @@ def test_band_comes_to_cover_nine_in_ten_whatever_the_errors(scale: float) -> No
 def test_band_covers_errors_that_wander_and_are_judged_late(seed: int) -> None:
     """Errors that last a minute, judged a minute later, with a level that jumps every twenty minutes."""
     rng, error, errors = np.random.default_rng(seed), 0.0, []
-    for look in range(2880):
+    for tick in range(2880):
         error = 0.92 * error + 0.03 * rng.standard_normal()
-        errors.append(error + (0.4 if look % 240 < 12 and look > 200 else 0.0))
+        errors.append(error + (0.4 if tick % 240 < 12 and tick > 200 else 0.0))
     assert 0.87 <= covered(ForecastBand(), 100 * np.exp(np.array(errors)), ahead=12).mean() <= 0.95
 
 
@@ -146,14 +146,14 @@ def test_a_worker_takes_no_more_than_its_batch_limit() -> None:
 
 
 @given(st.integers(1, 20), st.integers(1, 20_000))
-def test_a_worker_is_as_large_at_an_idle_moment(busy_looks: int, context_tokens: int) -> None:
+def test_a_worker_is_as_large_at_an_idle_moment(busy_ticks: int, context_tokens: int) -> None:
     batch_bound = WorkerCapacity(10**9, lambda batch, context: 1e-3 * batch, lambda tokens: 0.1, 0.05)
     forecaster = DemandForecaster(batch_bound, ttft_s=2.0, horizons_s=(0.0, 80.0))
-    for look in range(busy_looks):
+    for tick in range(busy_ticks):
         flights = [InFlight(i, "a", 0, context_tokens, 0, "d", "prefilling") for i in range(50)]
-        busy = forecaster.look(5.0 * look + 5.0, flights, [], [], 1)
+        busy = forecaster.look(5.0 * tick + 5.0, flights, [], [], 1)
     assert busy.worker_kv_tokens == pytest.approx(50.5 * context_tokens, rel=0.05)
-    idle = forecaster.look(5.0 * busy_looks + 5.0, [], [], [], 1)
+    idle = forecaster.look(5.0 * busy_ticks + 5.0, [], [], [], 1)
     assert idle.worker_kv_tokens == pytest.approx(busy.worker_kv_tokens)
 
 
@@ -179,15 +179,15 @@ def prompt_s(tokens: int) -> float:
     return tokens / 10_000
 
 
-def bytes_held(looks: int, tenants: int) -> int:
-    """Size of a forecaster that has served twenty new requests at each look, 100 in flight at a time."""
+def bytes_held(ticks: int, tenants: int) -> int:
+    """Size of a forecaster that has served twenty new requests at each tick, 100 in flight at a time."""
     forecaster = DemandForecaster(
         WorkerCapacity(100_000, decode_step_s, prompt_s, 0.05), ttft_s=2.0, horizons_s=(0.0, 80.0)
     )
-    for look in range(looks):
-        now_s, first = 5.0 * (look + 1), 20 * look
+    for tick in range(ticks):
+        now_s, first = 5.0 * (tick + 1), 20 * tick
         flights = [
-            InFlight(i, f"t{i % tenants}", 0, 500, 50 * (look - i // 20 + 1), "d", "decoding")
+            InFlight(i, f"t{i % tenants}", 0, 500, 50 * (tick - i // 20 + 1), "d", "decoding")
             for i in range(max(0, first - 80), first + 20)
         ]
         arrived = [Arrival(now_s, f"t{i % tenants}", 500) for i in range(first, first + 20)]

@@ -35,7 +35,7 @@ def test_idle_engines_and_prefills_tell_nothing_of_steps() -> None:
 
 
 def test_an_engine_that_times_its_steps_is_not_slow_for_being_idle_between_requests() -> None:
-    """One request of 50 steps of 10 ms a second, and one runs whenever it is looked: 20 ms by the clock."""
+    """One request of 50 steps of 10 ms a second, and one runs at every sample: 20 ms by the clock."""
     timed, by_the_clock = (measured_capacity(100_000, itl_s=10.0, max_num_seqs=4) for _ in range(2))
     for second in range(10):
         steps = 50 * second

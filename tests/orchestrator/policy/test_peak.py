@@ -45,7 +45,7 @@ def test_the_longest_leaves_a_worker_that_will_overflow() -> None:
     assert (shift.request_id, shift.source_id, shift.target_id, shift.reserve_blocks) == ("long", "a", "b", 120)
 
 
-def test_nothing_moves_where_it_fits_or_where_nobody_has_room() -> None:
+def test_nothing_moves_where_it_fits_or_where_no_worker_has_headroom() -> None:
     fits = {"a": [request("one", 300, 20), request("two", 300, 100)]}
     assert shifts(fits, [worker("a"), worker("b")], block_size_tokens=10, moves_at_once=4) == []
     over = {"a": [request("one", 500, 800)], "b": [request("two", 100, 700)]}
@@ -86,7 +86,7 @@ def test_no_move_makes_its_target_overflow(rows: list[tuple[str, int, int]], at_
         assert peak_tokens(loads) <= TARGET_FILL * 1000
 
 
-def test_a_shift_keeps_off_spot_where_another_has_room() -> None:
+def test_a_shift_keeps_off_spot_where_another_has_headroom() -> None:
     held = {"a": [request("one", 400, 500), request("two", 400, 500)]}
     spot = replace(worker("b", 900), spot=True)
     assert [each.target_id for each in shifts(held, [worker("a"), spot, worker("c", 200)], **LIMITS)] == ["c"]

@@ -109,7 +109,7 @@ def test_a_worker_not_started_yet_is_cancelled_at_once_newest_first() -> None:
 
 
 def test_demand_that_comes_and_goes_cancels_no_start_where_patience_is_asked() -> None:
-    """A worker of three requests: at one look they need two workers, at the next one."""
+    """A worker of three requests: at one tick they need two workers, at the next one."""
     patient = SETTINGS.model_copy(update={"cancel_patience_s": 30.0})
 
     def cancelled_after_s(until_s: int) -> int | None:
@@ -139,7 +139,7 @@ def seconds_until_smaller(decode: float, have: int = 5, requests: int = 1600) ->
 
 
 def test_the_less_chance_can_explain_it_the_sooner_workers_go() -> None:
-    """At 0.9 of a worker's room: a need of 4.0, 3.9 and 2.0 of five workers, in 1,600 requests or in 16."""
+    """At 0.9 of a worker's capacity: a need of 4.0, 3.9 and 2.0 of five workers, in 1,600 requests or in 16."""
     assert seconds_until_smaller(3.6) == pytest.approx(600, abs=30)
     assert 200 < seconds_until_smaller(3.5) < 500
     assert seconds_until_smaller(1.8) == pytest.approx(SETTINGS.cooldown_s, abs=30)

@@ -34,7 +34,7 @@ def test_closed_form_equals_step_by_step(seed: int, members: int, block: int) ->
     now_s = 0.0
     while batch.legs:
         batch.plan(now_s)
-        # Stop on the way sometimes, as a look of the router does.
+        # Stop on the way sometimes, as a read of the router does.
         while batch.left and rng.random() < 0.5:
             batch.apply(batch.steps_by(batch.start_s + rng.random() * 0.3))
         batch.apply(batch.left)

@@ -143,7 +143,7 @@ def test_bad_input_is_one_sentence_and_exit_2(tmp_path: Path) -> None:
 
 
 class OneMore:
-    """Starts one decode worker at its first look."""
+    """Starts one decode worker at its first tick."""
 
     interval_s = 60.0
 

@@ -31,7 +31,7 @@ def fleet(**keys: Any) -> FleetBlock:
     return FleetBlock.model_validate({"model": "Qwen3-32B", "pools": POOLS} | keys)
 
 
-def test_model_and_gpu_give_time_and_room() -> None:
+def test_model_and_gpu_give_time_and_capacity() -> None:
     spec = fleet(link="rdma").build()
     prefill, decode = (pool.profile for pool in spec.pools)
     assert isinstance(decode.decode, DecodeCost)

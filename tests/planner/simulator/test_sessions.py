@@ -19,7 +19,7 @@ MakeFleet = Callable[..., FleetSpec]
 
 
 def chats(sessions: int, turns: int, *, think_s: float = 1.0, apart_s: float = 3.0) -> Workload:
-    """Sessions that begin ``apart_s`` after each other; the ISL tells session and turn."""
+    """Sessions that begin ``apart_s`` after each other; the ISL encodes session and turn."""
     parts = []
     for session in range(sessions):
         steps = np.arange(turns)
@@ -72,8 +72,8 @@ def test_a_turn_comes_its_pause_after_the_answer(fleet: MakeFleet) -> None:
 
 
 def test_a_session_goes_on_after_a_turn_that_was_rejected(fleet: MakeFleet) -> None:
-    crowd = merge([chats(30, 3, apart_s=0.0, think_s=0.0)])
-    result = Simulation(fleet(decode=1, blocks=150), crowd, GatewaySpec(max_queued_requests=2)).run()
+    many = merge([chats(30, 3, apart_s=0.0, think_s=0.0)])
+    result = Simulation(fleet(decode=1, blocks=150), many, GatewaySpec(max_queued_requests=2)).run()
     outcomes = result.records["outcome"]
     assert (outcomes == Outcome.REJECTED).any() and not (outcomes == Outcome.OPEN).any()
     assert ((outcomes == Outcome.REJECTED) | (outcomes == Outcome.FINISHED)).all()

@@ -1,4 +1,4 @@
-"""The additions to the shared decisions: moving a decoding request, and whom the router avoids."""
+"""The additions to the shared decisions: moving a decoding request, and workers that the router avoids."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ STEP_S = 0.001
 
 
 def single_server(arrival_s: np.ndarray, steps: np.ndarray, sample_s: float = 1e9) -> Simulation:
-    """One worker with one seat and free prefill: a queue with service times of whole steps."""
+    """One worker with one slot and free prefill: a queue with service times of whole steps."""
     cost = AffineCost(decode_base_s=STEP_S)
     profile = EngineProfile(cost, cost, total_blocks=1 << 40, max_num_seqs=1, mixed=cost)
     ones = np.ones(len(steps), np.int64)

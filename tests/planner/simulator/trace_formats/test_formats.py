@@ -109,7 +109,7 @@ def test_headers_are_known_whatever_their_case_and_spaces(tmp_path: Path, header
     assert (workload.isl_tokens.tolist(), workload.osl_tokens.tolist()) == ([100], [7])
 
 
-def test_other_columns_headers_between_and_order_are_told(tmp_path: Path) -> None:
+def test_other_columns_headers_between_and_order_are_message(tmp_path: Path) -> None:
     text = (
         "TIMESTAMP,ContextTokens,GeneratedTokens,Region\n2024-05-12 00:00:09,1,2,eu\n"
         "TIMESTAMP,ContextTokens,GeneratedTokens,Region\n2024-05-12 00:00:03,3,4,eu\n"
@@ -130,8 +130,8 @@ def test_requests_without_lengths_are_left_out_and_counted(tmp_path: Path) -> No
     rows = [f"2024-05-12 00:00:00,{isl},{osl}" for isl, osl in ((5, 0), (0, 5), ("", 3), (4, "NaN"), (6, 7))]
     reading = read(tmp_path, HEADER + "\n".join(rows))
     assert reading.workload.isl_tokens.tolist() == [6] and reading.rows == 5
-    told = "left out   of 5 requests 1 without output tokens, 1 without prompt tokens, 2 without a token count"
-    assert told in summary.lines(reading)
+    message = "left out   of 5 requests 1 without output tokens, 1 without prompt tokens, 2 without a token count"
+    assert message in summary.lines(reading)
     none = refused(tmp_path, HEADER + rows[0])
     assert none.endswith("holds no request that can be served (1 without output tokens)")
 
@@ -181,8 +181,8 @@ def test_what_cannot_be_unpacked_is_named(tmp_path: Path, head: bytes, said: str
 
 def test_seconds_read_as_milliseconds_are_asked_about(tmp_path: Path) -> None:
     rows = [{"timestamp": at, "input_length": 9, "output_length": 2} for at in range(200)]
-    told = refused(tmp_path, lines(rows))
-    assert "200 requests in 0 s: are these seconds? use --unit s" in told
+    message = refused(tmp_path, lines(rows))
+    assert "200 requests in 0 s: are these seconds? use --unit s" in message
     assert read(tmp_path, lines(rows), TraceOptions(unit="s")).workload.duration_s == 199
     assert read(tmp_path, lines(rows), TraceOptions(unit="ms")).workload.duration_s == pytest.approx(0.199)
     hour = [{"timestamp": at * 3.6, "input_length": 9, "output_length": 2} for at in range(1000)]
@@ -360,8 +360,8 @@ def test_a_turn_whose_time_nothing_says_is_refused(tmp_path: Path) -> None:
 
 def test_text_needs_a_way_to_count(tmp_path: Path) -> None:
     chats = json.dumps([{"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]}])
-    told = refused(tmp_path, chats)
-    assert "--tokenizer" in told and "--chars-per-token 4" in told
+    message = refused(tmp_path, chats)
+    assert "--tokenizer" in message and "--chars-per-token 4" in message
     assert "cannot load the tokenizer" in refused(tmp_path, chats, TraceOptions(tokenizer=tmp_path / "none"))
 
 
@@ -431,7 +431,7 @@ def test_text_input_of_aiperf_is_counted(tmp_path: Path) -> None:
         ({"colour": "red", "size": 3}, "not a trace I know (keys colour, size); expected one of azure"),
     ],
 )
-def test_totals_and_strangers_are_told_what_to_pass(tmp_path: Path, text: dict[str, object], said: str) -> None:
+def test_totals_and_strangers_are_message_what_to_pass(tmp_path: Path, text: dict[str, object], said: str) -> None:
     assert said in refused(tmp_path, json.dumps(text))
 
 
