@@ -10,8 +10,9 @@ import json
 import os
 import random
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -198,6 +199,55 @@ def save(model: LlamaForCausalLM, recipe: Recipe, folder: Path) -> None:
     (folder / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
 
 
+@dataclass
+class Course:
+    """How far a training has come: what a checkpoint keeps beside weights and optimizers."""
+
+    update: int = 0
+    longest: float = 0.0
+    """Longest problems drawn, in steps."""
+    looked_up: float = 0.0
+    """Share of look-ups that are right, averaged over the last updates."""
+
+
+def optimizers(model: LlamaForCausalLM, recipe: Recipe) -> tuple[Muon, torch.optim.AdamW]:
+    """Muon for the matrices inside the layers, AdamW for embeddings, head and norms."""
+    matrices = [
+        p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name and "lm_head" not in name
+    ]
+    chosen = {id(p) for p in matrices}
+    vectors = [p for p in model.parameters() if id(p) not in chosen]
+    muon = Muon(matrices, lr=recipe.matrix_rate, weight_decay=recipe.weight_decay)
+    return muon, torch.optim.AdamW(vectors, lr=recipe.vector_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+
+
+def restore(checkpoint: Path, recipe: Recipe, device: torch.device, parts: dict[str, Any], course: Course) -> Course:
+    """Load the model and its optimizers, and where the training stood; ``course`` where there is no checkpoint.
+
+    Raises:
+        ValueError: the checkpoint belongs to another recipe.
+    """
+    if not checkpoint.exists():
+        return course
+    saved = torch.load(checkpoint, map_location=device, weights_only=True)
+    written = Recipe(**json.loads(saved["recipe"]))
+    before_cooldown = saved["update"] <= min(written.cooldown_from, recipe.cooldown_from)
+    if written != recipe and not (before_cooldown and replace(written, updates=recipe.updates) == recipe):
+        raise ValueError(f"{checkpoint} was written by another recipe; remove it, or pass --checkpoint")
+    for name, part in parts.items():
+        part.load_state_dict(saved[name])
+    return Course(**{each.name: saved[each.name] for each in fields(Course)})
+
+
+def keep(checkpoint: Path, recipe: Recipe, parts: dict[str, Any], course: Course) -> None:
+    """Write the checkpoint, whole or not at all."""
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    partial = checkpoint.with_suffix(".partial")
+    state = {name: part.state_dict() for name, part in parts.items()}
+    torch.save({**state, **asdict(course), "recipe": json.dumps(asdict(recipe))}, partial)
+    partial.replace(checkpoint)
+
+
 def train(recipe: Recipe, checkpoint: Path, device: torch.device, *, report_every: int = 200) -> LlamaForCausalLM:
     """Train, or go on from the checkpoint if there is one; the checkpoint is written again at every report.
 
@@ -205,35 +255,20 @@ def train(recipe: Recipe, checkpoint: Path, device: torch.device, *, report_ever
         ValueError: the checkpoint belongs to another recipe.
     """
     model = build_model(recipe).to(device)
-    matrices = [
-        p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name and "lm_head" not in name
-    ]
-    chosen = {id(p) for p in matrices}
-    vectors = [p for p in model.parameters() if id(p) not in chosen]
-    muon = Muon(matrices, lr=recipe.matrix_rate, weight_decay=recipe.weight_decay)
-    adam = torch.optim.AdamW(vectors, lr=recipe.vector_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-    update, longest, looked_up = 0, float(recipe.first_longest), 0.0
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, map_location=device, weights_only=True)
-        written = Recipe(**json.loads(saved["recipe"]))
-        before_cooldown = saved["update"] <= min(written.cooldown_from, recipe.cooldown_from)
-        if written != recipe and not (before_cooldown and replace(written, updates=recipe.updates) == recipe):
-            raise ValueError(f"{checkpoint} was written by another recipe; remove it, or pass --checkpoint")
-        longest, looked_up = saved["longest"], saved["looked_up"]
-        model.load_state_dict(saved["model"])
-        muon.load_state_dict(saved["muon"])
-        adam.load_state_dict(saved["adam"])
-        update = saved["update"]
+    muon, adam = optimizers(model, recipe)
+    parts = {"model": model, "muon": muon, "adam": adam}
+    course = restore(checkpoint, recipe, device, parts, Course(longest=float(recipe.first_longest)))
     probes = {steps: generate_many(7, count, steps=steps) for steps, count in ((4, 32), (12, 16), (30, 8), (60, 4))}
     console = Console(width=None if os.isatty(1) else 160)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     begun_s, seen, total = time.monotonic(), 0, 0.0
     targets = 1
     with Progress(*columns, console=console, disable=not os.isatty(1)) as progress:
-        task = progress.add_task("training", total=recipe.updates, completed=update)
+        task = progress.add_task("training", total=recipe.updates, completed=course.update)
         model.train()
-        while update < recipe.updates:
-            batches = [draw_batch(recipe, update, micro, round(longest)) for micro in range(recipe.micro_batches)]
+        while course.update < recipe.updates:
+            longest = round(course.longest)
+            batches = [draw_batch(recipe, course.update, micro, longest) for micro in range(recipe.micro_batches)]
             wanted = sum(int((labels != IGNORED).sum()) for _, labels in batches)
             for ids, labels in batches:
                 loss, right, lookups = loss_of(model, ids.to(device), labels.to(device), recipe.lookup_weight)
@@ -241,32 +276,27 @@ def train(recipe: Recipe, checkpoint: Path, device: torch.device, *, report_ever
                 total += float(loss.detach())
                 seen += ids.numel()
                 if lookups:
-                    looked_up += 0.05 / recipe.micro_batches * (right / lookups - looked_up)
-            if looked_up > recipe.grows_at:
-                longest = min(longest * recipe.growth, MAX_STEPS)
+                    course.looked_up += 0.05 / recipe.micro_batches * (right / lookups - course.looked_up)
+            if course.looked_up > recipe.grows_at:
+                course.longest = min(course.longest * recipe.growth, MAX_STEPS)
             targets += wanted
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            factor = rate_at(recipe, update)
+            factor = rate_at(recipe, course.update)
             for optimizer, rate in ((muon, recipe.matrix_rate), (adam, recipe.vector_rate)):
                 optimizer.param_groups[0]["lr"] = rate * factor
                 optimizer.step()
                 optimizer.zero_grad()
-            update += 1
-            progress.update(task, completed=update)
-            if update % report_every == 0 or update == recipe.updates:
+            course.update += 1
+            progress.update(task, completed=course.update)
+            if course.update % report_every == 0 or course.update == recipe.updates:
                 scores = " ".join(f"{steps}:{exact_share(model, some):.2f}" for steps, some in probes.items())
                 speed = seen / (time.monotonic() - begun_s)
                 console.print(
-                    f"update {update}  loss {total / targets:.4f}  looked up {looked_up:.3f}  longest {longest:.0f}  "
-                    f"exact by steps {scores}  {speed:,.0f} tokens/s"
+                    f"update {course.update}  loss {total / targets:.4f}  looked up {course.looked_up:.3f}  "
+                    f"longest {course.longest:.0f}  exact by steps {scores}  {speed:,.0f} tokens/s"
                 )
                 begun_s, seen, total, targets = time.monotonic(), 0, 0.0, 1
-                state = {"model": model.state_dict(), "muon": muon.state_dict(), "adam": adam.state_dict()}
-                checkpoint.parent.mkdir(parents=True, exist_ok=True)
-                partial = checkpoint.with_suffix(".partial")
-                state |= {"update": update, "longest": longest, "looked_up": looked_up}
-                torch.save({**state, "recipe": json.dumps(asdict(recipe))}, partial)
-                partial.replace(checkpoint)
+                keep(checkpoint, recipe, parts, course)
     return model
 
 

@@ -41,12 +41,8 @@ def fit(
     point = np.clip(np.asarray(start, dtype=float), low, high)
     width = np.where(high > low, high - low, 1.0)
 
-    def cost(values: Vector) -> float:
-        scaled = 1.0 + (values / soft_limit) ** 2
-        return float(np.sum(2.0 * (np.sqrt(scaled) - 1.0)) * soft_limit**2)
-
     values = residuals(point)
-    best, damping = cost(values), 1e-2
+    best, damping = _soft_l1(values, soft_limit), 1e-2
     for _ in range(steps):
         jacobian = _jacobian(residuals, point, values, width, high)
         weight = 1.0 / np.sqrt(1.0 + (values / soft_limit) ** 2)
@@ -63,7 +59,7 @@ def fit(
             move[free] = -np.linalg.solve(matrix, gradient[free])
             candidate = np.clip(point + move, low, high)
             new_values = residuals(candidate)
-            new_cost = cost(new_values)
+            new_cost = _soft_l1(new_values, soft_limit)
             if new_cost < best:
                 improved = best - new_cost > 1e-9 * best
                 point, values, best, damping = candidate, new_values, new_cost, damping / 5
@@ -72,6 +68,11 @@ def fit(
         if not improved:
             break
     return point
+
+
+def _soft_l1(values: Vector, soft_limit: float) -> float:
+    scaled = 1.0 + (values / soft_limit) ** 2
+    return float(np.sum(2.0 * (np.sqrt(scaled) - 1.0)) * soft_limit**2)
 
 
 def _jacobian(
