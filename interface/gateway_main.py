@@ -60,8 +60,8 @@ async def _serve_probes(gateway: Gateway, host: str, port: int) -> Any:
 
     async def ready(_: web.Request) -> web.Response:
         # The controller publishes a worker as ready only once all its pairs have completed their handshake.
-        workers = [worker.view() for worker in gateway.fleet.workers.values()]
-        if can_serve((view.role.value, view.accepting) for view in workers):
+        views = gateway.model.fleet.views()
+        if can_serve((view.role.value, view.accepting) for view in views):
             return web.Response(text="ready\n")
         return web.Response(text="waiting for workers whose pairs have completed their handshake\n", status=503)
 

@@ -1,4 +1,4 @@
-"""What one choice took: times, tokens, transfers and cost, as the caller and the metrics are told."""
+"""What one choice took: times, tokens, transfers and cost, for its summary and the metrics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orchestrator.gateway.metrics import GatewayMetrics
 
 
 class ChoiceFigures:
-    """Fills a choice's summary while it runs.
+    """Owns a choice's summary, and fills it while it runs.
 
     Args:
         metrics: The gateway's.

@@ -12,7 +12,7 @@ from orchestrator.policy.tenants import TenantLimits
 
 
 class Entry:
-    """The limits of one gateway and its share of the tenants' limits."""
+    """Owns what a gateway holds at once: its own limit, and its share of the tenants' limits."""
 
     def __init__(self, spec: ClusterSpec) -> None:
         self._max_streams = spec.gateway.max_streams

@@ -1,206 +1,337 @@
-"""The workers as one gateway sees them: members from the registry, a link and the load of each, KV promised."""
+"""The workers of one model as a gateway has them: members from the registry, links, promises of KV, legs and tickets.
+
+The fleet alone changes what it holds. Others ask it for views and have it promise, start and release; what happens on
+its own accord is reported to its `FleetOwner`.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
-import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Protocol
 
 from baton.internal.v1 import registry_pb2, worker_pb2
+from cluster.errors import TicketRefused, WorkerDied
 from cluster.internal_rpc import InternalRpc
-from cluster.spec.config import Role
-from kv_transfer.ticket import TicketBook
-from orchestrator.policy.prefix_index import PrefixIndex
+from cluster.spec.config import CostSettings, Role
+from kv_transfer import ticket as tickets
+from kv_transfer.ticket import HandoffTicket, TicketBook
+from orchestrator.gateway.fleet_worker import PREFILL_RATE_PRIOR_TOKENS_PER_S, FleetWorker
+from orchestrator.gateway.pairs import Pairs
+from orchestrator.gateway.silence import SilenceWatch
 from orchestrator.policy.readiness import LOADED
-from orchestrator.policy.router import WorkerView
-from orchestrator.policy.silence import CutOff
-from workers.worker_link import WorkerLink
+from orchestrator.policy.prefix_index import PrefixIndex
+from orchestrator.policy.router import Placement, WorkerView
+from orchestrator.request.lifecycle import StartLeg
+from workers.worker_link import WorkerLink, ticket_message
 
 log = logging.getLogger("baton.gateway")
 
-PREFILL_RATE_PRIOR_TOKENS_PER_S = 10_000.0
 KNOWN_STATES = (*LOADED, "draining")
 """Of workers that a gateway keeps a link to. One on standby is linked to, so that it serves the moment it is to."""
-LOADS_TO_TELL = 2
-"""The first load after a leg's end may be of the engine's last step before it."""
 RECONNECT_S = 1.0
 """After a broken stream. gRPC itself backs off further while the address does not answer."""
+SILENCE_CHECK_S = 1.0
+
+OutputHandler = Callable[[worker_pb2.LegOutput], None]
 
 
-@dataclass(slots=True)
-class FleetWorker:
-    """One worker incarnation and what this gateway has on it."""
+class FleetOwner(Protocol):
+    """Takes a fleet's reports."""
 
-    member: registry_pb2.Member
-    link: WorkerLink
-    load: worker_pb2.WorkerLoad = field(default_factory=worker_pb2.WorkerLoad)
-    reserved: dict[str, int] = field(default_factory=dict)
-    """Blocks promised, by request."""
-    queued_tokens: dict[str, int] = field(default_factory=dict)
-    """Uncached prompt tokens of legs not yet prefilled."""
-    legs: set[str] = field(default_factory=set)
-    connected: bool = False
-    """Whether the worker has reported on this link; until then nothing is sent there."""
-    leaving: dict[str, int] = field(default_factory=dict)
-    """Blocks of legs that made way, by leg, until a load tells of it."""
-    left: dict[str, int] = field(default_factory=dict)
-    """Loads after which that is over, by leg that has ended."""
+    def fleet_changed(self) -> None:
+        """Workers came, went, freed KV or changed state: who waits may find room, and moves may begin."""
+        ...
 
-    @property
-    def draining(self) -> bool:
-        """Whether it is being emptied: the controller says so, or the worker itself."""
-        return self.member.state == "draining" or self.load.draining
+    def room_freed(self) -> None:
+        """A promise of KV was given back."""
+        ...
 
-    @property
-    def role(self) -> Role:
-        """Role of the worker."""
-        return Role(self.member.role)
+    def prompt_read(self) -> None:
+        """A worker has read a prompt: what was preempted may come back there."""
+        ...
 
-    @property
-    def used_blocks(self) -> int:
-        """Blocks in use, without those that are being freed."""
-        return max(0, min(self.load.used_blocks, self.member.total_blocks) - sum(self.leaving.values()))
-
-    def freed_by(self, request_id: str, held_blocks: int) -> int:
-        """Blocks of headroom that a request would leave which holds so many, and was promised what it was."""
-        used, promised = self.used_blocks, sum(self.reserved.values())
-        without = max(0, used - held_blocks, promised - self.reserved.get(request_id, 0))
-        return max(used, promised) - without
-
-    def has_left(self, leg_id: str) -> None:
-        """A leg has ended, and one of the next loads tells of it."""
-        if leg_id in self.leaving:
-            self.left[leg_id] = LOADS_TO_TELL
-
-    def take_load(self, load: worker_pb2.WorkerLoad) -> None:
-        """The worker told its load."""
-        freed, self.load = load.used_blocks < self.load.used_blocks, load
-        self.left = {leg_id: loads - 1 for leg_id, loads in self.left.items()}
-        for leg_id in [leg_id for leg_id, loads in self.left.items() if freed or not loads]:
-            del self.left[leg_id]
-            self.leaving.pop(leg_id, None)
-
-    def view(
-        self,
-        usual_tokens_per_s: float = PREFILL_RATE_PRIOR_TOKENS_PER_S,
-        peak_blocks: int | None = None,
-        refuses: frozenset[str] = frozenset(),
-    ) -> WorkerView:
-        """What the router is told. A running request's blocks are in the promise already, so the larger counts.
-
-        ``usual_tokens_per_s`` stands in for a prefill rate that the worker has not shown yet.
-        """
-        used = self.used_blocks
-        return WorkerView(
-            worker_id=self.member.worker_id,
-            role=self.role,
-            total_blocks=self.member.total_blocks,
-            free_blocks=self.member.total_blocks - used,
-            reserved_blocks=max(0, sum(self.reserved.values()) - used),
-            running_requests=len(self.legs),
-            queued_tokens=sum(self.queued_tokens.values()),
-            prefill_tokens_per_s=self.load.prefill_tokens_per_s or usual_tokens_per_s,
-            domain=self.member.domain or self.member.node,
-            accepting=self.connected and self.member.state == "ready" and not self.load.draining and not self.load.hung,
-            peak_blocks=peak_blocks,
-            revision=self.member.revision,
-            spot=self.member.spot,
-            refuses=refuses,
-        )
+    def worker_lost(self, worker_id: str) -> None:
+        """A worker is gone, and all legs on it."""
+        ...
 
 
 class Fleet:
-    """All workers. ``on_change`` is called when a request that waits might now be placed."""
+    """Owns workers, links, pairs, promises of KV, legs and tickets of one model.
+
+    Args:
+        owner: Takes reports.
+        silence_timeout_s: A worker that is silent for so long is given up.
+        ticket_deadline_s: Seconds within which a handoff must begin.
+        cost: Prices of workers.
+        rpc: How the cluster's processes call each other.
+    """
 
     def __init__(
         self,
+        owner: FleetOwner,
         *,
-        on_change: Callable[[], None],
-        on_lost: Callable[[str], None],
         silence_timeout_s: float = 15.0,
+        ticket_deadline_s: float = 20.0,
+        cost: CostSettings | None = None,
         rpc: InternalRpc | None = None,
     ) -> None:
+        self._owner = owner
+        self._ticket_deadline_s = ticket_deadline_s
+        self._cost = cost or CostSettings()
         self._rpc = rpc
         self.workers: dict[str, FleetWorker] = {}
-        self.tickets = TicketBook()
-        self.prefixes: PrefixIndex | None = None
-        self.pairs: dict[tuple[str, str], registry_pb2.Pair] = {}
-        self._on_change = on_change
-        self._on_lost = on_lost
+        self.pairs = Pairs()
+        self._tickets = TicketBook()
+        self._prefixes: PrefixIndex | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._wanted: dict[str, registry_pb2.Member] = {}
-        self._silence_timeout_s = silence_timeout_s
-        self._cut_off = CutOff(silence_timeout_s)
-        self._was_cut_off = False
-        self._looked_s = -math.inf
+        self._silence = SilenceWatch(silence_timeout_s)
+        self._watcher: asyncio.Task[None] | None = None
+
+    def __len__(self) -> int:
+        return len(self.workers)
+
+    # --- views ----------------------------------------------------------------------------------------------
 
     def views(self, peak_blocks: Mapping[str, int] | None = None) -> list[WorkerView]:
-        """What the router is told of all workers, with the forecast peaks of those that have one."""
+        """The router's view of all workers, with the forecast peaks of those that have one."""
         peaks = peak_blocks or {}
         known = [worker.load.prefill_tokens_per_s for worker in self.workers.values()]
         known = [rate for rate in known if rate]
         usual = sum(known) / len(known) if known else PREFILL_RATE_PRIOR_TOKENS_PER_S
-        refused: dict[str, frozenset[str]] = {}
-        for (prefill, decode), pair in self.pairs.items():
-            if pair.refused:
-                refused[decode] = refused.get(decode, frozenset()) | {prefill}
+        refused = self.pairs.refused()
         return [
             worker.view(usual, peaks.get(worker_id), refused.get(worker_id, frozenset()))
             for worker_id, worker in self.workers.items()
         ]
 
+    def cached_tokens(self, hashes: Sequence[int], isl_tokens: int) -> dict[str, int]:
+        """Tokens of a prompt that each worker likely has."""
+        return self._prefixes.cached_tokens(hashes, isl_tokens) if self._prefixes else {}
+
+    def running_requests(self, worker_id: str) -> int:
+        """Requests on a worker as it reports them, those of other gateways included."""
+        return self.workers[worker_id].load.running_requests
+
+    def decode_used_blocks(self) -> dict[str, int]:
+        """Blocks in use on each decode worker as it reports them."""
+        return {key: each.load.used_blocks for key, each in self.workers.items() if each.role is Role.DECODE}
+
+    def to_empty(self) -> list[str]:
+        """Workers to be emptied: those that drain, and prefill workers that were decode workers a moment ago."""
+        return [
+            worker_id
+            for worker_id, worker in self.workers.items()
+            if worker.draining or (worker.role is Role.PREFILL and worker.reserved)
+        ]
+
+    def role(self, worker_id: str) -> Role | None:
+        """Role of a worker; None if it is gone."""
+        worker = self.workers.get(worker_id)
+        return worker.role if worker is not None else None
+
+    def usd_per_request_s(self, worker_id: str) -> float:
+        """A worker's price for a second, shared by the legs on it."""
+        worker = self.workers.get(worker_id)
+        if worker is None:
+            return 0.0
+        member, cost = worker.member, self._cost
+        per_hour = member.accelerators * cost.usd_per_accelerator_hour + member.cpus * cost.usd_per_cpu_hour
+        return per_hour / 3600 / max(1, len(worker.legs))
+
+    # --- promises of KV -------------------------------------------------------------------------------------
+
+    def promise(self, request_id: str, placement: Placement, uncached_tokens: int) -> None:
+        """Promise a placed request its blocks, and count its prompt as queued where it will be read."""
+        self.reserve(request_id, placement.decode_id, placement.reserve_blocks)
+        reader = self.workers[placement.prefill_id or placement.decode_id]
+        reader.queued_tokens[request_id] = uncached_tokens
+
+    def reserve(self, request_id: str, worker_id: str, blocks: int) -> None:
+        """Promise a request blocks of a worker."""
+        self.workers[worker_id].reserved[request_id] = blocks
+
+    def free(self, request_id: str, worker_id: str) -> None:
+        """Take back what was promised to a request."""
+        for worker in self.workers.values():
+            worker.queued_tokens.pop(request_id, None)
+        if holder := self.workers.get(worker_id):
+            holder.reserved.pop(request_id, None)
+        self._owner.room_freed()
+
+    def freed_by(self, worker_id: str, request_id: str, held_blocks: int) -> int:
+        """Headroom in blocks that a request with so many would leave on its worker."""
+        return self.workers[worker_id].freed_by(request_id, held_blocks)
+
+    def expect_leave(self, worker_id: str, leg_id: str, blocks: int) -> None:
+        """A leg is about to be preempted: its blocks count as free though the worker is yet to report it."""
+        self.workers[worker_id].leaving[leg_id] = blocks
+
+    def expect_stay(self, worker_id: str, leg_id: str) -> None:
+        """The leg was not preempted after all."""
+        self.workers[worker_id].leaving.pop(leg_id, None)
+
+    # --- legs and tickets -----------------------------------------------------------------------------------
+
+    def start_leg(
+        self, action: StartLeg, message: worker_pb2.SubmitLeg, handler: OutputHandler, hashes: Sequence[int]
+    ) -> None:
+        """Send a leg to its worker; its ticket is redeemed here and goes along.
+
+        Raises:
+            WorkerDied: the worker is gone.
+            TicketRefused: the ticket may not be used.
+        """
+        worker = self.workers.get(action.worker_id)
+        if worker is None:
+            if action.ticket is not None:
+                self.release_ticket(action.worker_id, action.ticket)
+            raise WorkerDied("the worker is gone", worker_id=action.worker_id)
+        if action.ticket is not None:
+            now_s = time.monotonic()
+            self._tickets.redeem(action.ticket, now_s=now_s)
+            message.ticket.CopyFrom(ticket_message(action.ticket, now_s))
+        worker.legs.add(action.leg_id)
+        worker.link.submit(message, partial(self._take_output, action.worker_id, handler))
+        if self._prefixes:
+            self._prefixes.record(action.worker_id, hashes)
+
+    def abort_leg(self, leg_id: str, worker_id: str) -> None:
+        """Stop a leg."""
+        if worker := self.workers.get(worker_id):
+            worker.link.abort(leg_id)
+            worker.drop_leg(leg_id)
+
+    def issue_ticket(self, worker_id: str, params_json: str, now_s: float) -> HandoffTicket:
+        """Check what prefill returned.
+
+        Raises:
+            TicketRefused: it cannot be handed to decode.
+        """
+        worker = self.workers.get(worker_id)
+        if worker is None:
+            raise TicketRefused("the worker that wrote the ticket is gone", worker_id=worker_id)
+        try:
+            params = json.loads(params_json) if params_json else None
+        except (ValueError, RecursionError) as error:
+            raise TicketRefused("transfer parameters are not JSON", worker_id=worker_id) from error
+        return tickets.issue(
+            params,
+            source_id=worker_id,
+            incarnation=worker.member.incarnation,
+            block_size_tokens=worker.member.block_size_tokens,
+            deadline_s=now_s + self._ticket_deadline_s,
+        )
+
+    def release_ticket(self, worker_id: str, ticket: HandoffTicket) -> None:
+        """Have the source free the ticket's blocks, through this decode worker or, if it is gone, any other."""
+        now_s = time.monotonic()
+        try:
+            self._tickets.redeem(ticket, now_s=now_s)
+        except TicketRefused:
+            return  # gone with its engine, or read already
+        others = (worker for worker in self.workers.values() if worker.role is Role.DECODE)
+        if worker := self.workers.get(worker_id) or next(others, None):
+            worker.link.release(ticket, now_s)
+
+    def _take_output(self, worker_id: str, handler: OutputHandler, output: worker_pb2.LegOutput) -> None:
+        """A leg's message: note its first token and its end, and hand it to its run."""
+        worker = self.workers.get(worker_id)
+        if worker is not None:
+            if output.finish_reason:
+                worker.drop_leg(output.leg_id)
+                worker.has_left(output.leg_id)
+            elif worker.queued_tokens and worker.prompt_read(output.leg_id):
+                self._owner.prompt_read()
+        handler(output)
+
+    # --- members --------------------------------------------------------------------------------------------
+
     def update(self, members: Iterable[registry_pb2.Member], pairs: Iterable[registry_pb2.Pair]) -> None:
         """Take a new membership: connect to new incarnations, drop those that are gone."""
-        self.pairs = {(pair.prefill, pair.decode): pair for pair in pairs}
+        if self._watcher is None:
+            self._watcher = asyncio.get_running_loop().create_task(self._watch_silence())
+        self.pairs.update(pairs)
         wanted = {member.worker_id: member for member in members if member.state in KNOWN_STATES}
         self._wanted = wanted
         for worker_id, worker in list(self.workers.items()):
             member = wanted.get(worker_id)
             if member is None or member.incarnation != worker.member.incarnation:
-                self.drop(worker_id)
+                self._drop(worker_id)
             else:
                 worker.member = member
         for worker_id, member in wanted.items():
             if worker_id not in self.workers:
                 self._add(member)
-        self._on_change()
+        self._owner.fleet_changed()
+
+    def drop_silent(self, now_s: float) -> None:
+        """Give up workers that have been silent for too long; see `SilenceWatch`."""
+        heard_s = {key: worker.link.last_event_s for key, worker in self.workers.items() if worker.connected}
+        verdict = self._silence.check(now_s, heard_s)
+        if verdict.cut_off:
+            log.warning("no worker is heard: this gateway is cut off, or all of them are; none is given up yet")
+        if verdict.renew:
+            for worker in self.workers.values():
+                worker.link.last_event_s = max(worker.link.last_event_s, now_s)
+        for worker_id in verdict.silent:
+            log.warning("worker %s is silent; its requests go on elsewhere", worker_id)
+            self._link_lost(worker_id)
+
+    async def close(self) -> None:
+        """Close all links."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
+        self._wanted = {}
+        for worker_id in list(self.workers):
+            self._drop(worker_id)
+        await asyncio.gather(*self._closing, return_exceptions=True)
+
+    async def _watch_silence(self) -> None:
+        while True:
+            self.drop_silent(time.monotonic())
+            await asyncio.sleep(SILENCE_CHECK_S)
 
     def _add(self, member: registry_pb2.Member) -> None:
-        if self.prefixes is None:
-            self.prefixes = PrefixIndex(member.block_size_tokens)
-        self.prefixes.add_worker(member.worker_id, member.total_blocks)
-        self.tickets.worker_up(member.worker_id, member.incarnation)
+        if self._prefixes is None:
+            self._prefixes = PrefixIndex(member.block_size_tokens)
+        self._prefixes.add_worker(member.worker_id, member.total_blocks)
+        self._tickets.worker_up(member.worker_id, member.incarnation)
         link = WorkerLink(
             member.worker_id, member.address, on_lost=self._link_lost, on_load=self._take_load, rpc=self._rpc
         )
         self.workers[member.worker_id] = FleetWorker(member, link)
         log.info("worker %s joined as %s", member.worker_id, member.role)
 
+    def _drop(self, worker_id: str) -> None:
+        """A worker is gone: its tickets are refused from here on."""
+        worker = self.workers.pop(worker_id, None)
+        if worker is None:
+            return
+        worker.link.silence()
+        self._tickets.worker_down(worker_id)
+        if self._prefixes is not None:
+            self._prefixes.remove_worker(worker_id)
+        task = asyncio.create_task(worker.link.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        self._owner.worker_lost(worker_id)
+
     def _link_lost(self, worker_id: str) -> None:
         """A stream broke. If the worker is alive all the same (a cut link), it is used again when it answers."""
-        self.drop(worker_id)
+        self._drop(worker_id)
         asyncio.get_running_loop().call_later(RECONNECT_S, self._rejoin, worker_id)
 
     def _rejoin(self, worker_id: str) -> None:
         member = self._wanted.get(worker_id)
         if member is not None and worker_id not in self.workers:
             self._add(member)
-
-    def drop(self, worker_id: str) -> None:
-        """A worker is gone: its tickets are refused and its requests told."""
-        worker = self.workers.pop(worker_id, None)
-        if worker is None:
-            return
-        worker.link.silence()
-        self.tickets.worker_down(worker_id)
-        if self.prefixes is not None:
-            self.prefixes.remove_worker(worker_id)
-        task = asyncio.create_task(worker.link.close())
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
-        self._on_lost(worker_id)
 
     def _take_load(self, load: worker_pb2.WorkerLoad) -> None:
         worker = self.workers.get(load.worker_id)
@@ -213,41 +344,4 @@ class Fleet:
                 self._link_lost(load.worker_id)
             elif freed or news or not worker.connected:
                 worker.connected = True
-                self._on_change()
-
-    def drop_silent(self, now_s: float) -> None:
-        """Give up workers that have said nothing for too long: a stopped process keeps its connections open.
-
-        Call it often. After a pause of its own (a stopped or starved gateway, a host that was cut off) each worker has
-        its time anew, since what they said meanwhile was not read.
-        """
-        paused = now_s - self._looked_s > self._silence_timeout_s / 3
-        self._looked_s = now_s
-        if self._is_cut_off(now_s):
-            return
-        if paused or self._was_cut_off:
-            self._was_cut_off = False
-            for worker in self.workers.values():
-                worker.link.last_event_s = max(worker.link.last_event_s, now_s)
-            return
-        for worker_id, worker in list(self.workers.items()):
-            if worker.connected and now_s - worker.link.last_event_s >= self._silence_timeout_s:
-                log.warning("worker %s is silent; its requests go on elsewhere", worker_id)
-                self._link_lost(worker_id)
-
-    def _is_cut_off(self, now_s: float) -> bool:
-        """Whether nobody at all is heard, so that it is likely this gateway that is away."""
-        heard_s = [worker.link.last_event_s for worker in self.workers.values() if worker.connected]
-        heard = not heard_s or now_s - max(heard_s) < self._silence_timeout_s / 3
-        cut_off = self._cut_off.observe(now_s, heard=heard, silent=len(heard_s))
-        if cut_off and not self._was_cut_off:
-            log.warning("no worker is heard: this gateway is cut off, or all of them are; none is given up yet")
-        self._was_cut_off |= cut_off
-        return cut_off
-
-    async def close(self) -> None:
-        """Close all links."""
-        self._wanted = {}
-        for worker_id in list(self.workers):
-            self.drop(worker_id)
-        await asyncio.gather(*self._closing, return_exceptions=True)
+                self._owner.fleet_changed()

@@ -25,13 +25,13 @@ def _with(buckets: tuple[float, ...], bound_s: float | None) -> tuple[float, ...
 
 
 class CanaryMetrics(Collector):
-    """What the controller last told of canaries, as metrics; every gateway tells the same."""
+    """The controller's last report of canaries as metrics; every gateway has the same."""
 
     def __init__(self) -> None:
         self.report: CanaryReport | None = None
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics; none before the controller has told anything."""
+        """The metrics; none before the controller's first report."""
         runs = CounterMetricFamily("baton_canary_runs", "Canaries answered", labels=["worker"])
         failures = CounterMetricFamily(
             "baton_canary_failures", "Canaries answered wrongly, by probe", labels=["worker", "probe"]

@@ -1,46 +1,71 @@
-"""The forecast peak of KV of each decode worker, for the router; reckoned anew a few times a second."""
+"""The forecast peak of KV of each decode worker, for the router; computed anew a few times a second."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
-from cluster.spec.config import Role
+from orchestrator.gateway.forecast import OutputForecast
+from orchestrator.gateway.run_view import RunView
 from orchestrator.policy.peak import peak_tokens
-
-if TYPE_CHECKING:
-    from orchestrator.gateway.gateway import Gateway
 
 FRESH_S = 0.25
 """Thousands of requests take milliseconds to add up, and placements come by the hundred a second."""
 
 
-class Peaks:
-    """Peaks of one gateway's view of the workers. What other gateways have there is taken to stay as it is."""
+class PeaksFleet(Protocol):
+    """What peaks are computed from, beside the runs."""
 
-    def __init__(self) -> None:
+    def decode_used_blocks(self) -> dict[str, int]:
+        """Blocks in use on each decode worker."""
+        ...
+
+
+class Peaks:
+    """Owns the peaks of one gateway's view. What other gateways have on a worker is taken to stay as it is.
+
+    Args:
+        fleet: The workers.
+        runs: All runs, by number; read alone.
+        forecast: Output still to come.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        fleet: PeaksFleet,
+        runs: Mapping[int, RunView],
+        forecast: OutputForecast,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._fleet = fleet
+        self._runs = runs
+        self._forecast = forecast
+        self._clock = clock
         self._blocks: dict[str, int] = {}
         self._since_s = -1e9
 
-    def of(self, gateway: Gateway) -> dict[str, int]:
-        """Blocks by decode worker; the caller adds what it places."""
-        now_s = time.monotonic()
+    def add(self, worker_id: str, blocks: int) -> None:
+        """A request was placed; it counts in full until the peaks are computed anew."""
+        if worker_id in self._blocks:
+            self._blocks[worker_id] += blocks
+
+    def blocks(self) -> dict[str, int]:
+        """Most blocks that each decode worker will hold at once with what it has."""
+        now_s = self._clock()
         if now_s - self._since_s < FRESH_S:
             return self._blocks
         self._since_s = now_s
-        block = gateway.block_size_tokens
+        block = self._forecast.block_size_tokens
         loads: dict[str, list[tuple[int, int]]] = {}
-        for run in gateway.runs():
+        for run in self._runs.values():
             if run.life.decode_id is not None and not run.life.ended:
-                loads.setdefault(run.life.decode_id, []).append(
-                    (run.life.context_tokens, gateway.remaining_tokens(run))
-                )
+                own = loads.setdefault(run.life.decode_id, [])
+                own.append((run.life.context_tokens, self._forecast.remaining_tokens(run)))
         self._blocks = {}
-        for worker_id, worker in gateway.fleet.workers.items():
-            if worker.role is not Role.DECODE:
-                continue
+        for worker_id, used_blocks in self._fleet.decode_used_blocks().items():
             own = loads.get(worker_id, [])
             held = sum(-(-context // block) for context, _ in own)
-            others = max(0, worker.load.used_blocks - held)
-            self._blocks[worker_id] = others + -(-peak_tokens(own) // block)
+            self._blocks[worker_id] = max(0, used_blocks - held) + -(-peak_tokens(own) // block)
         return self._blocks

@@ -1,116 +1,111 @@
-"""Making way in a gateway: while a decode worker starts and no KV is left, its longest trace waits for a newcomer.
+"""Preemption by recompute in a gateway: while a decode worker starts and no KV is left, the longest trace waits.
 
-Who makes way and where it may come back is decided by `orchestrator.policy.preemption`; here that is carried out. Each
-gateway knows its own requests, so one of its own makes way for the head of its own queue.
+Which request is preempted is decided by `orchestrator.policy.preemption`; here it is carried out. Each gateway knows
+its own requests, so one of its own is preempted for the head of its own queue.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import math
-import time
-from collections.abc import Container, Iterator, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Container, Iterator, Mapping
+from typing import Protocol
 
-from orchestrator.policy.preemption import TAKE_BACK_EVERY_S, Running, may_take_back, victim
+from orchestrator.gateway.forecast import OutputForecast
+from orchestrator.gateway.run_view import RunView
+from orchestrator.policy.preemption import Running, victim
 from orchestrator.policy.router import WorkerView, holders_among
-
-if TYPE_CHECKING:
-    from orchestrator.gateway.choice_run import ChoiceRun
-    from orchestrator.gateway.gateway import Gateway
 
 log = logging.getLogger("baton.gateway")
 
-TIMER_SLACK_S = 0.001
-LOOK_AGAIN_S = 0.1
-"""After a look at all requests that found none: a busy gateway has some occasion every millisecond."""
+
+class PreemptionFleet(Protocol):
+    """What preemption asks of a fleet."""
+
+    def views(self) -> list[WorkerView]:
+        """The router's view of all workers."""
+        ...
+
+    def freed_by(self, worker_id: str, request_id: str, held_blocks: int) -> int:
+        """Headroom in blocks that a request with so many would leave on its worker."""
+        ...
+
+    def expect_leave(self, worker_id: str, leg_id: str, blocks: int) -> None:
+        """A leg is about to be preempted."""
+        ...
+
+    def expect_stay(self, worker_id: str, leg_id: str) -> None:
+        """The leg was not preempted after all."""
+        ...
 
 
 class Preemption:
-    """Who makes way among a gateway's requests, and who comes back."""
+    """Owns whether and which requests are preempted, and how many were.
 
-    def __init__(self, gateway: Gateway) -> None:
+    Args:
+        fleet: The workers.
+        runs: All runs, by number; read alone.
+        forecast: Blocks that a run holds.
+        is_moving: Whether a request is on its way to another worker.
+        local_prefill_below_tokens: As in the cluster spec.
+        on_preempted: Called for each, to count it.
+    """
+
+    def __init__(
+        self,
+        fleet: PreemptionFleet,
+        runs: Mapping[int, RunView],
+        forecast: OutputForecast,
+        *,
+        is_moving: Callable[[str], bool],
+        local_prefill_below_tokens: int,
+        on_preempted: Callable[[], None],
+    ) -> None:
         self.growing = False
-        """A decode worker is on its way, says the controller."""
-        settings = gateway.spec.autoscaling
-        self._patience_s = settings.preempt_after_s if settings.enabled else None
-        self._gateway = gateway
-        self._took_back_s: dict[str, float] = {}
-        self._making = False
-        self._look_from_s = 0.0
+        """A decode worker is on its way, by the controller's report."""
+        self.preempted_requests = 0
+        self._fleet = fleet
+        self._runs = runs
+        self._forecast = forecast
+        self._is_moving = is_moving
+        self._local_prefill_below_tokens = local_prefill_below_tokens
+        self._on_preempted = on_preempted
+        self._preempting = False
 
-    def no_room(self, run: ChoiceRun) -> None:
-        """A run found no KV: look again when it has waited long enough."""
-        if self._patience_s is not None and not run.waits_for_room and run.no_room_since_s is None:
-            run.no_room_since_s = time.monotonic()
-            self._look_again_in(self._patience_s)
+    @property
+    def allowed(self) -> bool:
+        """Whether a request may be preempted at present."""
+        return self.growing and not self._preempting
 
-    def make_room(self, newcomer: ChoiceRun, need_blocks: int) -> bool:
-        """Let a running request make way for the head of the queue, if it may; whether one did."""
-        since_s = newcomer.no_room_since_s
-        if not self.growing or self._patience_s is None or newcomer.waits_for_room or since_s is None or self._making:
-            return False
-        now_s = time.monotonic()
-        if now_s < max(since_s + self._patience_s, self._look_from_s):
-            return False
-        views = holders_among(self._gateway.fleet.views(), self._gateway.spec.transfer.local_prefill_below_tokens)
-        headroom = {view.worker_id: view.headroom_blocks for view in views}
-        runs = {run.number: run for run in self._gateway.runs()}
-        chosen = victim(need_blocks, newcomer.request.priority, headroom, self._running(headroom))
-        if chosen is None:
-            self._look_from_s = now_s + LOOK_AGAIN_S
-            self._look_again_in(LOOK_AGAIN_S)
-            return False
-        return self._make_way(runs[chosen.request], chosen.worker_id)
+    def victim(self, priority: int, need_blocks: int) -> Running | None:
+        """The request to preempt so that one of this priority comes nearer to so many blocks."""
+        holders = holders_among(self._fleet.views(), self._local_prefill_below_tokens)
+        headroom = {view.worker_id: view.headroom_blocks for view in holders}
+        return victim(need_blocks, priority, headroom, self._running(headroom))
 
-    def _make_way(self, run: ChoiceRun, worker_id: str) -> bool:
+    def preempt(self, victim: Running) -> bool:
+        """Preempt a request; False if its last token was out, which makes room in a moment."""
+        run, worker_id = self._runs[victim.request], victim.worker_id
         leg_id = str(run.life.leg_id)
-        leaving = self._gateway.fleet.workers[worker_id].leaving
-        # They count as free from here on, though the worker's load is yet to say so.
-        leaving[leg_id] = self._held_blocks(run)
-        self._making = True  # what is freed is given out at once, and that must not choose the next one in between
+        # Its blocks count as free from here on, though the worker's load is yet to show it.
+        self._fleet.expect_leave(worker_id, leg_id, self._forecast.held_blocks(run))
+        self._preempting = True  # what is freed is given out at once, and that must not choose the next one in between
         try:
-            made = run.make_way()
+            preempted = run.preempt()
         finally:
-            self._making = False
-        if made:
-            log.info("request %s makes way", run.life.request_id)
-            self._gateway.count_preempted()
+            self._preempting = False
+        if preempted:
+            log.info("request %s is preempted", run.life.request_id)
+            self.preempted_requests += 1
+            self._on_preempted()
         else:
-            leaving.pop(leg_id, None)  # its last token was out: that makes room in a moment
-        return made
-
-    def may_take_back(self, views: Sequence[WorkerView], need_blocks: int) -> list[WorkerView]:
-        """The workers to which a run that made way may come back at present."""
-        workers = self._gateway.fleet.workers
-        # To itself, a gateway is alone on a worker that others fill.
-        views = [
-            replace(view, running_requests=max(view.running_requests, workers[view.worker_id].load.running_requests))
-            for view in views
-        ]
-        rested_s = time.monotonic() - TAKE_BACK_EVERY_S
-        resting = {worker_id for worker_id, time_s in self._took_back_s.items() if time_s > rested_s}
-        return may_take_back(views, need_blocks, growing=self.growing, resting=resting)
-
-    def took_back(self, worker_id: str) -> None:
-        """One came back to a worker."""
-        self._took_back_s[worker_id] = time.monotonic()
-        self._look_again_in(TAKE_BACK_EVERY_S)
-
-    def _look_again_in(self, delay_s: float) -> None:
-        asyncio.get_running_loop().call_later(delay_s + TIMER_SLACK_S, self._gateway.place_waiting)
-
-    def _held_blocks(self, run: ChoiceRun) -> int:
-        return math.ceil(run.life.context_tokens / self._gateway.block_size_tokens)
+            self._fleet.expect_stay(worker_id, leg_id)
+        return preempted
 
     def _running(self, worker_ids: Container[str]) -> Iterator[Running]:
         """What decodes on these workers and could go on from its ledger with every token as if it had stayed."""
-        workers = self._gateway.fleet.workers
-        for run in self._gateway.runs():
+        for run in self._runs.values():
             life, worker_id = run.life, str(run.life.decode_id)
-            if worker_id not in worker_ids or not life.settled or self._gateway.is_moving(run) or not run.movable:
+            if worker_id not in worker_ids or not life.settled or self._is_moving(life.request_id) or not run.movable:
                 continue
-            freed = workers[worker_id].freed_by(life.request_id, self._held_blocks(run))
+            freed = self._fleet.freed_by(worker_id, life.request_id, self._forecast.held_blocks(run))
             yield Running(run.number, worker_id, run.request.priority, freed, len(life.output_ids), run.preempted)

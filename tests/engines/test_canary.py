@@ -85,7 +85,9 @@ async def test_each_fault_takes_its_worker_out_and_no_other(cluster: LiveCluster
                 streams = {isl: Stream(gateway, request(isl)) for isl in isls}
                 for stream in streams.values():
                     await stream.reached(20)
-                elsewhere = {len(run.life.prompt_ids) for run in gateway.runs() if run.life.decode_id != victim}
+                elsewhere = {
+                    len(run.life.prompt_ids) for run in gateway.model.runs.values() if run.life.decode_id != victim
+                }
                 row = await canaries.inject(victim, fault, timeout_s=OUT_OF_SERVICE_S)
                 assert row["blamed"] == [victim], row
                 assert victim in row["sentence"]

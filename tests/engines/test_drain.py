@@ -32,8 +32,8 @@ async def test_a_drained_decode_workers_requests_go_on_with_exact_tokens(cluster
         streams = {name: Stream(gateway, message) for name, message in named.items()}
         for stream in streams.values():
             await stream.reached(30)
-        running = {run.life.decode_id for run in gateway.runs()}
-        source = gateway.runs()[0].life.decode_id
+        running = {run.life.decode_id for run in gateway.model.runs.values()}
+        source = next(iter(gateway.model.runs.values())).life.decode_id
         assert source is not None
         assert running <= {"decode-0", "decode-1"}
         result = await asyncio.to_thread(cluster.baton, "drain", source, "--replace", "--json", timeout_s=180)

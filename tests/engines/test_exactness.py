@@ -155,5 +155,5 @@ async def test_blocks_come_back_after_cancels(cluster: LiveCluster) -> None:
                     break
             await stream.aclose()
         async with asyncio.timeout(45):  # the lease is 30 s
-            while any(worker.load.used_blocks for worker in gateway.fleet.workers.values()):  # noqa: ASYNC110
+            while any(worker.load.used_blocks for worker in gateway.model.fleet.workers.values()):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)

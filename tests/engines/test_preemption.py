@@ -41,7 +41,7 @@ async def test_a_new_request_is_served_and_the_long_trace_continues(cluster: Liv
         assert (first.summary.preempted, first.summary.retries, first.summary.moves) == (True, 0, 0)
         assert not second.summary.preempted
         await ready(gateway, "decode-1")
-        assert not gateway._preemption.growing
+        assert not gateway.model.preemption.growing
         async with asyncio.timeout(45):  # the lease is 30 s
             while any(used_blocks(gateway.status()).values()):  # noqa: ASYNC110
                 await asyncio.sleep(0.2)

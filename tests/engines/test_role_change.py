@@ -27,7 +27,7 @@ async def change(cluster: LiveCluster, role: str) -> dict[str, Any]:
 
 async def notified(gateway: Gateway, role: str) -> None:
     async with asyncio.timeout(30):
-        while gateway.fleet.workers["decode-1"].member.role != role:  # noqa: ASYNC110
+        while gateway.model.fleet.workers["decode-1"].member.role != role:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
 
@@ -37,22 +37,22 @@ async def test_a_worker_changes_its_role_and_back_under_load(cluster: LiveCluste
         await asyncio.gather(*(stream.task for stream in alone.values()))
     async with cluster.gateway("prefill", "decode") as gateway:
         await ready(gateway, "decode-0", "decode-1")
-        pid = gateway.fleet.workers["decode-1"].member.pid
-        incarnation = gateway.fleet.workers["decode-1"].member.incarnation
+        pid = gateway.model.fleet.workers["decode-1"].member.pid
+        incarnation = gateway.model.fleet.workers["decode-1"].member.incarnation
         # None of them fits decode-0, so all decode on the worker that is to change.
-        gateway.fleet.workers["decode-0"].reserved["full"] = 1 << 30
+        gateway.model.fleet.workers["decode-0"].reserved["full"] = 1 << 30
         streams = {isl: Stream(gateway, request(isl)) for isl in LENGTHS}
         for stream in streams.values():
             await stream.reached(30)
-        assert {run.life.decode_id for run in gateway.runs()} == {"decode-1"}
-        del gateway.fleet.workers["decode-0"].reserved["full"]
+        assert {run.life.decode_id for run in gateway.model.runs.values()} == {"decode-1"}
+        del gateway.model.fleet.workers["decode-0"].reserved["full"]
         assert (await change(cluster, "prefill"))["pid"] == pid
         await notified(gateway, "prefill")
         # It prefills for the other decode worker.
-        gateway.fleet.workers["prefill-0"].queued_tokens["load"] = 1 << 30
+        gateway.model.fleet.workers["prefill-0"].queued_tokens["load"] = 1 << 30
         streams |= {isl: Stream(gateway, request(isl)) for isl in LATER}
         await asyncio.gather(*(stream.task for stream in streams.values()))
-        del gateway.fleet.workers["prefill-0"].queued_tokens["load"]
+        del gateway.model.fleet.workers["prefill-0"].queued_tokens["load"]
         for isl, stream in streams.items():
             assert stream.ids == alone[isl].ids, isl
             assert stream.summary.retries == 0, isl
@@ -63,7 +63,7 @@ async def test_a_worker_changes_its_role_and_back_under_load(cluster: LiveCluste
         assert (await change(cluster, "decode"))["pid"] == pid
         await notified(gateway, "decode")
         await ready(gateway, "decode-0", "decode-1")
-        assert gateway.fleet.workers["decode-1"].member.incarnation == incarnation
+        assert gateway.model.fleet.workers["decode-1"].member.incarnation == incarnation
         again = Stream(gateway, request(LATER[0]))
         await again.task
         assert again.ids == alone[LATER[0]].ids

@@ -41,7 +41,7 @@ def spare(tmp_path: Path, test_model: Path) -> Iterator[LiveCluster]:
 
 async def in_state(gateway: Gateway, worker_id: str, state: str) -> None:
     async with asyncio.timeout(300):
-        while (worker := gateway.fleet.workers.get(worker_id)) is None or worker.member.state != state:  # noqa: ASYNC110
+        while (worker := gateway.model.fleet.workers.get(worker_id)) is None or worker.member.state != state:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
 
@@ -57,7 +57,7 @@ async def test_streams_go_on_where_a_worker_was_on_standby(
         streams = {isl: Stream(gateway, request(isl)) for isl in LENGTHS}
         for stream in streams.values():
             await stream.reached(30)
-        old = gateway.fleet.workers["decode-0"].member
+        old = gateway.model.fleet.workers["decode-0"].member
         killed_s = time.monotonic()
         os.kill(old.pid, signal.SIGKILL)
         await ready(gateway, "decode-1")
@@ -68,7 +68,7 @@ async def test_streams_go_on_where_a_worker_was_on_standby(
             assert (stream.summary.workers.decode, stream.summary.retries) == ("decode-1", 1), isl
         await in_state(gateway, "decode-0", "standby")
         restarted_s = time.monotonic() - killed_s
-        assert gateway.fleet.workers["decode-0"].member.incarnation != old.incarnation
+        assert gateway.model.fleet.workers["decode-0"].member.incarnation != old.incarnation
         assert promoted_s < restarted_s / 2
     with capsys.disabled():
         print(f"\nserved {promoted_s:.1f} s after the kill; the next one on standby after {restarted_s:.0f} s")

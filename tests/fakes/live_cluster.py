@@ -86,14 +86,14 @@ class Cluster:
 
     async def connected(self) -> None:
         """Every worker has reported; before that the gateway sends it nothing."""
-        fleet = self.gateway.fleet
+        fleet = self.gateway.model.fleet
         await eventually(lambda: all(worker.connected for worker in fleet.workers.values()), "workers report")
 
     async def kill(self, worker_id: str) -> None:
         worker = self.workers.pop(worker_id)
         worker.engine.die()
         await worker.server.stop(0)
-        await eventually(lambda: worker_id not in self.gateway.fleet.workers, "the gateway notices")
+        await eventually(lambda: worker_id not in self.gateway.model.fleet.workers, "the gateway notices")
 
     def engine(self, worker_id: str) -> FakeEngine:
         return self.workers[worker_id].engine
@@ -102,7 +102,7 @@ class Cluster:
         """Every block, reservation and leg has come back."""
         for worker_id, worker in self.workers.items():
             await eventually(lambda worker=worker: worker.engine.used_blocks == 0, f"blocks of {worker_id}")
-        for worker in self.gateway.fleet.workers.values():
+        for worker in self.gateway.model.fleet.workers.values():
             assert not worker.reserved
             assert not worker.queued_tokens
             assert not worker.legs

@@ -112,7 +112,9 @@ class ControlledCluster:
 
     def accepting(self, role: str) -> list[str]:
         """Workers that the gateway gives new work of a role."""
-        return sorted(view.worker_id for view in self.gateway.fleet.views() if view.role == role and view.accepting)
+        return sorted(
+            view.worker_id for view in self.gateway.model.fleet.views() if view.role == role and view.accepting
+        )
 
 
 @contextlib.asynccontextmanager

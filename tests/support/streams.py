@@ -45,7 +45,7 @@ class Stream:
 
 
 async def ready(gateway: Gateway, *worker_ids: str) -> None:
-    fleet = gateway.fleet
+    fleet = gateway.model.fleet
     async with asyncio.timeout(300):
         while not all(  # noqa: ASYNC110
             (worker := fleet.workers.get(worker_id)) and worker.view().accepting for worker_id in worker_ids

@@ -28,19 +28,19 @@ async def held_on(cluster: ControlledCluster, worker: str, count: int, point: in
     """Requests that decode on the worker and wait there."""
     others = [each for each in cluster.accepting("decode") if each != worker]
     for other in others:
-        cluster.gateway.fleet.workers[other].reserved["full"] = 64
+        cluster.gateway.model.fleet.workers[other].reserved["full"] = 64
     hold = cluster.runtime.engines[worker].hold(point)
     tasks = [asyncio.create_task(asked(cluster, ask(prompt(index), 100))) for index in range(count)]
     await asyncio.wait_for(hold.reached.wait(), 20)
     await eventually(lambda: len(cluster.runtime.engines[worker]._legs) == count)
     for other in others:
-        del cluster.gateway.fleet.workers[other].reserved["full"]
+        del cluster.gateway.model.fleet.workers[other].reserved["full"]
     return tasks
 
 
 async def test_a_decode_worker_becomes_a_prefill_worker_and_its_requests_move(tmp_path: Path) -> None:
     async with controlled(tmp_path) as cluster:
-        incarnation = cluster.gateway.fleet.workers["decode-1"].member.incarnation
+        incarnation = cluster.gateway.model.fleet.workers["decode-1"].member.incarnation
         tasks = await held_on(cluster, "decode-1", 3)
         answer = await change_role(cluster.registry, "decode-1", Role.PREFILL)
         assert answer.elapsed_s > 0
@@ -50,11 +50,11 @@ async def test_a_decode_worker_becomes_a_prefill_worker_and_its_requests_move(tm
         assert cluster.accepting("prefill") == ["decode-1", "prefill-0"]
         assert cluster.accepting("decode") == ["decode-0"]
         # The same engine: nothing was started and no incarnation ended.
-        assert cluster.gateway.fleet.workers["decode-1"].member.incarnation == incarnation
+        assert cluster.gateway.model.fleet.workers["decode-1"].member.incarnation == incarnation
         assert cluster.runtime.started == ["prefill-0", "decode-0", "decode-1"]
         assert cluster.runtime.hosts["decode-1"]._role == "prefill"
         # It prefills for the other one.
-        cluster.gateway.fleet.workers["prefill-0"].queued_tokens["crowd"] = 100_000
+        cluster.gateway.model.fleet.workers["prefill-0"].queued_tokens["crowd"] = 100_000
         reply = await asked(cluster, ask([90, *PROMPT], 20))
         assert reply.summary.workers.prefill == "decode-1"
         assert reply.token_ids[0] == expected([90, *PROMPT], 20)
@@ -63,7 +63,7 @@ async def test_a_decode_worker_becomes_a_prefill_worker_and_its_requests_move(tm
 async def test_a_prefill_worker_decodes_and_what_it_prefilled_is_read(tmp_path: Path) -> None:
     async with controlled(tmp_path, prefill=2, decode=1, more=FLEXIBLE) as cluster:
         hold = cluster.runtime.engines["decode-0"].hold("import")
-        cluster.gateway.fleet.workers["prefill-0"].queued_tokens["crowd"] = 500
+        cluster.gateway.model.fleet.workers["prefill-0"].queued_tokens["crowd"] = 500
         task = asyncio.create_task(asked(cluster, ask(prompt(1), 40)))
         await asyncio.wait_for(hold.reached.wait(), 20)  # prefill-1 keeps KV that nobody has read
         assert cluster.runtime.engines["prefill-1"].leases
@@ -82,7 +82,7 @@ async def test_a_prefill_worker_decodes_and_what_it_prefilled_is_read(tmp_path: 
 async def test_with_nowhere_to_go_requests_finish_where_they_are(tmp_path: Path) -> None:
     async with controlled(tmp_path) as cluster:
         tasks = await held_on(cluster, "decode-1", 2)
-        cluster.gateway.fleet.workers["decode-0"].reserved["full"] = 64
+        cluster.gateway.model.fleet.workers["decode-0"].reserved["full"] = 64
         await change_role(cluster.registry, "decode-1", Role.PREFILL)
         cluster.runtime.engines["decode-1"].holds.pop(30).open()
         for index, reply in enumerate(await asyncio.gather(*tasks)):

@@ -38,7 +38,7 @@ async def test_one_on_standby_has_shaken_hands_and_gets_no_requests(tmp_path: Pa
         await eventually(lambda: states(cluster).get("decode-1") == "STANDBY")
         assert states(cluster) == {"prefill-0": "READY", "decode-0": "READY", "decode-1": "STANDBY"}
         assert render(cluster.gateway.status())
-        assert ("prefill-0", "decode-1") in cluster.gateway.fleet.pairs
+        assert ("prefill-0", "decode-1") in cluster.gateway.model.fleet.pairs
         warmed = len(cluster.runtime.engines["decode-1"].started)
         prompts = [[65 + index, *PROMPT] for index in range(6)]
         replies = await asyncio.gather(*(run(cast(Cluster, cluster), ask(prompt, 20)) for prompt in prompts))
@@ -109,8 +109,8 @@ async def test_a_changed_role_pairs_with_the_one_on_standby(tmp_path: Path) -> N
         assert ("decode-1", "decode-2") in cluster.controller.pairs.known()
         cluster.controller.growth.grow(Role.DECODE)
         await eventually(lambda: cluster.accepting("decode") == ["decode-0", "decode-2"])
-        cluster.gateway.fleet.workers["prefill-0"].queued_tokens["crowd"] = 100_000
-        cluster.gateway.fleet.workers["decode-0"].reserved["full"] = 64
+        cluster.gateway.model.fleet.workers["prefill-0"].queued_tokens["crowd"] = 100_000
+        cluster.gateway.model.fleet.workers["decode-0"].reserved["full"] = 64
         reply = await run(cast(Cluster, cluster), ask(PROMPT, 20))
         assert (reply.summary.workers.prefill, reply.summary.workers.decode) == ("decode-1", "decode-2")
         assert reply.token_ids[0] == expected(PROMPT, 20)

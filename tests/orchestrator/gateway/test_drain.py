@@ -10,6 +10,7 @@ from baton.internal.v1 import registry_pb2
 from baton.v1 import inference_pb2 as pb
 from cluster.errors import ConfigError, WorkerDied
 from orchestrator.controller.worker_drain import serve_drain
+from orchestrator.gateway.peaks import Peaks
 from tests.fakes.live_cluster import Cluster, Reply, ask, cluster_of, eventually, expected, run
 from tests.fakes.tokenizer import END_THINK, THINK
 
@@ -97,7 +98,7 @@ async def test_a_move_back_and_forth(three: Cluster) -> None:
     three.workers[source].service.drain()
     await asyncio.wait_for(back.reached.wait(), 20)
     takes_work_again(three, source)
-    fleet = three.gateway.fleet
+    fleet = three.gateway.model.fleet
     await eventually(lambda: not fleet.workers[source].load.draining, "the source takes work again")
     three.engine(source).holds.clear()
     three.workers[target].service.drain()
@@ -116,7 +117,7 @@ async def test_what_would_change_its_meaning_finishes_where_it_is(three: Cluster
     request = ask(PROMPT, 60, **fields)
     task = await held_on(three, request, source)
     three.workers[source].service.drain()
-    fleet = three.gateway.fleet
+    fleet = three.gateway.model.fleet
     await eventually(lambda: fleet.workers[source].draining, "the gateway hears of it")
     for _ in range(3):
         await asyncio.sleep(0.06)  # looks of the drainer
@@ -148,7 +149,7 @@ async def test_a_request_still_prefilling_decodes_elsewhere_and_is_not_retried(t
     task = asyncio.create_task(run(three, ask(PROMPT, 20)))
     await asyncio.wait_for(hold.reached.wait(), 20)
     three.workers[source].service.drain(grace_s=0)
-    fleet = three.gateway.fleet
+    fleet = three.gateway.model.fleet
     await eventually(lambda: not fleet.workers[source].reserved, "its promise is moved")
     hold.open()
     reply = await task
@@ -164,7 +165,7 @@ async def test_without_room_elsewhere_it_runs_on_and_moves_when_there_is() -> No
         task = await held_on(cluster, ask(PROMPT, 100), source)
         blocker = await held_on(cluster, ask([66, *PROMPT], 120), other, 39)
         cluster.workers[source].service.drain()
-        fleet = cluster.gateway.fleet
+        fleet = cluster.gateway.model.fleet
         await eventually(lambda: fleet.workers[source].draining, "the gateway hears of it")
         for _ in range(3):
             await asyncio.sleep(0.06)
@@ -226,8 +227,8 @@ async def test_a_silent_worker_is_given_up(three: Cluster) -> None:
     source = await first_decode(three)
     task = await held_on(three, ask(PROMPT, 60), source)
     now = time.monotonic()
-    three.gateway.fleet.workers[source].link.last_event_s = now - 60
-    three.gateway.fleet.drop_silent(now)
+    three.gateway.model.fleet.workers[source].link.last_event_s = now - 60
+    three.gateway.model.fleet.drop_silent(now)
     three.engine(source).holds.clear()
     reply = await task
     assert reply.token_ids[0] == expected(PROMPT, 60)
@@ -237,7 +238,7 @@ async def test_a_silent_worker_is_given_up(three: Cluster) -> None:
 async def test_a_gateway_that_hears_nobody_gives_nobody_up_and_each_has_its_time_anew(three: Cluster) -> None:
     source = await first_decode(three)
     task = await held_on(three, ask(PROMPT, 60), source)
-    fleet, began = three.gateway.fleet, time.monotonic()
+    fleet, began = three.gateway.model.fleet, time.monotonic()
 
     def silent_for(seconds: float, *workers: str) -> None:
         for worker_id in workers or fleet.workers:
@@ -263,8 +264,8 @@ async def test_a_gateway_that_was_stopped_does_not_blame_its_workers(three: Clus
     task = asyncio.create_task(run(three, ask(PROMPT, 60)))
     await asyncio.wait_for(hold.reached.wait(), 20)
     now = time.monotonic() + 60  # as it finds on waking up: nothing was read for a minute
-    three.gateway.fleet.drop_silent(now)
-    assert three.gateway.fleet.workers[source].connected
+    three.gateway.model.fleet.drop_silent(now)
+    assert three.gateway.model.fleet.workers[source].connected
     hold.open()
     assert (await task).summary.retries == 0
 
@@ -347,19 +348,19 @@ async def test_a_request_leaves_a_worker_that_will_run_out_of_kv() -> None:
     async with cluster_of(*WORKERS, more=more, total_blocks=16) as cluster:
         source = await first_decode(cluster)
         target = next(worker for worker in WORKERS[1:] if worker != source)
-        fleet = cluster.gateway.fleet
+        fleet = cluster.gateway.model.fleet
         fleet.workers[target].reserved["full"] = 16
         hold = cluster.engine(source).hold(20)
         prompts = [[65 + index, *PROMPT] for index in range(2)]
         # Taken for short when they were placed: both fit.
         for _ in range(20):
-            cluster.gateway._lengths.record(40)
+            cluster.gateway.model.forecast.record(40)
         tasks = [asyncio.create_task(run(cluster, ask(prompt, 300))) for prompt in prompts]
         await eventually(lambda: len(cluster.engine(source)._legs) == 2, "both decode on one worker")
         await asyncio.wait_for(hold.reached.wait(), 20)
         # Traces have become long: together they will want 2 x 350 tokens of the 512.
         for _ in range(600):
-            cluster.gateway._lengths.record(300)
+            cluster.gateway.model.forecast.record(300)
         del fleet.workers[target].reserved["full"]
         await eventually(lambda: len(cluster.engine(target)._legs) == 1, "one moves")
         hold.open()
@@ -374,12 +375,12 @@ async def test_a_request_leaves_a_worker_that_will_run_out_of_kv() -> None:
 async def test_placement_goes_by_the_peak_of_what_runs() -> None:
     async with cluster_of(*WORKERS, more="autoscaling: {enabled: true}\n", total_blocks=64) as cluster:
         task = await held_on(cluster, ask([70, *PROMPT], 900), "decode-0", 5)
-        peaks = cluster.gateway._peaks
-        peaks._since_s = -1e9
-        found = dict(peaks.of(cluster.gateway))
+        model = cluster.gateway.model
+        peaks = Peaks(model.fleet, model.runs, model.forecast)
+        found = dict(peaks.blocks())
         assert found["decode-1"] == 0
         # The prompt, five tokens, and the 512 that an output is taken for at first, in blocks of 32.
         assert 17 <= found["decode-0"] <= 18
-        assert peaks.of(cluster.gateway) == found
+        assert peaks.blocks() == found
         cluster.engine("decode-0").holds.pop(5).open()
         await task

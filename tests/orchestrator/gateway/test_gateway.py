@@ -256,7 +256,7 @@ async def test_a_slow_reader_gets_few_large_deltas(pair: Cluster) -> None:
         if len(reply.deltas) == 2:  # decode is at work: read no more until it is done
             hold.open()
             await eventually(lambda: not decode.load().running_requests)
-            await eventually(lambda: not pair.gateway.fleet.workers["decode-0"].legs)
+            await eventually(lambda: not pair.gateway.model.fleet.workers["decode-0"].legs)
     assert reply.token_ids[0] == expected(PROMPT, 100)
     assert len(reply.deltas) <= 4
 
@@ -379,7 +379,7 @@ async def test_a_new_incarnation_takes_the_place_of_the_old_one() -> None:
         await old.server.stop(0)
         reply = await task
         assert reply.token_ids[0] == expected(PROMPT, 12)
-        assert "decode-0" in cluster.gateway.fleet.workers
+        assert "decode-0" in cluster.gateway.model.fleet.workers
         await cluster.idle()
 
 

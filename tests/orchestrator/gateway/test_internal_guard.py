@@ -113,7 +113,7 @@ async def test_a_whole_cluster_works_with_credentials_and_not_without(
         watcher = asyncio.create_task(watch(f"127.0.0.1:{port}", gateway.update_members, rpc))
         try:
             cluster = Cluster(gateway)
-            await eventually(lambda: len(gateway.fleet.workers) == 2, "members")
+            await eventually(lambda: len(gateway.model.fleet.workers) == 2, "members")
             await cluster.connected()
             assert (await run(cluster, ask(PROMPT, 9))).token_ids[0] == expected(PROMPT, 9)
             assert not seen

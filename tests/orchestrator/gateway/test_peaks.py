@@ -15,7 +15,7 @@ FULL = {"decode-0": 60, "decode-1": 60}
 async def test_the_lowest_peak_decides_where_the_autoscaler_is_on(
     low: str, scales: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Peaks, "of", lambda *_: FULL | {low: 0})
+    monkeypatch.setattr(Peaks, "blocks", lambda _: FULL | {low: 0})
     more = "autoscaling: {enabled: true}\n" if scales else ""
     async with cluster_of("prefill-0", "decode-0", "decode-1", more=more) as cluster:
         reply = await run(cluster, ask([65, 66, 67], 4))

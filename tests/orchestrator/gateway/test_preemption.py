@@ -17,8 +17,8 @@ from baton.v1 import inference_pb2 as pb
 from cluster.errors import DeadlineExceeded
 from cluster.spec.config import Role
 from interface.cli.status_command import render
-from orchestrator.gateway import preemption
-from orchestrator.gateway.fleet import LOADS_TO_TELL, FleetWorker
+from orchestrator.gateway import placing
+from orchestrator.gateway.fleet_worker import LOADS_TO_SHOW, FleetWorker
 from orchestrator.gateway.gateway import Gateway
 from tests.fakes.engine import Hold
 from tests.fakes.live_cluster import Cluster, Reply, ask, cluster_of, eventually, expected, run
@@ -42,7 +42,7 @@ async def held(
     hold = engine.hold(made)
     task = asyncio.create_task(run(cast(Cluster, cluster), request))
     await asyncio.wait_for(hold.reached.wait(), 20)
-    await eventually(lambda: any(len(each.life.output_ids) == made + 1 for each in cluster.gateway.runs()))
+    await eventually(lambda: any(len(each.life.output_ids) == made + 1 for each in cluster.gateway.model.runs.values()))
     return task, engine.holds.pop(made)
 
 
@@ -111,7 +111,7 @@ async def test_nobody_makes_way_who_may_not(more: str, starting: int, changes: d
         await asyncio.wait_for(hold.reached.wait(), 20)
         newcomer = asyncio.create_task(run(cluster, ask(SHORT, 40)))
         await eventually(lambda: queued(cluster) == 1)
-        cluster.gateway.place_waiting()
+        cluster.gateway.model.placer.place_waiting()
         assert (queued(cluster), preempted(cluster)) == (1, 0)
         hold.open()
         assert len((await long).token_ids[0]) == 400
@@ -128,7 +128,7 @@ async def test_one_that_is_yet_to_read_its_kv_makes_no_way() -> None:
         await asyncio.wait_for(reading.reached.wait(), 20)
         newcomer = asyncio.create_task(run(cluster, ask(SHORT, 40)))
         await eventually(lambda: queued(cluster) == 1)
-        cluster.gateway.place_waiting()
+        cluster.gateway.model.placer.place_waiting()
         assert (queued(cluster), preempted(cluster)) == (1, 0)
         decoding = cluster.engine("decode-0").hold(MADE)
         reading.open()
@@ -148,10 +148,10 @@ async def test_nobody_makes_way_where_the_newcomer_could_not_go() -> None:
         other = asyncio.create_task(run(cluster, ask(LONG, 400, presence_penalty=1.0)))
         await asyncio.wait_for(stays.reached.wait(), 20)
         cluster.workers["decode-0"].service.drain()
-        await eventually(lambda: cluster.gateway.fleet.workers["decode-0"].draining)
+        await eventually(lambda: cluster.gateway.model.fleet.workers["decode-0"].draining)
         newcomer = asyncio.create_task(run(cluster, ask(SHORT, 40)))
         await eventually(lambda: queued(cluster) == 1)
-        cluster.gateway.place_waiting()
+        cluster.gateway.model.placer.place_waiting()
         assert (queued(cluster), preempted(cluster)) == (1, 0)
         hold.open()
         stays.open()
@@ -170,7 +170,7 @@ async def test_nobody_makes_way_twice() -> None:
         await asyncio.wait_for(hold.reached.wait(), 20)  # it is back, and has made some more
         newcomer = asyncio.create_task(run(cluster, ask(SHORT, 40)))
         await eventually(lambda: queued(cluster) == 1)
-        cluster.gateway.place_waiting()
+        cluster.gateway.model.placer.place_waiting()
         assert (queued(cluster), preempted(cluster)) == (1, 1)
         hold.open()
         assert (await long).token_ids[0] == expected(LONG, 400)
@@ -197,7 +197,7 @@ async def test_blocks_given_up_count_as_free_before_the_worker_says_so() -> None
     async with cluster_of("prefill-0", "decode-0", total_blocks=BLOCKS, more=more) as cluster:
         long, _ = await held(cluster, ask(LONG, 400), made=200)
         other, hold = await held(cluster, ask(LONG[::-1], 400), made=100)
-        load = cluster.gateway.fleet.workers
+        load = cluster.gateway.model.fleet.workers
         await eventually(lambda: load["decode-0"].load.used_blocks == 13)
         newcomer = asyncio.create_task(run(cluster, ask(SHORT * 5, 40)))
         await eventually(lambda: queued(cluster) == 1)
@@ -223,7 +223,7 @@ async def test_it_comes_back_when_newcomers_keep_room_and_keeps_none_of_them_wai
         # The long one would fit exactly, which leaves nothing to newcomers.
         assert queued(cluster) == 1
         await run(cluster, ask(SHORT, 40))
-        cluster.gateway.place_waiting()
+        cluster.gateway.model.placer.place_waiting()
         assert (queued(cluster), preempted(cluster)) == (1, 1)
         cluster.publish(starting=0)
         assert (await long).token_ids[0] == expected(LONG, 400)
@@ -299,18 +299,20 @@ async def test_the_worker_that_it_left_may_go(gone: str) -> None:
 
 async def test_it_does_not_come_back_to_what_other_gateways_fill() -> None:
     async with cluster_of("prefill-0", "decode-0", total_blocks=BLOCKS, more=GROWS) as cluster:
-        neighbour = Cluster(Gateway(cluster.gateway.spec, cluster.gateway.front), cluster.network, cluster.workers)
+        neighbour = Cluster(
+            Gateway(cluster.gateway.spec, cluster.gateway.model.front), cluster.network, cluster.workers
+        )
         try:
             neighbour.publish()
             await neighbour.connected()
             others, hold = await held(neighbour, ask(LONG * 4, 60), made=20)
-            loads = cluster.gateway.fleet.workers
+            loads = cluster.gateway.model.fleet.workers
             await eventually(lambda: loads["decode-0"].load.used_blocks >= 6)
             cluster.publish(starting=1)
             long, _ = await held(cluster, ask(LONG, 400))
             await run(cluster, ask(SHORT, 40))
             await eventually(lambda: loads["decode-0"].load.used_blocks == 6)  # its own requests are gone from there
-            cluster.gateway.place_waiting()
+            cluster.gateway.model.placer.place_waiting()
             assert queued(cluster) == 1
             hold.open()
             assert (await others).token_ids[0] == expected(LONG * 4, 60)
@@ -332,7 +334,7 @@ async def test_one_whose_caller_does_not_read_makes_way_with_all_tokens_it_has()
             if len(reply.deltas) == 2:
                 await asyncio.wait_for(hold.reached.wait(), 20)
                 del cluster.engine("decode-0").holds[MADE]
-                (slow,) = cluster.gateway.runs()
+                (slow,) = cluster.gateway.model.runs.values()
                 await eventually(lambda: sum(len(each.token_ids) for each in slow._inbox) + 2 >= MADE)  # type: ignore[union-attr]  # noqa: B023
                 cluster.publish(starting=1)
                 assert (await run(cluster, ask(SHORT, 40))).token_ids[0] == expected(SHORT, 40)
@@ -351,17 +353,17 @@ async def test_one_that_has_ended_unread_is_not_run_again() -> None:
             reply.take(event)
             if len(reply.deltas) == 2:
                 await eventually(lambda: not cluster.engine("decode-0").load().running_requests)
-                await eventually(lambda: not cluster.gateway.fleet.workers["decode-0"].legs)
+                await eventually(lambda: not cluster.gateway.model.fleet.workers["decode-0"].legs)
                 cluster.publish(starting=1)
                 newcomer = asyncio.create_task(run(cluster, ask(SHORT, 200)))
                 await eventually(lambda: queued(cluster) == 1)
-                cluster.gateway.place_waiting()
+                cluster.gateway.model.placer.place_waiting()
         assert reply.token_ids[0] == expected(LONG, 400)
         assert not reply.summary.preempted
         assert newcomer is not None
         assert (await newcomer).token_ids[0] == expected(SHORT, 200)
         assert len(cluster.engine("decode-0").started) == 2
-        assert not cluster.gateway.fleet.workers["decode-0"].leaving
+        assert not cluster.gateway.model.fleet.workers["decode-0"].leaving
         await cluster.idle()
         assert preempted(cluster) == 0
 
@@ -371,7 +373,7 @@ async def test_one_that_has_ended_unread_is_not_run_again() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_a_full_cluster_that_grows_keeps_every_token(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preemption, "TAKE_BACK_EVERY_S", 0.05)
+    monkeypatch.setattr(placing, "TAKE_BACK_EVERY_S", 0.05)
     draw = random.Random(f"makes way {seed}")
     settings: dict[str, Any] = {"total_blocks": 24, "step_s": 0.001}
     async with cluster_of("prefill-0", "decode-0", "decode-1", queue=99, more=GROWS, **settings) as cluster:
@@ -423,7 +425,7 @@ def test_blocks_being_freed_count_once() -> None:
     assert one.used_blocks == 52
     one.leaving["c/1"] = 30
     one.has_left("c/1")
-    for _ in range(LOADS_TO_TELL):
+    for _ in range(LOADS_TO_SHOW):
         one.take_load(worker_pb2.WorkerLoad(used_blocks=60))  # others took as much: it is over all the same
     assert one.used_blocks == 60
 

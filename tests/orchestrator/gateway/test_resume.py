@@ -82,7 +82,7 @@ async def test_only_the_summary_is_missing(pair: Cluster) -> None:
 
 async def test_a_ledger_that_ends_in_the_end_of_sequence_is_done(pair: Cluster) -> None:
     eos = expected(PROMPT, 4)[3]
-    pair.gateway.front = dataclasses.replace(pair.gateway.front, eos_ids=frozenset([eos]))
+    pair.gateway.model.front = dataclasses.replace(pair.gateway.model.front, eos_ids=frozenset([eos]))
     reply = await run(pair, resume(ask(PROMPT, COUNT), expected(PROMPT, 4)))
     assert reply.summary.finish_reason == pb.FINISH_REASON_STOP
     assert not reply.token_ids.get(0)

@@ -23,7 +23,7 @@ async def test_a_tenant_at_its_limit_is_refused_and_another_is_served() -> None:
             await run(cluster, ask(PROMPT, 8, tenant="acme"))
         assert refused.value.retry_after_s >= 1
         other = asyncio.create_task(run(cluster, ask(PROMPT, 8, tenant="other")))
-        await eventually(lambda: len(cluster.gateway._runs) == 2)
+        await eventually(lambda: len(cluster.gateway.model.runs) == 2)
         hold.open()
         for task in (first, other):
             assert (await task).token_ids[0] == expected(PROMPT, 8)

@@ -1,0 +1,40 @@
+"""The message that starts a leg on its worker."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from baton.internal.v1 import worker_pb2
+from baton.v1 import inference_pb2 as pb
+from orchestrator.gateway.choice_output import ChoiceOutput
+from orchestrator.request.lifecycle import Handoff, Lifecycle, StartLeg, State
+from orchestrator.request.prepare import PreparedRequest
+from orchestrator.request.sampling import choice_seed
+
+
+def leg_message(
+    action: StartLeg, life: Lifecycle, request: PreparedRequest, index: int, output: ChoiceOutput
+) -> worker_pb2.SubmitLeg:
+    """What the worker of a leg gets: tokens, limits, and the sampling as it is to be from here on."""
+    prefills = life.state is State.PREFILLING
+    message = worker_pb2.SubmitLeg(
+        leg_id=action.leg_id,
+        token_ids=np.asarray(action.token_ids, dtype="<u4").tobytes(),
+        max_tokens=action.max_tokens,
+        export=action.export,
+        priority=request.priority,
+    )
+    moves = life.prefill_id == action.worker_id and life.moves > 0
+    # A draining worker lets what it has go on after a turn, too.
+    message.moves_away = moves or (output.turned and not prefills)
+    if prefills and life.handoff is Handoff.PLAIN:
+        # Its token is dropped, so neither penalties nor a grammar need to be kept up for it.
+        message.sampling.CopyFrom(pb.Sampling(temperature=0.0, ignore_eos=True))
+        return message
+    message.sampling.CopyFrom(request.sampling)
+    if message.sampling.HasField("seed"):
+        message.sampling.seed = choice_seed(message.sampling.seed, index)
+    message.reasoning_ended, end_ids = output.grammar_state()
+    message.reasoning_end_ids.extend(end_ids)
+    message.min_tokens = min(action.max_tokens, max(0, request.min_tokens - action.generated_tokens))
+    return message

@@ -1,0 +1,109 @@
+"""One worker as a gateway keeps it: its link, its load, and what this gateway has on it. Changed by the fleet alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from baton.internal.v1 import registry_pb2, worker_pb2
+from cluster.spec.config import Role
+from orchestrator.policy.router import WorkerView
+from workers.worker_link import WorkerLink
+
+PREFILL_RATE_PRIOR_TOKENS_PER_S = 10_000.0
+LOADS_TO_SHOW = 2
+"""The first load after a leg's end may be of the engine's last step before it."""
+
+
+@dataclass(slots=True)
+class FleetWorker:
+    """One worker incarnation and what this gateway has on it."""
+
+    member: registry_pb2.Member
+    link: WorkerLink
+    load: worker_pb2.WorkerLoad = field(default_factory=worker_pb2.WorkerLoad)
+    reserved: dict[str, int] = field(default_factory=dict)
+    """Blocks promised, by request."""
+    queued_tokens: dict[str, int] = field(default_factory=dict)
+    """Uncached prompt tokens of legs not yet prefilled."""
+    legs: set[str] = field(default_factory=set)
+    connected: bool = False
+    """Whether the worker has reported on this link; until then nothing is sent there."""
+    leaving: dict[str, int] = field(default_factory=dict)
+    """Blocks of preempted legs, by leg, until a load without them is reported."""
+    left: dict[str, int] = field(default_factory=dict)
+    """Loads after which that is over, by leg that has ended."""
+
+    @property
+    def draining(self) -> bool:
+        """Whether it is being emptied: the controller says so, or the worker itself."""
+        return self.member.state == "draining" or self.load.draining
+
+    @property
+    def role(self) -> Role:
+        """Role of the worker."""
+        return Role(self.member.role)
+
+    @property
+    def used_blocks(self) -> int:
+        """Blocks in use, without those that are being freed."""
+        return max(0, min(self.load.used_blocks, self.member.total_blocks) - sum(self.leaving.values()))
+
+    def freed_by(self, request_id: str, held_blocks: int) -> int:
+        """Blocks of headroom that a request would leave which holds so many, and was promised what it was."""
+        used, promised = self.used_blocks, sum(self.reserved.values())
+        without = max(0, used - held_blocks, promised - self.reserved.get(request_id, 0))
+        return max(used, promised) - without
+
+    def drop_leg(self, leg_id: str) -> None:
+        """A leg no longer occupies the worker."""
+        self.legs.discard(leg_id)
+        self.queued_tokens.pop(_request_of(leg_id), None)
+
+    def prompt_read(self, leg_id: str) -> bool:
+        """A leg has made a token; whether it is the first one, so that its prompt no longer queues."""
+        return self.queued_tokens.pop(_request_of(leg_id), None) is not None
+
+    def has_left(self, leg_id: str) -> None:
+        """A leg has ended, which one of the next loads will show."""
+        if leg_id in self.leaving:
+            self.left[leg_id] = LOADS_TO_SHOW
+
+    def take_load(self, load: worker_pb2.WorkerLoad) -> None:
+        """The worker reported its load."""
+        freed, self.load = load.used_blocks < self.load.used_blocks, load
+        self.left = {leg_id: loads - 1 for leg_id, loads in self.left.items()}
+        for leg_id in [leg_id for leg_id, loads in self.left.items() if freed or not loads]:
+            del self.left[leg_id]
+            self.leaving.pop(leg_id, None)
+
+    def view(
+        self,
+        usual_tokens_per_s: float = PREFILL_RATE_PRIOR_TOKENS_PER_S,
+        peak_blocks: int | None = None,
+        refuses: frozenset[str] = frozenset(),
+    ) -> WorkerView:
+        """The router's view. A running request's blocks are in the promise already, so the larger counts.
+
+        ``usual_tokens_per_s`` stands in for a prefill rate that the worker has not shown yet.
+        """
+        used = self.used_blocks
+        return WorkerView(
+            worker_id=self.member.worker_id,
+            role=self.role,
+            total_blocks=self.member.total_blocks,
+            free_blocks=self.member.total_blocks - used,
+            reserved_blocks=max(0, sum(self.reserved.values()) - used),
+            running_requests=len(self.legs),
+            queued_tokens=sum(self.queued_tokens.values()),
+            prefill_tokens_per_s=self.load.prefill_tokens_per_s or usual_tokens_per_s,
+            domain=self.member.domain or self.member.node,
+            accepting=self.connected and self.member.state == "ready" and not self.load.draining and not self.load.hung,
+            peak_blocks=peak_blocks,
+            revision=self.member.revision,
+            spot=self.member.spot,
+            refuses=refuses,
+        )
+
+
+def _request_of(leg_id: str) -> str:
+    return leg_id.rsplit("/", 1)[0]

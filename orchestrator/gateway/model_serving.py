@@ -1,0 +1,148 @@
+"""One model served: its fleet, queue and placer, the tasks beside them, and the runs between them."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+from baton.internal.v1 import registry_pb2
+from cluster.internal_rpc import InternalRpc
+from cluster.spec.config import ClusterSpec
+from orchestrator.gateway.choice_figures import ChoiceFigures
+from orchestrator.gateway.choice_output import ChoiceOutput
+from orchestrator.gateway.choice_run import ChoiceRun
+from orchestrator.gateway.fleet import Fleet
+from orchestrator.gateway.forecast import OutputForecast
+from orchestrator.gateway.metrics import GatewayMetrics
+from orchestrator.gateway.peaks import Peaks
+from orchestrator.gateway.placing import Placer
+from orchestrator.gateway.preemption import Preemption
+from orchestrator.gateway.queue import RunQueue
+from orchestrator.gateway.request_moves import RequestMoves
+from orchestrator.policy.prefix_index import block_hashes
+from orchestrator.request.lifecycle import WorkerLost
+from orchestrator.request.model_front import ModelFront
+from orchestrator.request.output_text import LineEnds
+from orchestrator.request.prepare import PreparedRequest
+
+
+class ModelServing:
+    """Owns the runs of one model; composes what serves them, and passes on what one part reports to another.
+
+    A second model of a cluster is a second one of these under the gateway.
+
+    Args:
+        spec: The cluster.
+        front: The model's tokeniser, template and limits.
+        metrics: The gateway's.
+    """
+
+    def __init__(self, spec: ClusterSpec, front: ModelFront, metrics: GatewayMetrics) -> None:
+        self.front = front
+        self.runs: dict[int, ChoiceRun] = {}
+        """Every choice that is queued or runs, by number."""
+        self._metrics = metrics
+        self._numbers = itertools.count()
+        self._reasoning = spec.model.reasoning
+        self._retry_budget = spec.transfer.retry_budget
+        self._line_ends = LineEnds(front.tokenizer)
+        block_size_tokens = next(pool.engine.block_size_tokens for _, pool in spec.pools.items())
+        scaling = spec.autoscaling
+        self.forecast = OutputForecast(spec.gateway.forecast_osl_tokens, block_size_tokens)
+        self.fleet = Fleet(
+            self,
+            silence_timeout_s=spec.health.silence_timeout_s,
+            ticket_deadline_s=spec.transfer.ticket_deadline_s,
+            cost=spec.cost,
+            rpc=InternalRpc(spec.security),
+        )
+        self.queue = RunQueue(
+            spec.gateway.max_queued_requests, lambda tenant: spec.tenant(tenant).weight, self.forecast
+        )
+        self.moves = RequestMoves(
+            self.fleet,
+            self.runs,
+            self.forecast,
+            metrics,
+            moves_at_once=spec.drain.moves_at_once,
+            rebalances=scaling.enabled,
+        )
+        self.preemption = Preemption(
+            self.fleet,
+            self.runs,
+            self.forecast,
+            is_moving=self.moves.is_moving,
+            local_prefill_below_tokens=spec.transfer.local_prefill_below_tokens,
+            on_preempted=metrics.preempted.inc,
+        )
+        self.placer = Placer(
+            self.queue,
+            self.fleet,
+            self.forecast,
+            self.preemption,
+            spec.transfer,
+            peaks=Peaks(self.fleet, self.runs, self.forecast) if scaling.enabled else None,
+            patience_s=scaling.preempt_after_s if scaling.enabled else None,
+        )
+
+    def new_run(self, request: PreparedRequest, index: int, received_s: float, received_unix_s: float) -> ChoiceRun:
+        """A choice of a request that came at this time, on the monotonic and on the wall clock. Iterating starts it."""
+        return ChoiceRun(
+            request,
+            index,
+            next(self._numbers),
+            block_hashes(request.prompt_ids, self.forecast.block_size_tokens),
+            self._retry_budget,
+            ChoiceOutput(request, index, self.front, self._reasoning, self._line_ends),
+            self.fleet,
+            self,
+            ChoiceFigures(self._metrics, index, received_s, received_unix_s),
+        )
+
+    def states(self) -> Counter[str]:
+        """Runs by the state of their lifecycle."""
+        return Counter(run.life.state.value for run in self.runs.values())
+
+    def update_members(self, message: registry_pb2.WatchMembersResponse) -> None:
+        """Take a membership from the registry."""
+        self.preemption.growing = message.starting_decode_workers > 0
+        self.fleet.update(message.members, message.pairs)
+
+    async def close(self) -> None:
+        """End all links; streams still open end with an error."""
+        await self.moves.close()
+        await self.fleet.close()
+
+    # --- what a run reports (`RunOwner`) ----------------------------------------------------------------------
+
+    def needs_workers(self, run: ChoiceRun, avoid: frozenset[str]) -> None:
+        """Find workers for a run, the first time or again."""
+        # A further choice of a request that is streaming already is not turned away.
+        again = run.number in self.runs or run.index > 0
+        self.runs[run.number] = run
+        self.placer.enqueue(run, avoid, again=again)
+
+    def over(self, run: ChoiceRun) -> None:
+        """A run has ended."""
+        self.runs.pop(run.number, None)
+        self.placer.forget(run)
+
+    # --- what the fleet reports (`FleetOwner`) ----------------------------------------------------------------
+
+    def fleet_changed(self) -> None:
+        """Workers came, went, freed KV or changed state."""
+        self.placer.place_waiting()
+        self.moves.wake()
+
+    def room_freed(self) -> None:
+        """A promise of KV was given back."""
+        self.placer.place_waiting()
+
+    def prompt_read(self) -> None:
+        """A worker has read a prompt."""
+        self.placer.prompt_read()
+
+    def worker_lost(self, worker_id: str) -> None:
+        """A worker is gone, and all legs on it."""
+        for run in list(self.runs.values()):
+            run.post(WorkerLost(worker_id))
