@@ -6,10 +6,9 @@ way out tokens become deltas, with phase, text, log-probabilities, and the end w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from baton.internal.v1 import worker_pb2
 from baton.v1 import inference_pb2 as pb
 from cluster.spec.config import ReasoningSettings
 from orchestrator.gateway.choice_logprobs import ChoiceLogprobs
@@ -87,10 +86,9 @@ class ChoiceOutput:
         self._count(life)
         self._text.push(token_ids)
 
-    def arrive(self, output: worker_pb2.LegOutput) -> None:
-        """A leg's message came; its tokens may wait before they are taken."""
-        if output.logprobs:
-            self._logprobs.arrive(output.leg_id, output.logprobs)
+    def arrive(self, leg_id: str, logprobs: Iterable[pb.TokenLogprobs]) -> None:
+        """A leg's message brought log-probabilities; its tokens may wait before they are taken."""
+        self._logprobs.arrive(leg_id, logprobs)
 
     def note_stop(self, stop_reason: str) -> None:
         """The present leg's last word on what it stopped at."""
@@ -107,7 +105,13 @@ class ChoiceOutput:
             return life.handle(event)
         self._logprobs.take(event.leg_id, len(event.token_ids))
         if life.state is State.DECODING:
-            actions = self._take_decoded(event, life)
+            fresh = self._gate.held_tokens + len(event.token_ids)
+            token_ids, turn = self._gate.take(event.token_ids, ends=bool(event.finish_reason))
+            if turn is None:
+                actions = life.handle(event if token_ids == event.token_ids else replace(event, token_ids=token_ids))
+            else:
+                self._logprobs.drop(fresh - len(token_ids))
+                actions = self._turn(event.leg_id, token_ids, turn, life)
         else:
             known = len(life.output_ids)
             if event.token_ids and self._gate.closes_before(event.token_ids[0]):
@@ -116,7 +120,8 @@ class ChoiceOutput:
                 event = replace(event, token_ids=())
             actions = life.handle(event)
             self._gate.push(life.output_ids[known:])
-        self._count(life)
+        if self._grammar:
+            self._count(life)
         return actions
 
     def grammar_state(self) -> tuple[bool, tuple[int, ...]]:
@@ -124,14 +129,6 @@ class ChoiceOutput:
         if not self._grammar or self._markers is None:
             return False, ()
         return not self._gate.awaits_answer, self._markers.end_ids
-
-    def _take_decoded(self, event: LegOutput, life: Lifecycle) -> list[Action]:
-        fresh = self._gate.held_tokens + len(event.token_ids)
-        token_ids, turn = self._gate.take(event.token_ids, ends=bool(event.finish_reason))
-        if turn is None:
-            return life.handle(replace(event, token_ids=token_ids))
-        self._logprobs.drop(fresh - len(token_ids))
-        return self._turn(event.leg_id, token_ids, turn, life)
 
     def _turn(self, leg_id: str, token_ids: tuple[int, ...], turn: Turn, life: Lifecycle) -> list[Action]:
         """Go on otherwise than the leg would: close the reasoning, or begin the answer anew under its grammar."""
@@ -206,7 +203,8 @@ class ChoiceOutput:
 
     def _delta(self, piece: Piece) -> pb.Delta:
         delta = pb.Delta(choice=self._index, phase=PHASES[piece.phase], text=piece.text, token_ids=piece.token_ids)
-        delta.logprobs.extend(self._logprobs.send(len(piece.token_ids)))
+        if logprobs := self._logprobs.send(len(piece.token_ids)):
+            delta.logprobs.extend(logprobs)
         return delta
 
 

@@ -194,7 +194,8 @@ class ChoiceRun:
         now = time.monotonic()
         if output.HasField("transfer"):
             self._figures.transferred(output.transfer)
-        self._output.arrive(output)
+        if output.logprobs:
+            self._output.arrive(action.leg_id, output.logprobs)
         reason = output.finish_reason
         if reason in ("error", "abort"):
             if output.token_ids:
@@ -214,7 +215,8 @@ class ChoiceRun:
             except TicketRefused as error:
                 self.post(lc.LegFailed(action.leg_id, error))
                 return
-        if self.life.leg_id == action.leg_id:
+        notable = reason or output.cached_tokens or action.export or self._figures.handing_over
+        if notable and self.life.leg_id == action.leg_id:
             self._figure(action, output, now)
         self.post(lc.LegOutput(action.leg_id, tuple(output.token_ids), reason, ticket))
 
@@ -223,7 +225,8 @@ class ChoiceRun:
         if action.export and action.generated_tokens and self.life.moves and output.token_ids:
             self._figures.moved(len(action.token_ids) - output.cached_tokens)
         self._figures.cached(output.cached_tokens)
-        self._output.note_stop(output.stop_reason)
+        if output.finish_reason:
+            self._output.note_stop(output.stop_reason)
         if action.ticket is not None and self._figures.handing_over and output.token_ids:
             source_id, pairs = action.ticket.source_id, self._fleet.pairs
             self._figures.handed_over(action.ticket, pairs.transport(source_id, action.worker_id), now)

@@ -83,6 +83,7 @@ class Fleet:
         self._owner = owner
         self._ticket_deadline_s = ticket_deadline_s
         self._cost = cost or CostSettings()
+        self._priced = bool(self._cost.usd_per_accelerator_hour or self._cost.usd_per_cpu_hour)
         self._rpc = rpc
         self.workers: dict[str, FleetWorker] = {}
         self.pairs = Pairs()
@@ -137,10 +138,10 @@ class Fleet:
 
     def usd_per_request_s(self, worker_id: str) -> float:
         """A worker's price for a second, shared by the legs on it."""
-        worker = self.workers.get(worker_id)
-        if worker is None:
+        worker, cost = self.workers.get(worker_id), self._cost
+        if worker is None or not self._priced:
             return 0.0
-        member, cost = worker.member, self._cost
+        member = worker.member
         per_hour = member.accelerators * cost.usd_per_accelerator_hour + member.cpus * cost.usd_per_cpu_hour
         return per_hour / 3600 / max(1, len(worker.legs))
 
