@@ -25,7 +25,7 @@ _SERVER_OPTIONS: Options = (
     ("grpc.so_reuseport", 0),
     ("grpc.max_metadata_size", MAX_METADATA_BYTES),
     ("grpc.max_concurrent_streams", MAX_STREAMS),
-    # A gateway whose machine vanished sends no FIN: its legs would go on for nobody.
+    # A gateway whose machine vanished sends no FIN: its legs would go on.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     # Gateways ping every 10 s, with streams or without.
@@ -69,7 +69,7 @@ class InternalRpc:
         return grpc.aio.secure_channel(address, credentials, options=named)
 
     def server(self, options: Options = ()) -> Any:
-        """A server that refuses who does not show the secret."""
+        """A server that refuses callers without the secret."""
         guards = [Guard(self.check)] if self._secret else []
         return grpc.aio.server(interceptors=guards, options=[*_SERVER_OPTIONS, *options])
 

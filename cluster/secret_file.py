@@ -44,5 +44,5 @@ def read_secret(path: str, name: str) -> str:
 
 
 def same_secret(given: str, expected: str) -> bool:
-    """Whether two secrets are equal, in a time that does not tell how much of them is."""
+    """Whether two secrets are equal, in a time that does not depend on how much of them is."""
     return hmac.compare_digest(given.encode(errors="surrogateescape"), expected.encode())

@@ -1,1 +1,1 @@
-"""The memory-bound pool: engine profile, time model and worker."""
+"""The memory-bound pool: decode legs and their loop (`decode_legs`), engine profile, time model and worker."""

@@ -81,7 +81,7 @@ class HandoffWorker(NixlPullConnectorWorker):
         super().start_load_kv(metadata)
 
     def _pop_done_transfers(self, transfers: dict[str, list[int]]) -> tuple[set[str], set[str]]:
-        """As the base does, one request at a time, so that the telemetry can be told apart."""
+        """As the base does, one request at a time, so that the telemetry is that of one request."""
         done: set[str] = set()
         failed: set[str] = set()
         data = self.xfer_stats.data

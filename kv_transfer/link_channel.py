@@ -105,7 +105,7 @@ def accept(server: socket.socket, *, timeout_s: float, deadline_s: float) -> Cha
     """Wait for the one client.
 
     Raises:
-        TransferTimeout: nobody came within ``timeout_s``.
+        TransferTimeout: no client connected within ``timeout_s``.
     """
     server.settimeout(timeout_s)
     try:

@@ -102,7 +102,7 @@ def _agent(name: str, buffer: Buffer) -> tuple[Any, Any]:
 
 
 def serve(request: dict[str, Any], out: TextIO) -> dict[str, Any]:
-    """The end that is read: registers memory, tells where it is, keeps it until the client says bye."""
+    """The end that is read: registers memory, sends its address, keeps it until the client says bye."""
     deadline_s = time.monotonic() + request["timeout_s"]
     server = link_channel.listen(request["host"])
     try:

@@ -32,7 +32,7 @@ from kv_transfer.link_fit import LinkFit, fit, typical_s
 from kv_transfer.ucx_report import ReadProtocol
 
 SIZES_BYTES = (4 << 10, 64 << 10, 1 << 20, 16 << 20, 256 << 20)
-"""The smallest tells the latency, the largest the bandwidth. 256 MiB is 2,000 tokens of Llama-3.1-8B."""
+"""The smallest shows the latency, the largest the bandwidth. 256 MiB is 2,000 tokens of Llama-3.1-8B."""
 _ROOT = Path(__file__).resolve().parents[1]
 
 

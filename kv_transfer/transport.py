@@ -1,4 +1,4 @@
-"""Which way KV bytes travel between two workers, and what UCX is told to allow. Pure."""
+"""Which way KV bytes travel between two workers, and what UCX may use. Pure."""
 
 from __future__ import annotations
 

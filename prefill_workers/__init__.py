@@ -1,1 +1,1 @@
-"""The compute-bound pool: engine profile, time model and worker."""
+"""The compute-bound pool: prefill legs, engine profile, time model and worker."""

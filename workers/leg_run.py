@@ -17,7 +17,7 @@ class LegRun:
     Args:
         submit: What the gateway asked for.
         engine: The worker's engine.
-        health: Told since when the leg must make the engine step.
+        health: Learns from when on the leg must make the engine step.
         put: Sends an output to the gateway.
         admit: Raises `WorkerDraining` where the worker takes no new work.
     """

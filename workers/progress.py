@@ -7,7 +7,7 @@ class ProgressWatch:
     """Distinguishes an engine that hangs from one that has nothing to do. Owns the last progress seen.
 
     A process that lives may hold an engine that does not step: stopped, or stuck in a read. Once found hung it stays
-    so until it steps again, since aborting its work makes it look idle.
+    so until it steps again, since an engine whose work was aborted has the figures of an idle one.
 
     Example:
         >>> watch = ProgressWatch(stall_timeout_s=20)

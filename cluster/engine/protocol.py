@@ -142,7 +142,7 @@ class Engine(Protocol):
         ...
 
     async def release(self, transfer_params: dict[str, Any]) -> None:
-        """Tell the source of the parameters that nobody will read its blocks."""
+        """Notify the source of the parameters that its blocks will not be read."""
         ...
 
     async def read_weights(self, first: int, budget_s: float) -> WeightSums:

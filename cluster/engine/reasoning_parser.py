@@ -1,4 +1,4 @@
-"""vLLM's reasoning parser for the markers of the spec: it tells the engine where a grammar begins.
+"""vLLM's reasoning parser for the markers of the spec: it shows the engine where a grammar begins.
 
 Imported by vLLM in the engine core's process (`structured_outputs_config.reasoning_parser_plugin`). The gateway tells
 reasoning from answer by itself; of the parser vLLM needs nothing but the end, and only of what an engine generated: an

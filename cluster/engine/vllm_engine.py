@@ -113,7 +113,7 @@ class VllmEngine:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         first = True
-        # Canaries come several at once: none of them tells the rate of a prefill.
+        # Canaries come several at once: none of them shows the rate of a prefill.
         alone, started_s = self._book.idle and not leg.cache_salt, time.monotonic()
         try:
             sampling = _sampling_params(leg)
@@ -164,7 +164,7 @@ class VllmEngine:
         await self._llm.abort(leg_id)
 
     async def release(self, transfer_params: dict[str, Any]) -> None:
-        """Submit a request aborted at birth; the connector then tells the source to free its blocks."""
+        """Submit a request aborted at birth; the connector then notifies the source, which frees its blocks."""
         await self._llm.notify_kv_transfer_request_rejected(f"release-{uuid.uuid4().hex}", transfer_params)
 
     async def read_weights(self, first: int, budget_s: float) -> WeightSums:

@@ -1,7 +1,7 @@
 """Reads the weights inside a vLLM worker process, as its kernels see them; part of `vllm_worker.WorkerExtension`.
 
 Where kernels read the parameters, their bytes are summed. vLLM's CPU linear layers keep a packed copy of their weight
-inside oneDNN (or sgl-kernel) that no one can look into; there the layer multiplies rows of the identity matrix: each
+inside oneDNN (or sgl-kernel) that cannot be read; there the layer multiplies rows of the identity matrix: each
 product is one weight times 1.0 plus zeros, so the weights come out exactly, through the very kernel that serves.
 """
 

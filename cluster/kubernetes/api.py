@@ -117,7 +117,7 @@ def raise_for_good(error: ApiException) -> None:
 
 
 def _said(error: ApiException) -> str:
-    """What the server says of it: for a missing right, who may not do what to which resource."""
+    """What the server says of it: for a missing right, which account may not do what to which resource."""
     try:
         return str(json.loads(error.body)["message"])
     except (TypeError, ValueError, KeyError):

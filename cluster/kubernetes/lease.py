@@ -31,7 +31,7 @@ class Lease:
         namespace: Where the lease is.
         name: Its name.
         holder: Name of this process, unlike any other's (the pod's).
-        duration_s: Seconds after which a lease that nobody renews is free.
+        duration_s: Seconds after which a lease that is not renewed is free.
         now: Monotonic seconds.
     """
 

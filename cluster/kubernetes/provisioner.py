@@ -38,7 +38,7 @@ SPOT_LABELS = {
 
 @dataclass(frozen=True, slots=True)
 class GroupView:
-    """A worker group. ``hosts`` are the pods of one replica; ``leaving`` the pods that were told to go."""
+    """A worker group. ``hosts`` are the pods of one replica; ``leaving`` the pods named to be deleted."""
 
     name: str
     index: int
@@ -126,7 +126,7 @@ def scale_patch(view: ClusterView, group: str, replicas: int, delete: Sequence[s
         {"op": "replace", "path": f"{path}/replicas", "value": replicas},
     ]
     if delete:
-        # Those told to go before stay told: KubeRay takes the list away once they have gone.
+        # Those named before stay named: KubeRay removes the list once they have gone.
         names = list(dict.fromkeys([*found.leaving, *delete]))
         patch.append({"op": "add", "path": f"{path}/scaleStrategy", "value": {"workersToDelete": names}})
     return patch

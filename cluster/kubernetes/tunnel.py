@@ -37,7 +37,7 @@ def forwarded(api: Api, namespace: str, pod: str, port: int) -> Iterator[str]:
         KubernetesUnavailable: the API server does not answer.
     """
     core = client.CoreV1Api(api.client)
-    # Opened at once, so that a missing right is told here, and used for the first connection.
+    # Opened at once, so that a missing right is reported here, and used for the first connection.
     first = _tunnel(core, namespace, pod, port)
     with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as tunnels:
         threading.Thread(
@@ -121,7 +121,7 @@ def run(
 
     Raises:
         ConfigError: the account may not run commands there, or the command does not exist.
-        KubernetesUnavailable: the connection broke before the command ended; it goes on or not, nobody knows.
+        KubernetesUnavailable: the connection broke before the command ended; whether it goes on is not known.
     """
     core = client.CoreV1Api(api.client)
     try:
@@ -164,7 +164,7 @@ def exit_status(text: str, command: Sequence[str]) -> int:
         status = json.loads(text)
     except ValueError:
         raise KubernetesUnavailable(
-            f"the connection broke before `{' '.join(command)}` had ended; look with `baton status` how far it came"
+            f"the connection broke before `{' '.join(command)}` had ended; `baton status` shows how far it came"
         ) from None
     if status.get("status") == "Success":
         return 0

@@ -96,7 +96,9 @@ class PoolSettings(Settings):
         if self.max_replicas is not None and self.max_replicas < self.replicas:
             raise ValueError("max_replicas must be at least replicas")
         if self.standby_replicas and not self.replicas:
-            raise ValueError("standby_replicas needs replicas of at least 1: there is nobody to stand by for")
+            raise ValueError(
+                "standby_replicas needs replicas of at least 1: there is no serving worker to stand by for"
+            )
         return self
 
     @property
