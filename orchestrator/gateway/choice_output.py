@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from baton.v1 import inference_pb2 as pb
-from cluster.spec.config import ReasoningSettings
+from cluster.spec.model_settings import ReasoningSettings
 from orchestrator.gateway.choice_logprobs import ChoiceLogprobs
 from orchestrator.policy.closing import OutputGate, Turn
 from orchestrator.policy.phases import Phase

@@ -17,14 +17,15 @@ from typing import Protocol
 from baton.internal.v1 import registry_pb2, worker_pb2
 from cluster.errors import TicketRefused, WorkerDied
 from cluster.internal_rpc import InternalRpc
-from cluster.spec.config import CostSettings, Role
+from cluster.spec.config import Role
+from cluster.spec.objective_settings import CostSettings
 from kv_transfer import ticket as tickets
 from kv_transfer.ticket import HandoffTicket, TicketBook
 from orchestrator.gateway.fleet_worker import PREFILL_RATE_PRIOR_TOKENS_PER_S, FleetWorker
 from orchestrator.gateway.pairs import Pairs
 from orchestrator.gateway.silence import SilenceWatch
-from orchestrator.policy.readiness import LOADED
 from orchestrator.policy.prefix_index import PrefixIndex
+from orchestrator.policy.readiness import LOADED
 from orchestrator.policy.router import Placement, WorkerView
 from orchestrator.request.lifecycle import StartLeg
 from workers.worker_link import WorkerLink, ticket_message
