@@ -45,45 +45,68 @@ async def run(
         on_done: Called with each record.
     """
     meter.start()
-    epoch_s = time.perf_counter()
-    records: list[RequestRecord] = []
-    waiting = iter(plan)
-
-    def late() -> bool:
-        return duration_s is not None and time.perf_counter() - epoch_s >= duration_s
-
-    async def one(request: PlannedRequest) -> None:
-        turn: PlannedRequest | None = request
-        while turn is not None:
-            record = await target.send(turn, style, epoch_s)
-            if turn.arrival_s is not None:
-                record.lag_s = max(0.0, record.start_s - turn.arrival_s)
-            records.append(record)
-            on_done(record)
-            turn = turn.then
-            if turn is not None:
-                await asyncio.sleep(turn.think_s)
-                if late():
-                    return
-
-    async def client() -> None:
-        for request in waiting:
-            if late():
-                return
-            await one(request)
-
+    sender = _Sender(target, plan, style, duration_s, on_done)
     async with asyncio.TaskGroup() as group:
         if concurrency is not None:
             for _ in range(min(concurrency, len(plan))):
-                group.create_task(client())
+                group.create_task(sender.client())
         else:
-            for request in waiting:
-                await asyncio.sleep(max(0.0, epoch_s + (request.arrival_s or 0.0) - time.perf_counter()))
-                if late():
-                    break
-                group.create_task(one(request))
+            await sender.arrivals(group)
     server_cpu_s, client_cpu_s = meter.stop()
-    records.sort(key=lambda record: record.start_s)
+    records = sorted(sender.records, key=lambda record: record.start_s)
     first_s = records[0].start_s if records else 0.0
     last_s = max((record.start_s + record.end_s for record in records), default=0.0)
     return RunOutcome(records, last_s - first_s, server_cpu_s, client_cpu_s)
+
+
+class _Sender:
+    """Owns what of a plan is still to be sent, and the records of what has ended."""
+
+    def __init__(
+        self,
+        target: Target,
+        plan: Sequence[PlannedRequest],
+        style: RequestStyle,
+        duration_s: float | None,
+        on_done: Callable[[RequestRecord], None],
+    ) -> None:
+        self.records: list[RequestRecord] = []
+        self._target = target
+        self._waiting = iter(plan)
+        self._style = style
+        self._duration_s = duration_s
+        self._on_done = on_done
+        self._epoch_s = time.perf_counter()
+
+    async def client(self) -> None:
+        """One client of a closed loop: the next request once the last one has ended."""
+        for request in self._waiting:
+            if self._late():
+                return
+            await self._session(request)
+
+    async def arrivals(self, group: asyncio.TaskGroup) -> None:
+        """An open loop: each request at its time, whatever the server does."""
+        for request in self._waiting:
+            await asyncio.sleep(max(0.0, self._epoch_s + (request.arrival_s or 0.0) - time.perf_counter()))
+            if self._late():
+                return
+            group.create_task(self._session(request))
+
+    async def _session(self, request: PlannedRequest) -> None:
+        """A request, and the turns that come after its answer."""
+        turn: PlannedRequest | None = request
+        while turn is not None:
+            record = await self._target.send(turn, self._style, self._epoch_s)
+            if turn.arrival_s is not None:
+                record.lag_s = max(0.0, record.start_s - turn.arrival_s)
+            self.records.append(record)
+            self._on_done(record)
+            turn = turn.then
+            if turn is not None:
+                await asyncio.sleep(turn.think_s)
+                if self._late():
+                    return
+
+    def _late(self) -> bool:
+        return self._duration_s is not None and time.perf_counter() - self._epoch_s >= self._duration_s
