@@ -22,7 +22,7 @@ from orchestrator.controller.canary_log import CanaryLog
 from orchestrator.controller.managed_worker import ManagedWorker
 from orchestrator.controller.worker_pool import WorkerPool
 from orchestrator.policy.canary import Canary
-from orchestrator.policy.canary_record import AcceptLink, Action, RefuseLink, Run, Seat, TakeOut, Undecided
+from orchestrator.policy.canary_record import AcceptLink, Action, RefuseLink, Run, TakeOut, Undecided, WorkerIdentity
 
 log = logging.getLogger("baton.canary")
 
@@ -173,7 +173,7 @@ class CanaryDriver:
 
     def _know(self) -> None:
         self.core.know(
-            Seat(worker_id, Role(worker.role), worker.member.incarnation, worker.member.revision)
+            WorkerIdentity(worker_id, Role(worker.role), worker.member.incarnation, worker.member.revision)
             for worker_id, worker in self._known_workers().items()
         )
 
@@ -240,18 +240,18 @@ class CanaryDriver:
 
     async def _read_weights(self, worker: ManagedWorker) -> float:
         """Read some of the weights; the seconds that the engine stood for it."""
-        worker_id, book = worker.worker_id, self.core.weights
+        worker_id, weights = worker.worker_id, self.core.weights
         admitting = worker_id in self._admitting
         spent_s = 0.0
         while True:
             budget_s = ADMISSION_WEIGHTS_S / 8 if admitting else WEIGHTS_S
-            found = await self._pool.call(worker, "read_weights", book.next_piece(worker_id), budget_s)
+            found = await self._pool.call(worker, "read_weights", weights.next_piece(worker_id), budget_s)
             if found is None:
                 return spent_s
             sums = WeightSums(**found)
-            book.read(worker_id, sums)
+            weights.read(worker_id, sums)
             spent_s += sums.duration_s
-            if not admitting or book.complete(worker_id) or spent_s >= ADMISSION_WEIGHTS_S:
+            if not admitting or weights.complete(worker_id) or spent_s >= ADMISSION_WEIGHTS_S:
                 return spent_s
 
     async def _act(self, action: Action) -> None:

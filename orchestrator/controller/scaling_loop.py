@@ -25,7 +25,7 @@ from orchestrator.controller.worker_drain import WorkerDrains
 from orchestrator.policy.autoscaler import Autoscaler
 from orchestrator.policy.budget_governor import Governor
 from orchestrator.policy.demand import horizons_s
-from orchestrator.policy.request_book import RequestBook
+from orchestrator.policy.request_log import RequestLog
 from orchestrator.policy.scaling_policy import ChangeRole, DrainWorker, ScalingAction, StartWorker
 
 log = logging.getLogger("baton.autoscaler")
@@ -65,7 +65,7 @@ class ScalingLoop:
         settings = spec.autoscaling
         self._began_s = time.monotonic()
         self._settings = policy_settings(spec)
-        self._book = RequestBook(silence_s=MISSED_REPORTS * settings.report_interval_s)
+        self._requests = RequestLog(silence_s=MISSED_REPORTS * settings.report_interval_s)
         self._changing: dict[str, Role] = {}
         self._statuses = WorkerStatuses(workers, self._changing, began_s=self._began_s)
         self._history = DecisionHistory(decisions)
@@ -97,14 +97,14 @@ class ScalingLoop:
         """Take what is seen, decide once, and begin what follows from it."""
         now_s = self._now_s()
         self._loads.read()
-        view = LiveView(self._book, self._statuses, now_s)
+        view = LiveView(self._requests, self._statuses, now_s)
         elapsed_s, self._stepped_s = now_s - self._stepped_s, now_s
-        if self._book.arrived_requests and not self._first_s:
+        if self._requests.arrived_requests and not self._first_s:
             self._first_s = now_s
-        guesses = self._book.finished_requests < ENOUGH_FINISHED and now_s - self._first_s < self._guess_s
+        guesses = self._requests.finished_requests < ENOUGH_FINISHED and now_s - self._first_s < self._guess_s
         if guesses:
             holders = sum(each.view.role is Role.DECODE for each in self._statuses.all())
-            demand = self._policy.forecaster.look(now_s, view.in_flight(), view.arrived(), view.finished(), holders)
+            demand = self._policy.forecaster.observe(now_s, view.in_flight(), view.arrived(), view.finished(), holders)
             self._history.postpone(demand, "too few requests have finished to tell how long they get")
             return
         for action in self._policy.decide(now_s, view):
@@ -113,7 +113,7 @@ class ScalingLoop:
 
     def on_report(self, request: registry_pb2.ReportRequestsRequest) -> registry_pb2.ReportRequestsResponse:
         """`Registry.ReportRequests`."""
-        enter_report(self._book, request, self._now_s())
+        enter_report(self._requests, request, self._now_s())
         return registry_pb2.ReportRequestsResponse(scaling=self.scaling())
 
     def scaling(self) -> cluster_pb2.Scaling:

@@ -8,7 +8,7 @@ from baton.internal.v1 import registry_pb2
 from cluster.spec.config import Role
 from orchestrator.controller.managed_worker import ManagedWorker
 from orchestrator.policy.measured_capacity import LoadReading, MeasuredCapacity
-from orchestrator.policy.request_book import RequestBook
+from orchestrator.policy.request_log import RequestLog
 from orchestrator.policy.router import WorkerView
 from orchestrator.policy.scaling_policy import Arrival, FinishedRequest, InFlight, WorkerStatus
 
@@ -62,20 +62,20 @@ class WorkerStatuses:
 class LiveView:
     """`FleetView` over the gateways' reports and the workers, at one time."""
 
-    def __init__(self, book: RequestBook, statuses: WorkerStatuses, now_s: float) -> None:
-        self._book = book
+    def __init__(self, requests: RequestLog, statuses: WorkerStatuses, now_s: float) -> None:
+        self._requests = requests
         self._statuses = statuses
-        self._flights = list(book.in_flight(now_s))
+        self._flights = list(requests.in_flight(now_s))
 
     @property
     def arrived_requests(self) -> int:
         """Requests so far."""
-        return self._book.arrived_requests
+        return self._requests.arrived_requests
 
     @property
     def arrived_tokens(self) -> int:
         """Prompt tokens so far."""
-        return self._book.arrived_tokens
+        return self._requests.arrived_tokens
 
     @property
     def queued_requests(self) -> int:
@@ -97,11 +97,11 @@ class LiveView:
 
     def arrived(self) -> Sequence[Arrival]:
         """Requests that came since the last call."""
-        return self._book.take_arrived()
+        return self._requests.take_arrived()
 
     def finished(self) -> Sequence[FinishedRequest]:
         """Requests that finished since the last call."""
-        return self._book.take_finished()
+        return self._requests.take_finished()
 
 
 class LoadReader:
@@ -142,9 +142,9 @@ class LoadReader:
         self._read_s = {key: time_s for key, time_s in self._read_s.items() if key in present}
 
 
-def enter_report(book: RequestBook, request: registry_pb2.ReportRequestsRequest, now_s: float) -> None:
-    """Enter a gateway's report into the book."""
-    book.report(
+def enter_report(requests: RequestLog, request: registry_pb2.ReportRequestsRequest, now_s: float) -> None:
+    """Enter a gateway's report into the log of requests."""
+    requests.report(
         request.gateway,
         request.sequence,
         now_s,

@@ -35,7 +35,7 @@ class Autoscaler:
         workers = [row(status) for status in fleet.workers()]
         holders = sum(each.role is not Role.PREFILL and each.state != "starting" for each in workers)
         readers = sum(each.role is Role.PREFILL and each.state != "starting" for each in workers)
-        demand = self.forecaster.look(now_s, fleet.in_flight(), fleet.arrived(), fleet.finished(), holders, readers)
+        demand = self.forecaster.observe(now_s, fleet.in_flight(), fleet.arrived(), fleet.finished(), holders, readers)
         decision = decide(self.settings, self._memory, demand, workers)
         if self.log is not None:
             self.log(self.settings, self._memory, demand, workers, decision)

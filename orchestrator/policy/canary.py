@@ -20,12 +20,12 @@ from orchestrator.policy.canary_record import (
     Outcome,
     RefuseLink,
     Run,
-    Seat,
     TakeOut,
     Undecided,
+    WorkerIdentity,
     WorkerRecord,
 )
-from orchestrator.policy.canary_weights import WeightBook
+from orchestrator.policy.canary_weights import WeightRecord
 
 CONFIRMATIONS = 2
 """Failing runs in a row that count as a fault."""
@@ -55,7 +55,7 @@ class Canary:
         self.tolerance_nat = tolerance_nat
         self.reference = reference
         self.workers: dict[str, WorkerRecord] = {}
-        self.weights = WeightBook()
+        self.weights = WeightRecord()
         self._links: dict[Link, LinkRecord] = {}
         self._urgent: deque[Run] = deque()
         self.outcomes: dict[Run, Outcome] = {}
@@ -65,20 +65,20 @@ class Canary:
 
     # --- who there is ---------------------------------------------------------------------------------------
 
-    def know(self, seats: Iterable[Seat]) -> None:
+    def know(self, identities: Iterable[WorkerIdentity]) -> None:
         """All workers that can be asked at present."""
-        present = {seat.worker_id: seat for seat in seats}
-        for worker_id, seat in present.items():
+        present = {identity.worker_id: identity for identity in identities}
+        for worker_id, identity in present.items():
             old = self.workers.get(worker_id)
-            if old is None or old.seat.incarnation != seat.incarnation:
-                new = WorkerRecord(seat)
+            if old is None or old.identity.incarnation != identity.incarnation:
+                new = WorkerRecord(identity)
                 if old is not None:
                     new.runs, new.failures, new.fault = old.runs, old.failures, old.fault
                     new.largest_right_nat = old.largest_right_nat
                 self.workers[worker_id] = new
                 self.weights.forget(worker_id)
             else:
-                old.seat = seat
+                old.identity = identity
         self._present = set(present)
         for worker_id in self.workers.keys() - present.keys():
             self.weights.forget(worker_id)
@@ -116,14 +116,14 @@ class Canary:
         return [*map(Run, sorted(self._present)), *(Run(decode, prefill) for prefill, decode in self._pairs())]
 
     def _incarnations(self, link: Link) -> tuple[str, str]:
-        return self.workers[link[0]].seat.incarnation, self.workers[link[1]].seat.incarnation
+        return self.workers[link[0]].identity.incarnation, self.workers[link[1]].identity.incarnation
 
     def _pairs(self) -> list[Link]:
-        seats = [self.workers[worker_id].seat for worker_id in sorted(self._present)]
+        identities = [self.workers[worker_id].identity for worker_id in sorted(self._present)]
         return [
             (prefill.worker_id, decode.worker_id)
-            for prefill in seats
-            for decode in seats
+            for prefill in identities
+            for decode in identities
             if (prefill.role, decode.role) == (Role.PREFILL, Role.DECODE) and prefill.revision == decode.revision
         ]
 

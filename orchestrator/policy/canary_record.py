@@ -73,7 +73,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
+class WorkerIdentity:
     """A worker that can be asked. ``incarnation`` is new for every start of its engine."""
 
     worker_id: str
@@ -86,7 +86,7 @@ class Seat:
 class WorkerRecord:
     """What is known of one incarnation, and counts over all incarnations of the name."""
 
-    seat: Seat
+    identity: WorkerIdentity
     since_s: float = 0.0
     """When it came into service; time before that is not its users'."""
     serving: bool = False

@@ -7,14 +7,14 @@ from collections import Counter
 from cluster.engine.protocol import WeightSums
 
 
-class WeightBook:
+class WeightRecord:
     """Checksums of each worker's weights by piece, as they were first read.
 
     Example:
-        >>> book = WeightBook()
-        >>> book.read("d0", WeightSums("x", 2, 0, ["a", "b"], 0.1))
-        >>> book.read("d0", WeightSums("x", 2, 0, ["a", "c"], 0.1))
-        >>> book.damage("d0")
+        >>> weights = WeightRecord()
+        >>> weights.read("d0", WeightSums("x", 2, 0, ["a", "b"], 0.1))
+        >>> weights.read("d0", WeightSums("x", 2, 0, ["a", "c"], 0.1))
+        >>> weights.damage("d0")
         'piece 1 of 2 is not what it was when it was loaded'
     """
 

@@ -178,7 +178,7 @@ class DemandForecaster:
         self._now_s = 0.0
         self._speed = 0.0
 
-    def look(
+    def observe(
         self,
         now_s: float,
         in_flight: Iterable[InFlight],
@@ -201,13 +201,13 @@ class DemandForecaster:
         self._before = flights
         self._now_s = now_s
         kv_tokens = float((flights.isl + flights.made).sum())
-        self._capacity.look(int(kv_tokens), len(flights.ids), seconds)
+        self._capacity.observe(int(kv_tokens), len(flights.ids), seconds)
         curves = self.lengths.curves()
         mean_context = kv_tokens / len(flights.ids) if len(flights.ids) else 1.0
         planned_speed = self._capacity.tokens_per_s(mean_context)
         speed = self._speed or planned_speed
         mean, _ = self._kv(curves, flights, speed, (BAND_S,))
-        ratio_low, ratio_high = self.band.look(now_s, kv_tokens, float(mean[0]), BAND_S)
+        ratio_low, ratio_high = self.band.observe(now_s, kv_tokens, float(mean[0]), BAND_S)
         # A preempted request resumes where there is headroom. It counts as demand only after ten minutes: else a
         # shortage of minutes would be answered with workers that come when it is over.
         asking = flights.where((flights.preempted_s < 0) | (flights.preempted_s >= LONG_S))

@@ -29,7 +29,7 @@ class ForecastBand:
 
     Example:
         >>> band = ForecastBand()
-        >>> band.look(0.0, 100.0, 120.0, 60.0)
+        >>> band.observe(0.0, 100.0, 120.0, 60.0)
         (0.7408..., 1.3498...)
     """
 
@@ -47,7 +47,7 @@ class ForecastBand:
         seen = list(self._recent)[max(0, min(_ASSUMED, len(self._recent) - self.judged)) :]
         return float(np.median(np.abs(seen))) if seen else 0.0
 
-    def look(self, now_s: float, actual: float, forecast: float, ahead_s: float) -> tuple[float, float]:
+    def observe(self, now_s: float, actual: float, forecast: float, ahead_s: float) -> tuple[float, float]:
         """Judge the forecasts that were for ``now_s`` by ``actual``; take a new one and return its band's ratios."""
         while self._waiting and self._waiting[0][0] <= now_s + 1e-6:
             _, expected, low, high = self._waiting.popleft()

@@ -36,7 +36,7 @@ class WorkerCapacity:
     """Tokens and requests of the last ticks, older ones fading."""
     _prompt_at: dict[int, float] = field(default_factory=dict)
 
-    def look(self, context_tokens: int, requests: int, seconds: float) -> None:
+    def observe(self, context_tokens: int, requests: int, seconds: float) -> None:
         """So many requests are in flight with so many tokens, ``seconds`` after the last tick.
 
         How large one is must not hang on one idle moment: without a context a worker counts as small, and the few

@@ -83,7 +83,7 @@ class Engine:
 
     @property
     def reserved_blocks(self) -> int:
-        """Blocks promised to requests and not taken yet."""
+        """Blocks reserved for requests and not taken yet."""
         return self.promised_blocks + self._pledged_blocks + self.batch.pledged_blocks
 
     @property
@@ -191,10 +191,12 @@ class Engine:
 
     def _begin_step(self) -> None:
         batch, now_s = self.batch, self._kernel.now_s
-        preempted = self._make_room()
+        preempted = self._preempt_newest()
         self._join_loaded()
-        while batch.blocks_for_next_step() > self.pool.free:  # taken by others whose KV has come: who joined makes way
-            preempted |= self._make_room()
+        while (
+            batch.blocks_for_next_step() > self.pool.free
+        ):  # taken by others whose KV has come: the last to join is preempted
+            preempted |= self._preempt_newest()
             self._join_loaded()
         if self.waiting and not preempted:
             self._admit()
@@ -270,7 +272,7 @@ class Engine:
         self._owner.leg_over(leg)
 
     def validate(self) -> None:
-        """Check that every block and every promise is accounted for; for tests.
+        """Check that every block and every reservation is accounted for; for tests.
 
         Raises:
             AssertionError: one is not.
@@ -296,7 +298,7 @@ class Engine:
 
     # --- blocks ---------------------------------------------------------------------------------------------
 
-    def _make_room(self) -> bool:
+    def _preempt_newest(self) -> bool:
         """Preempt the newest until the rest can make a step; whether any was."""
         batch, preempted = self.batch, False
         while batch.blocks_for_next_step() > self.pool.free:
@@ -318,7 +320,7 @@ class Engine:
         return preempted
 
     def _join_loaded(self) -> None:
-        """Legs whose KV has come join while a seat and the block of their next token are left."""
+        """Legs whose KV has come join while a slot and the block of their next token are left."""
         for leg in [*self._loaded]:
             if len(self.batch.legs) + len(self.prefilling) >= self.profile.max_num_seqs:
                 return
@@ -337,10 +339,10 @@ class Engine:
             need += self._watermark_blocks
         budget = self.profile.max_num_batched_tokens - len(self.batch.legs)
         budget -= sum(leg.known_tokens - leg.computed_tokens for leg in self.prefilling)
-        seats = self.profile.max_num_seqs - len(self.batch.legs) - len(self.prefilling) - len(self._loaded)
+        slots = self.profile.max_num_seqs - len(self.batch.legs) - len(self.prefilling) - len(self._loaded)
         while self.waiting:
             leg = self.waiting[0]
-            if not leg.remote and (budget <= 0 or seats <= 0):
+            if not leg.remote and (budget <= 0 or slots <= 0):
                 return
             target = leg.known_tokens - leg.remote
             if -(-target // self._block) > self.pool.total:
@@ -361,7 +363,7 @@ class Engine:
             self._queued_tokens += leg.queued_tokens
             self.prefilling[leg] = None
             budget -= leg.queued_tokens
-            seats -= 1
+            slots -= 1
 
     def _load(self, leg: Leg, target: int) -> None:
         found, leg.computed_tokens = leg.computed_tokens, target

@@ -48,7 +48,7 @@ class FleetSpec:
         transfer: KV between two workers.
         domain_transfer: KV within one NVLink domain; left out, the same.
         local_prefill_below_tokens: As in the cluster spec.
-        local_prefill_after_s: As in the cluster spec; left out, decode never helps a crowded prefill pool.
+        local_prefill_after_s: As in the cluster spec; left out, decode never helps an overloaded prefill pool.
     """
 
     pools: Sequence[PoolSpec]
@@ -91,7 +91,7 @@ class Worker:
 
 
 class Fleet:
-    """Makes workers and keeps the books on them. What their legs mean is not known here."""
+    """Owns the workers and what is known of them. What their legs mean is not known here."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class Fleet:
         """Launch the workers that are ready at the start.
 
         Args:
-            owner: Whom the engines report to.
+            owner: What the engines report to.
             on_ready: A worker has loaded.
             on_promoted: A worker on standby serves.
         """

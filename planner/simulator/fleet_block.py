@@ -180,14 +180,14 @@ class FleetBlock(Settings):
             chunk_tokens=pool.max_num_batched_tokens,
         )
         try:
-            room = pool.kv_capacity_tokens or decode.kv_capacity_tokens()
+            capacity = pool.kv_capacity_tokens or decode.kv_capacity_tokens()
         except PlacementInfeasible as error:
             raise ConfigError(f"fleet.pools.{at}: {error.message}; raise tensor_parallel") from error
         return EngineProfile(
             decode=decode,
             prefill=prefill,
             mixed=decode,
-            total_blocks=max(1, room // pool.block_size_tokens),
+            total_blocks=max(1, capacity // pool.block_size_tokens),
             block_size_tokens=pool.block_size_tokens,
             max_num_seqs=pool.max_num_seqs,
             max_num_batched_tokens=pool.max_num_batched_tokens,

@@ -1,4 +1,4 @@
-"""Output lengths as the router is told them. The forecaster of the cluster goes in here; these are the plain ones."""
+"""Output lengths as the router gets them. The forecaster of the cluster goes in here; these are the plain ones."""
 
 from __future__ import annotations
 

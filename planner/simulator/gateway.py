@@ -32,7 +32,7 @@ class GatewaySpec:
         retry_budget: New prefills after a failure.
         ticket_deadline_s: Seconds within which a handoff must begin.
         slow_gap_s: Gaps between tokens above this are counted per request (the ITL objective).
-        preempt_after_s: Seconds for which a request may find no room while a decode worker starts, before the longest
+        preempt_after_s: Seconds for which a request may find no KV while a decode worker starts, before the longest
             running one is preempted; left out, none ever is.
         rules: Order and bound of the queue, patience, reservations of requests that come again, moves.
         weights: Of tenants, above 0, with the live rules; 1 where left out.

@@ -39,7 +39,7 @@ class GatewayBlock(Settings):
     forecast_quantile: float | None = Field(None, gt=0, lt=1)
     """Reserve by this quantile of what the tenant's last requests still made, in place of a fixed length."""
     preempt_after_s: float | None = Field(None, ge=0)
-    """Seconds without room, while a decode worker starts, after which the longest trace is preempted; null: never."""
+    """Seconds without KV, while a decode worker starts, after which the longest trace is preempted; null: never."""
     rules: Rules = Rules.PLAIN
     """``live``: the queue, its fairness between tenants, reservations, patience and moves of a live gateway; see
     docs/adr/0027-one-decision-core.md for what ``plain`` leaves out."""
@@ -75,13 +75,13 @@ class Scenario(Settings):
     sample_s: float = Field(10.0, gt=0)
     seed: int = 0
 
-    def requests(self, folder: Path = Path(), tell: Callable[[TraceReading], None] | None = None) -> Workload:
-        """The requests; ``tell`` is told what was read from a trace.
+    def requests(self, folder: Path = Path(), on_trace: Callable[[TraceReading], None] | None = None) -> Workload:
+        """The requests; ``on_trace`` is called with what was read from a trace.
 
         Raises:
             ConfigError: they cannot be had.
         """
-        return self.workload.build(folder, tell, timed=self.closed_loop is None)
+        return self.workload.build(folder, on_trace, timed=self.closed_loop is None)
 
     def build(
         self, folder: Path = Path(), scaling: ScalingPolicy | None = None, workload: Workload | None = None

@@ -25,8 +25,8 @@ from orchestrator.policy.canary_probe import (
     prompts,
     tolerance_nat,
 )
-from orchestrator.policy.canary_record import AcceptLink, Action, RefuseLink, Run, Seat, TakeOut, Undecided
-from orchestrator.policy.canary_weights import WeightBook
+from orchestrator.policy.canary_record import AcceptLink, Action, RefuseLink, Run, TakeOut, Undecided, WorkerIdentity
+from orchestrator.policy.canary_weights import WeightRecord
 
 TOLERANCE = TOLERANCE_NAT["float32"]
 QUESTIONS = prompts(181, 32, 2048)
@@ -71,7 +71,7 @@ class World:
     """Workers with noise and faults, and the canary over them."""
 
     canary: Canary
-    seats: list[Seat]
+    identities: list[WorkerIdentity]
     seed: int = 0
     noise_nat: float = TOLERANCE / 3
     alone: dict[str, Spoil] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.draw = random.Random(self.seed)
-        self.canary.know(self.seats)
+        self.canary.know(self.identities)
 
     def do(self, run: Run) -> list[Action]:
         self.ran.append(run)
@@ -106,9 +106,9 @@ class World:
         actions = [action for run in self.canary.admission(new) for action in self.do(run)]
         while run := self.canary.next_urgent():
             actions += self.do(run)
-        for seat in self.seats:
-            if seat.worker_id in new:
-                self.canary.serve(seat.worker_id, self.now_s)
+        for identity in self.identities:
+            if identity.worker_id in new:
+                self.canary.serve(identity.worker_id, self.now_s)
         return actions
 
     def live(self, until_s: float, *, step_s: float = 10.0, stop: bool = True) -> list[Action]:
@@ -122,11 +122,13 @@ class World:
         return actions
 
     def restart(self, worker_id: str) -> None:
-        self.seats = [
-            Seat(seat.worker_id, seat.role, seat.incarnation + "'") if seat.worker_id == worker_id else seat
-            for seat in self.seats
+        self.identities = [
+            WorkerIdentity(identity.worker_id, identity.role, identity.incarnation + "'")
+            if identity.worker_id == worker_id
+            else identity
+            for identity in self.identities
         ]
-        self.canary.know(self.seats)
+        self.canary.know(self.identities)
 
 
 def world(prefills: int = 2, decodes: int = 2, *, reference: bool = True, seed: int = 0, **given_: float) -> World:
@@ -136,11 +138,11 @@ def world(prefills: int = 2, decodes: int = 2, *, reference: bool = True, seed: 
         tolerance_nat=TOLERANCE,
         reference=RIGHT if reference else None,
     )
-    seats = [Seat(f"prefill-{index}", Role.PREFILL, f"p{index}") for index in range(prefills)]
-    seats += [Seat(f"decode-{index}", Role.DECODE, f"d{index}") for index in range(decodes)]
-    made = World(canary, seats, seed)
+    identities = [WorkerIdentity(f"prefill-{index}", Role.PREFILL, f"p{index}") for index in range(prefills)]
+    identities += [WorkerIdentity(f"decode-{index}", Role.DECODE, f"d{index}") for index in range(decodes)]
+    made = World(canary, identities, seed)
     made.cost_s = given_.get("cost_s", 0.1)
-    assert made.admit(*(seat.worker_id for seat in seats)) == []
+    assert made.admit(*(identity.worker_id for identity in identities)) == []
     return made
 
 
@@ -168,7 +170,7 @@ def test_a_faulty_worker_and_no_other_is_taken_out(
     prefills: int, decodes: int, reference: bool, seed: int, fault: str, data: st.DataObject
 ) -> None:
     made = world(prefills, decodes, reference=reference, seed=seed)
-    victim = data.draw(st.sampled_from([seat.worker_id for seat in made.seats]))
+    victim = data.draw(st.sampled_from([identity.worker_id for identity in made.identities]))
     assert made.live(data.draw(st.integers(0, 2000))) == []
     made.alone[victim] = FAULTS[fault]
     actions = made.live(made.now_s + 3000)
@@ -234,8 +236,8 @@ def test_of_one_pair_the_reader_is_replaced_first_and_then_the_source() -> None:
 
 def test_without_a_reference_two_new_workers_that_differ_are_both_undecided() -> None:
     canary = Canary(interval_s=300, max_share=0.001, tolerance_nat=TOLERANCE)
-    seats = [Seat("prefill-0", Role.PREFILL, "a"), Seat("decode-0", Role.DECODE, "b")]
-    made = World(canary, seats, alone={"decode-0": shift(1.0)})
+    identities = [WorkerIdentity("prefill-0", Role.PREFILL, "a"), WorkerIdentity("decode-0", Role.DECODE, "b")]
+    made = World(canary, identities, alone={"decode-0": shift(1.0)})
     actions = made.admit("prefill-0", "decode-0")
     undecided = [action for action in actions if isinstance(action, Undecided)]
     assert undecided[0].worker_ids == ("decode-0", "prefill-0")
@@ -253,8 +255,8 @@ def test_without_a_reference_the_one_of_two_that_changed_is_wrong_and_so_is_a_ne
 
 def test_with_a_reference_a_fault_that_all_share_is_found_before_any_serves() -> None:
     canary = Canary(interval_s=300, max_share=0.001, tolerance_nat=TOLERANCE, reference=RIGHT)
-    seats = [Seat("prefill-0", Role.PREFILL, "a"), Seat("decode-0", Role.DECODE, "b")]
-    made = World(canary, seats, alone=dict.fromkeys(("prefill-0", "decode-0"), shift(1.0)))
+    identities = [WorkerIdentity("prefill-0", Role.PREFILL, "a"), WorkerIdentity("decode-0", Role.DECODE, "b")]
+    made = World(canary, identities, alone=dict.fromkeys(("prefill-0", "decode-0"), shift(1.0)))
     actions = made.admit("prefill-0", "decode-0")
     assert set(taken_out(actions)) == {"prefill-0", "decode-0"}
     assert "off by 1 nat from the model's reference" in actions[0].sentence  # type: ignore[union-attr]
@@ -288,13 +290,13 @@ def test_one_changed_weight_is_found_by_its_checksum_though_no_answer_tells(piec
 
 
 def test_weights_that_were_loaded_wrong_are_found_by_the_majority() -> None:
-    book = WeightBook()
+    weights = WeightRecord()
     for worker_id, value in (("a", "x"), ("b", "x"), ("c", "y")):
-        book.read(worker_id, WeightSums("same", 1, 0, [value], 0.0))
-    assert book.damage("a") == ""
-    assert "not what 2 other workers loaded" in book.damage("c")
-    book.read("d", WeightSums("other cut", 1, 0, ["z"], 0.0))
-    assert book.damage("d") == ""
+        weights.read(worker_id, WeightSums("same", 1, 0, [value], 0.0))
+    assert weights.damage("a") == ""
+    assert "not what 2 other workers loaded" in weights.damage("c")
+    weights.read("d", WeightSums("other cut", 1, 0, ["z"], 0.0))
+    assert weights.damage("d") == ""
 
 
 @few
@@ -316,7 +318,7 @@ def test_canaries_never_take_more_than_their_share(
             assert record.share(made.now_s) <= max_share * (1 + 1e-9)
     # What is affordable is done.
     if 4 * cost_s * (prefills + decodes) / max_share < 5000 and interval_s < 1000:
-        assert {run.worker_id for run in made.ran if run.prefill_id is None} == {s.worker_id for s in made.seats}
+        assert {run.worker_id for run in made.ran if run.prefill_id is None} == {s.worker_id for s in made.identities}
 
 
 def test_each_worker_and_each_pair_has_its_turn() -> None:

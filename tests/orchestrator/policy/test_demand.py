@@ -37,7 +37,7 @@ def test_forecast_of_a_steady_load() -> None:
         flights = [InFlight(int(i), "a", 0, 500, int((now_s - times[i]) / 0.02), "d", "decoding") for i in alive]
         arrived = [Arrival(float(times[i]), "a", 500) for i in np.flatnonzero(came)]
         finished = [FinishedRequest(int(i), "a", 500, 0, 0, int(lengths[i]), 0.1, 1.0) for i in np.flatnonzero(gone)]
-        demands.append(forecaster.look(float(now_s), flights, arrived, finished, 1))
+        demands.append(forecaster.observe(float(now_s), flights, arrived, finished, 1))
     last = demands[-1]
     expected = 10 * 1000 * 0.02 * (500 + 1000)
     assert last.request_tokens_per_s == pytest.approx(50, rel=0.02)
@@ -50,7 +50,7 @@ def test_forecast_of_a_steady_load() -> None:
 
 def covered(band: ForecastBand, outcomes: Floats, ahead: int = 1) -> npt.NDArray[np.bool_]:
     """Whether each outcome was in the band about a forecast of 100 made ``ahead`` looks before."""
-    bands = [band.look(float(step), float(actual), 100.0, float(ahead)) for step, actual in enumerate(outcomes)]
+    bands = [band.observe(float(step), float(actual), 100.0, float(ahead)) for step, actual in enumerate(outcomes)]
     low, high = 100 * np.array(bands[:-ahead]).T
     return (low <= outcomes[ahead:]) & (outcomes[ahead:] <= high)
 
@@ -76,7 +76,7 @@ def test_band_covers_errors_that_wander_and_are_judged_late(seed: int) -> None:
 def test_band_is_about_one_and_finite_and_counts_each_outcome_once(outcomes: list[float], ahead: int) -> None:
     band = ForecastBand(step=0.05)
     for step, actual in enumerate(outcomes):
-        low, high = band.look(float(step), actual, 100.0, float(ahead))
+        low, high = band.observe(float(step), actual, 100.0, float(ahead))
         assert 0.0 < low < 1.0 < high < float("inf")
     assert band.judged == max(0, len(outcomes) - ahead)
     assert 0 <= band.covered <= band.judged
@@ -85,11 +85,11 @@ def test_band_is_about_one_and_finite_and_counts_each_outcome_once(outcomes: lis
 def test_a_wrong_forecast_widens_the_band_and_right_ones_narrow_it_again() -> None:
     band = ForecastBand(window=200)
     for step in range(400):
-        narrow = band.look(float(step), 100.0, 100.0, 1.0)
+        narrow = band.observe(float(step), 100.0, 100.0, 1.0)
     for step in range(400, 420):
-        wide = band.look(float(step), 150.0, 100.0, 1.0)
+        wide = band.observe(float(step), 150.0, 100.0, 1.0)
     for step in range(420, 1200):
-        again = band.look(float(step), 100.0, 100.0, 1.0)
+        again = band.observe(float(step), 100.0, 100.0, 1.0)
     assert wide[1] > 1.49 > 1.1 > narrow[1]
     assert again[1] < 1.1
 
@@ -151,9 +151,9 @@ def test_a_worker_is_as_large_at_an_idle_moment(busy_ticks: int, context_tokens:
     forecaster = DemandForecaster(batch_bound, ttft_s=2.0, horizons_s=(0.0, 80.0))
     for tick in range(busy_ticks):
         flights = [InFlight(i, "a", 0, context_tokens, 0, "d", "prefilling") for i in range(50)]
-        busy = forecaster.look(5.0 * tick + 5.0, flights, [], [], 1)
+        busy = forecaster.observe(5.0 * tick + 5.0, flights, [], [], 1)
     assert busy.worker_kv_tokens == pytest.approx(50.5 * context_tokens, rel=0.05)
-    idle = forecaster.look(5.0 * busy_ticks + 5.0, [], [], [], 1)
+    idle = forecaster.observe(5.0 * busy_ticks + 5.0, [], [], [], 1)
     assert idle.worker_kv_tokens == pytest.approx(busy.worker_kv_tokens)
 
 
@@ -163,7 +163,7 @@ def test_a_backlog_of_prompts_asks_for_kv_only_as_it_is_read() -> None:
     def high(waiting: int, readers: int, phase: str = "queued") -> tuple[float, ...]:
         flights = [InFlight(i, "a", 0, 1000, 0, None, phase) for i in range(waiting)]
         forecaster = DemandForecaster(capacity(), ttft_s=2.0, horizons_s=(0.0, 80.0))
-        return forecaster.look(5.0, flights, [], [], 1, readers).kv_high_tokens
+        return forecaster.observe(5.0, flights, [], [], 1, readers).kv_high_tokens
 
     assert high(1000, 2)[0] == pytest.approx(100_000, rel=0.05)
     assert high(1000, 2)[1] == high(1000, 0)[1]
@@ -196,7 +196,7 @@ def bytes_held(ticks: int, tenants: int) -> int:
             for i in range(first - 100, first - 80)
             if i >= 0
         ]
-        forecaster.look(now_s, flights, arrived, finished, 1)
+        forecaster.observe(now_s, flights, arrived, finished, 1)
     return len(pickle.dumps(forecaster))
 
 

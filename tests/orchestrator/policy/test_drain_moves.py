@@ -43,7 +43,7 @@ def test_what_cannot_move_is_left_alone() -> None:
 
 
 def test_the_largest_waits_for_room_and_a_smaller_one_goes() -> None:
-    # 60 of 100 blocks are promised: room for 40.
+    # 60 of 100 blocks are reserved: 40 are left.
     workers = [decode("d1", reserved_blocks=60)]
     assert moves([held("a", 64 * 32), held("b", 10 * 32)], workers) == [("b", "d1")]
 
@@ -65,7 +65,7 @@ def test_targets_fill_evenly_and_only_decode_workers_that_take_work_are_targets(
     st.lists(st.tuples(st.integers(0, 100), st.booleans()), max_size=4),
     st.integers(1, 6),
 )
-def test_no_target_is_promised_more_than_it_has(
+def test_no_target_is_reserved_more_than_it_has(
     rows: list[tuple[Hold, int, int]], targets: list[tuple[int, bool]], at_once: int
 ) -> None:
     requests = [HeldRequest(f"r{index}", *row) for index, row in enumerate(rows)]
@@ -77,8 +77,8 @@ def test_no_target_is_promised_more_than_it_has(
     begun = sum(holds[move.request_id] is Hold.DECODING for move in found)
     assert begun <= max(0, at_once - sum(request.hold is Hold.MOVING for request in requests))
     for worker in workers:
-        promised = sum(move.reserve_blocks for move in found if move.target_id == worker.worker_id)
-        assert promised <= (worker.headroom_blocks if worker.accepting else 0)
+        reserved = sum(move.reserve_blocks for move in found if move.target_id == worker.worker_id)
+        assert reserved <= (worker.headroom_blocks if worker.accepting else 0)
 
 
 def test_kv_does_not_move_to_another_engine_version() -> None:

@@ -48,15 +48,15 @@ def test_an_engine_that_times_its_steps_is_not_slow_for_being_idle_between_reque
 
 def test_an_idle_moment_does_not_shrink_a_worker() -> None:
     capacity = measured_capacity(100_000, itl_s=0.05, max_num_seqs=4)
-    capacity.look(4000, 4, 0.0)
+    capacity.observe(4000, 4, 0.0)
     before = capacity.kv_tokens(1000.0)
-    capacity.look(0, 0, 60.0)
+    capacity.observe(0, 0, 60.0)
     assert capacity.kv_tokens(1.0) == before == pytest.approx(4500, rel=0.01)
     # Small requests count only as the large ones are forgotten, as the forecast forgets them.
-    capacity.look(4 * 50, 4, 1.0)
+    capacity.observe(4 * 50, 4, 1.0)
     assert capacity.kv_tokens(50.0) > 0.4 * before
     for _ in range(20):
-        capacity.look(4 * 50, 4, 150.0)
+        capacity.observe(4 * 50, 4, 150.0)
     assert capacity.kv_tokens(50.0) < 0.1 * before
 
 

@@ -1,4 +1,4 @@
-"""Blocks, promises and tokens are conserved at every event, whatever goes wrong."""
+"""Blocks, reservations and tokens are conserved at every event, whatever goes wrong."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COST = AffineCost(0.01, 1e-4, 1e-6, 0.005, 1e-4, 1e-8)
 
 
 class Chaos:
-    """A scaling policy that does something random and legal at every look."""
+    """A scaling policy that does something random and legal at every tick."""
 
     interval_s = 0.7
 
@@ -129,7 +129,7 @@ def test_blocks_promises_and_tokens_are_conserved(simulation: Simulation) -> Non
 
 @pytest.mark.parametrize(("total_blocks", "preemptions"), [(15, 0), (10, 1)])
 def test_legs_whose_kv_comes_together_wait_for_their_next_block(total_blocks: int, preemptions: int) -> None:
-    """Ten of one block each, which open a second with their first step; where they fill the worker, one makes way."""
+    """Ten of one block each, which open a second with their first step; where the worker is full, one is preempted."""
 
     class Owner:
         def pull(self, leg: Leg, tokens: int) -> None:

@@ -107,7 +107,7 @@ def test_baselines_follow_a_lasting_change(make: Callable[[], ScalingPolicy]) ->
 
 
 def test_a_long_trace_makes_way_while_a_worker_starts() -> None:
-    """KV of the only decode worker is full of long traces; newcomers do not wait for the next worker to start."""
+    """KV of the only decode worker is full of long traces; new requests do not wait for the next worker to start."""
 
     class Late:
         interval_s = 1.0

@@ -26,20 +26,20 @@ class _Gateway:
     numbers: dict[int, int] = field(default_factory=dict)
 
 
-class RequestBook:
+class RequestLog:
     """Requests of all gateways.
 
     Args:
         silence_s: A gateway that has reported nothing for so long is gone, and its requests with it.
 
     Example:
-        >>> book = RequestBook(silence_s=10.0)
+        >>> requests = RequestLog(silence_s=10.0)
         >>> flight = InFlight(7, "chat", 0, 100, 5, "decode-0", "decoding")
-        >>> book.report("a", 1, 0.0, [Arrival(0.0, "chat", 100)], [flight], [])
+        >>> requests.report("a", 1, 0.0, [Arrival(0.0, "chat", 100)], [flight], [])
         True
-        >>> book.report("a", 1, 0.5, [Arrival(0.0, "chat", 100)], [flight], [])
+        >>> requests.report("a", 1, 0.5, [Arrival(0.0, "chat", 100)], [flight], [])
         False
-        >>> len(list(book.in_flight(1.0))), len(book.take_arrived()), len(list(book.in_flight(11.0)))
+        >>> len(list(requests.in_flight(1.0))), len(requests.take_arrived()), len(list(requests.in_flight(11.0)))
         (1, 1, 0)
     """
 
