@@ -9,7 +9,7 @@ class EngineHealth:
     """Owns the verdict on one engine, and since when each running leg must make it step."""
 
     def __init__(self, stall_timeout_s: float) -> None:
-        self._watch = ProgressWatch(stall_timeout_s)
+        self.watch = ProgressWatch(stall_timeout_s)
         self._must_step_from_s: dict[str, float] = {}
         self.died = False
         """The engine core is gone, though this process lives."""
@@ -27,4 +27,4 @@ class EngineHealth:
         if self.died:
             return True
         busy = any(since_s <= now_s for since_s in self._must_step_from_s.values())
-        return self._watch.hung(steps, busy, now_s)
+        return self.watch.hung(steps, busy, now_s)

@@ -18,7 +18,7 @@ class ProgressWatch:
     """
 
     def __init__(self, stall_timeout_s: float) -> None:
-        self._stall_timeout_s = stall_timeout_s
+        self.stall_timeout_s = stall_timeout_s
         self._steps = -1
         self._since_s: float | None = None
         self._hung = False
@@ -31,6 +31,6 @@ class ProgressWatch:
             self._since_s = None
         elif self._since_s is None:
             self._since_s = now_s
-        elif now_s - self._since_s >= self._stall_timeout_s:
+        elif now_s - self._since_s >= self.stall_timeout_s:
             self._hung = True
         return self._hung

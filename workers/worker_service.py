@@ -56,7 +56,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         self._kinds = kinds
         self._refuses_from_s = math.inf
         self._connections: set[Connection] = set()
-        self._health = EngineHealth(stall_timeout_s)
+        self.health = EngineHealth(stall_timeout_s)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def drain(self, grace_s: float = DRAIN_GRACE_S) -> None:
@@ -70,7 +70,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
     @property
     def hung(self) -> bool:
         """Whether the engine has work and makes no step, or is gone though this process lives."""
-        return self._health.hung(self._engine.load().steps, time.monotonic())
+        return self.health.hung(self._engine.load().steps, time.monotonic())
 
     @property
     def legs(self) -> int:
@@ -121,7 +121,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
                     await self._release(command.release.ticket)
 
     def _submit(self, connection: Connection, submit: worker_pb2.SubmitLeg) -> None:
-        leg = LegRun(submit, self._engine, self._health, put=connection.put, admit=self._admit)
+        leg = LegRun(submit, self._engine, self.health, put=connection.put, admit=self._admit)
         connection.legs[submit.leg_id] = leg
         task = asyncio.create_task(self._run(connection, leg))
         self._tasks.add(task)
@@ -145,15 +145,15 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
                 raise InvalidRequest("the worker runs no leg of this kind", worker_id=self.worker_id)
             await kind.run(leg)
         except ServingError as error:
-            self._health.died |= isinstance(error, WorkerDied)
+            self.health.died |= isinstance(error, WorkerDied)
             connection.put(error_message(leg_id, error))
-            if self._health.died:
+            if self.health.died:
                 connection.report()
         except Exception as error:
             log.exception("leg %s failed", leg_id)
             connection.put(error_message(leg_id, EngineFailed(f"{type(error).__name__}: {error}")))
         finally:
-            self._health.leg_ended(leg_id)
+            self.health.leg_ended(leg_id)
 
     async def _release(self, ticket: worker_pb2.Ticket) -> None:
         try:

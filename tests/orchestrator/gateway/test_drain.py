@@ -216,7 +216,7 @@ async def test_a_cancel_during_the_move_frees_both_ends(three: Cluster) -> None:
 async def test_an_engine_that_makes_no_step_is_left_for_another(three: Cluster) -> None:
     source = await first_decode(three)
     task = await held_on(three, ask(PROMPT, 60), source)
-    three.workers[source].service._watch._stall_timeout_s = 0.1  # it holds still, as a hung engine does
+    three.workers[source].service.health.watch.stall_timeout_s = 0.1  # it holds still, as a hung engine does
     reply = await task
     assert reply.token_ids[0] == expected(PROMPT, 60)
     assert reply.summary.retries == 1
