@@ -64,7 +64,7 @@ class InternalRpc:
         if self._tls is None:
             return grpc.aio.insecure_channel(address, options=options)
         credentials = grpc.ssl_channel_credentials(self._ca, self._private_key, self._certificate)
-        # Peers are called by address, which no certificate can foresee; it is their authority that is believed.
+        # Peers are called by address, which no certificate can foresee; it is their authority that is trusted.
         named = [*options, ("grpc.ssl_target_name_override", self._tls.server_name)]
         return grpc.aio.secure_channel(address, credentials, options=named)
 

@@ -119,16 +119,16 @@ def assign(
     Raises:
         PlacementInfeasible: a worker fits no node; the text says what it needs and what the largest node has.
     """
-    room = _Room(nodes, taken_domains)
+    free = _FreeNodes(nodes, taken_domains)
     node_of: dict[str, str] = {}
     waiting: list[str] = []
     for plan in plans:
         if len(plan.bundles) > 1:
             continue  # spans nodes: Ray spreads the bundles itself
-        fitting = room.fitting(plan)
+        fitting = free.fitting(plan)
         if fitting:
-            node_of[plan.worker_id] = chosen = min(fitting, key=partial(room.rank, plan))
-            room.take(plan, chosen)
+            node_of[plan.worker_id] = chosen = min(fitting, key=partial(free.rank, plan))
+            free.take(plan, chosen)
         elif may_wait:
             waiting.append(plan.worker_id)
         else:
@@ -136,7 +136,7 @@ def assign(
     return Assignment(node_of, tuple(waiting))
 
 
-class _Room:
+class _FreeNodes:
     """Owns what is left on each node while workers are placed, and where prefill workers are.
 
     ``domains`` are NVLink domains, racks and zones of prefill workers that run already.

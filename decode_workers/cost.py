@@ -1,4 +1,4 @@
-"""Time and room of a decode worker: seconds per step, tokens of KV cache."""
+"""Time and KV capacity of a decode worker: seconds per step, tokens of KV cache."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class DecodeCost:
         """Bytes for KV cache on each GPU of the worker.
 
         Raises:
-            PlacementInfeasible: the weights leave no room.
+            PlacementInfeasible: the weights leave no memory.
         """
         cost = self.roofline
         left = kv_budget_bytes(
@@ -104,7 +104,7 @@ class DecodeCost:
         if self.speculation is not None and self.speculation.mtp:
             left -= cost.model.weights.mtp_params * cost.model.precision.weight_bytes / (cost.tp * cost.dp)
         if left <= 0:
-            raise PlacementInfeasible(f"{cost.model.name}'s MTP layer leaves no room for KV cache on {cost.gpu.name}")
+            raise PlacementInfeasible(f"{cost.model.name}'s MTP layer leaves no memory for KV cache on {cost.gpu.name}")
         return left
 
     def kv_layout(self, block_size_tokens: int = 16, prefix_cache: bool = False) -> KvLayout:
@@ -127,7 +127,7 @@ class DecodeCost:
         Args:
             context_tokens: Length of the requests that fill it; of no effect where every layer keeps every token.
         Raises:
-            PlacementInfeasible: the weights leave no room.
+            PlacementInfeasible: the weights leave no memory.
         """
         budget = self.kv_budget_bytes()
         layout = self.kv_layout()

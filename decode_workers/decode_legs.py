@@ -47,7 +47,7 @@ class DecodeLegs:
             if not submit.moves_away:
                 leg.admit()
             request = engine_leg(submit, export_params(imported) if submit.export else imported)
-            if leg.aborted:  # before the engine heard of it
+            if leg.aborted:  # before the engine learned of it
                 await self._give_back(imported)
                 leg.put(aborted_message(request.leg_id))
                 return

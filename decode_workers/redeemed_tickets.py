@@ -15,7 +15,7 @@ REMEMBERED_TICKETS = 65536
 class RedeemedTickets:
     """Owns the ids of the tickets redeemed on this worker, the latest 65536.
 
-    A gateway's `kv_transfer.ticket.TicketBook` checks its tickets too; this stands against a replay from another one.
+    A gateway's `kv_transfer.ticket.TicketGuard` checks its tickets too; this stands against a replay from another one.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """The vLLM connector of every Baton engine: NIXL pull, with two changes. Imported by vLLM inside the engine.
 
 1. Decode may be given more tokens than prefill computed. The stock connector assumes that the whole prompt came from
-   prefill; here the ticket's ``remote_num_tokens`` is believed. So prefill's first token can go to the caller before
+   prefill; here the ticket's ``remote_num_tokens`` is trusted. So prefill's first token can go to the caller before
    the transfer begins, and decode continues after it (FACTS: exact for all prompt lengths tried; with the stock
    connector the engine core dies when the prompt is a multiple of the block size).
 2. Each request's transfer is measured and reported with the engine's statistics.
@@ -45,7 +45,7 @@ class HandoffStats(NixlKVConnectorStats):
 
 
 class HandoffScheduler(NixlPullConnectorScheduler):
-    """Scheduler side: believes the ticket's token count."""
+    """Scheduler side: trusts the ticket's token count."""
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int, bool]:
         """Tokens to load from the source beyond those computed here, and whether they load asynchronously."""

@@ -1,7 +1,7 @@
 """The small channel beside a link probe: framed JSON over TCP, with a deadline on every step.
 
 It carries NIXL metadata and buffer addresses, never the bytes that are measured. JSON and not pickle: the port is
-open to whoever reaches the host while the probe runs.
+open to all that reach the host while the probe runs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from cluster.errors import TransferBroken, TransferTimeout
 
 MAX_FRAME_BYTES = 8 << 20
-"""NIXL metadata of one agent with one buffer is under 4 KiB; the rest is room."""
+"""NIXL metadata of one agent with one buffer is under 4 KiB; the rest is margin."""
 _LENGTH = struct.Struct("!I")
 
 

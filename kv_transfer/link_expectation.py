@@ -36,7 +36,7 @@ PCIE_SHARE = 0.78
 RDMA_SHARE = 0.99
 """49.5 GB/s of a 400 Gb/s NIC with NIXL (FACTS of this project, 2026-11)."""
 NIC_SHARE = 0.9
-"""TCP and IP headers at 1,500-byte frames take 5 %; the rest is room."""
+"""TCP and IP headers at 1,500-byte frames take 5 %; the rest is margin."""
 SHARED_MEMORY_SHARE = 0.6
 """Of a plain copy. The kernel copies once (cma) but pins page by page: 0.53 to 0.77 measured, 2026-11."""
 TCP_CPU_SHARE = 0.06

@@ -119,7 +119,7 @@ def export_params(imported: dict[str, Any] | None = None) -> dict[str, Any]:
     return {"do_remote_prefill": False, **(imported or {}), "do_remote_decode": True}
 
 
-class TicketBook:
+class TicketGuard:
     """Which tickets were redeemed and which engine incarnations are alive; `redeem` is the only way to the blocks."""
 
     def __init__(self) -> None:
@@ -151,6 +151,6 @@ class TicketBook:
         return ticket.params
 
     def _forget(self, now_s: float) -> None:
-        """Past its deadline a ticket is refused anyway, so the book need not remember it."""
+        """Past its deadline a ticket is refused anyway, so it need not remember it."""
         if len(self._used) > 4096:
             self._used = {key: deadline for key, deadline in self._used.items() if deadline > now_s}

@@ -97,7 +97,7 @@ def read_protocols(log: str) -> list[ReadProtocol]:
 
 
 def used_for(protocols: Sequence[ReadProtocol], size_bytes: int) -> ReadProtocol | None:
-    """The protocol for reads of a size; the last table wins, because UCX prints a new one when it chooses anew."""
+    """The protocol for reads of a size; the last table wins, because UCX prints a new one when it chooses again."""
     fitting = [row for row in protocols if row.first_bytes <= size_bytes <= row.last_bytes]
     return fitting[-1] if fitting else None
 

@@ -24,7 +24,7 @@ class PrefillLegs:
         """
         leg.admit()
         request = engine_leg(leg.submit, export_params())
-        if leg.aborted:  # before the engine heard of it
+        if leg.aborted:  # before the engine learned of it
             leg.put(aborted_message(request.leg_id))
             return
         async for output in leg.generate(request):

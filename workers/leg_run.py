@@ -39,7 +39,7 @@ class LegRun:
         self._health = health
 
     async def abort(self) -> None:
-        """Stop the leg; its last output says so. An engine that has not heard of it is stopped by the mark."""
+        """Stop the leg; its last output says so. An engine that has not learned of it is stopped by the mark."""
         self.aborted = True
         await self._engine.abort(self.submit.leg_id)
 

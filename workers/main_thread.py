@@ -15,7 +15,7 @@ def run_in_main_thread(call: Callable[[], None]) -> None:
     """Run ``call`` now where this is the main thread, else as soon as that thread runs Python again.
 
     Raises:
-        RuntimeError: too many calls wait already (CPython has room for 32).
+        RuntimeError: too many calls wait already (CPython holds 32).
     """
     if threading.current_thread() is threading.main_thread():
         call()

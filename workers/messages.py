@@ -13,7 +13,7 @@ from cluster.engine.protocol import EngineInfo, EngineLeg, EngineLoad, EngineOut
 from cluster.errors import ServingError
 
 MAX_MESSAGE_BYTES = 64 << 20
-"""Between gateway and worker. A 128k-token prompt is 512 KiB; the rest is room for batches."""
+"""Between gateway and worker. A 128k-token prompt is 512 KiB; the rest is margin for batches."""
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),

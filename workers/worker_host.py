@@ -54,7 +54,7 @@ class WorkerHost:
         host: Address to listen on; other workers and gateways reach it there.
         make_engine: Builds the engine, inside the worker's process.
         leg_kinds: What the worker can do with it.
-        security: Who may call the worker; the files it names are read in the worker's process.
+        security: Callers that the worker serves; the files it names are read in the worker's process.
         stall_timeout_s: As in the spec's ``health``.
     """
 

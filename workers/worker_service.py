@@ -26,7 +26,7 @@ log = logging.getLogger("baton.worker")
 LOAD_INTERVAL_S = 0.5
 IDLE_LOAD_INTERVAL_S = 1.0
 DRAIN_GRACE_S = 1.0
-"""Work that gateways sent before they heard of the drain is still taken; refused, it would be prefilled again."""
+"""Work that gateways sent before they learned of the drain is still taken; refused, it would be prefilled again."""
 
 
 class WorkerService(worker_pb2_grpc.WorkerServicer):

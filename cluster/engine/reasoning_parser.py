@@ -1,8 +1,8 @@
 """vLLM's reasoning parser for the markers of the spec: it shows the engine where a grammar begins.
 
-Imported by vLLM in the engine core's process (`structured_outputs_config.reasoning_parser_plugin`). The gateway tells
-reasoning from answer by itself; of the parser vLLM needs nothing but the end, and only of what an engine generated: an
-end marker of an earlier turn, in the prompt, is none.
+Imported by vLLM in the engine core's process (`structured_outputs_config.reasoning_parser_plugin`). The gateway
+separates reasoning and answer by itself; of the parser vLLM needs nothing but the end, and only
+of what an engine generated: an end marker of an earlier turn, in the prompt, is none.
 """
 
 from __future__ import annotations

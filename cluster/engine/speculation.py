@@ -15,7 +15,7 @@ class Speculation:
     Args:
         tokens: Tokens proposed in each step.
         acceptance: Probability that a proposed token is accepted, given that those before it were.
-        mtp: The model's own MTP layer proposes; else a look-up (n-grams) that costs no GPU time.
+        mtp: The model's own MTP layer proposes; else n-grams of the text so far, which cost no GPU time.
 
     Example:
         >>> round(Speculation(tokens=1, acceptance=0.85).tokens_per_step, 2)

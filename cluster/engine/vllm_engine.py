@@ -13,7 +13,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from cluster.engine.load_book import LoadBook
+from cluster.engine.engine_counters import EngineCounters
 from cluster.engine.protocol import (
     EngineInfo,
     EngineLeg,
@@ -33,8 +33,8 @@ FORGET_TRIES = 20
 FORGET_RETRY_S = 0.25
 
 
-def _load_logger(book: LoadBook) -> type:
-    """A class of vLLM's statistics loggers that feeds the book."""
+def _load_logger(counters: EngineCounters) -> type:
+    """A class of vLLM's statistics loggers that feeds the counters."""
     from vllm.v1.metrics.loggers import StatLoggerBase
 
     class LoadLogger(StatLoggerBase):
@@ -43,7 +43,7 @@ def _load_logger(book: LoadBook) -> type:
         def record(
             self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
         ) -> None:
-            book.record(scheduler_stats, iteration_stats)
+            counters.record(scheduler_stats, iteration_stats)
 
         def log_engine_initialized(self) -> None: ...
 
@@ -57,13 +57,13 @@ def _vllm_version() -> str:
 
 
 class VllmEngine:
-    """One `AsyncLLM`. Owns it, its incarnation and its load book."""
+    """One `AsyncLLM`. Owns it, its incarnation and its counters."""
 
     def __init__(self, settings: VllmSettings, *, connector_module: str = "kv_transfer.connector") -> None:
         self._settings = settings
         self._connector_module = connector_module
         self._incarnation = uuid.uuid4().hex
-        self._book = LoadBook()
+        self._counters = EngineCounters()
         self._llm: Any = None
         self._total_blocks = 0
 
@@ -105,7 +105,7 @@ class VllmEngine:
         # A model that is free to write white space may do nothing else to its limit. vLLM's check takes the setting
         # only with a backend by name, which would end the choice per schema; those that `auto` chooses heed it.
         config.structured_outputs_config.disable_any_whitespace = True
-        return AsyncLLM.from_vllm_config(config, stat_loggers=[_load_logger(self._book)])
+        return AsyncLLM.from_vllm_config(config, stat_loggers=[_load_logger(self._counters)])
 
     async def generate(self, leg: EngineLeg) -> AsyncIterator[EngineOutput]:
         """Run a leg; see `Engine.generate`."""
@@ -114,7 +114,7 @@ class VllmEngine:
 
         first = True
         # Canaries come several at once: none of them shows the rate of a prefill.
-        alone, started_s = self._book.idle and not leg.cache_salt, time.monotonic()
+        alone, started_s = self._counters.idle and not leg.cache_salt, time.monotonic()
         try:
             sampling = _sampling_params(leg)
             # AsyncLLM's own context applies the model's eos; prompt ids need no tokeniser.
@@ -140,8 +140,8 @@ class VllmEngine:
                     first = False
                     if alone and not (leg.transfer_params or {}).get("do_remote_prefill"):
                         uncached = len(leg.token_ids) - output.cached_tokens
-                        self._book.record_prefill(uncached, time.monotonic() - started_s)
-                output.transfer = self._book.transfers.pop(leg.leg_id, None)
+                        self._counters.record_prefill(uncached, time.monotonic() - started_s)
+                output.transfer = self._counters.transfers.pop(leg.leg_id, None)
                 if done.logprobs is not None:
                     output.logprobs = [
                         _alternatives(position, token)
@@ -187,8 +187,8 @@ class VllmEngine:
         raise EngineFailed("the cached KV could not be dropped")
 
     def load(self) -> EngineLoad:
-        """Totals of the load book."""
-        return self._book.load(self._total_blocks)
+        """Totals of the counters."""
+        return self._counters.load(self._total_blocks)
 
     async def check_health(self) -> None:
         """Raise if the engine core is gone."""

@@ -50,7 +50,7 @@ def kv_budget_bytes(
     ``memory * utilisation - weights - activation peak - reserved``; what vLLM logs as available KV cache memory.
 
     Raises:
-        PlacementInfeasible: the weights leave no room.
+        PlacementInfeasible: the weights leave no memory.
     """
     share = engine.memory_utilisation if memory_utilisation is None else memory_utilisation
     reserved = engine.reserved_bytes + (engine.reserved_tp_bytes if tp * dp * pp > 1 else 0.0)

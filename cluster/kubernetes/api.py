@@ -32,7 +32,7 @@ class KubernetesUnavailable(ServingError):
 
 
 class Conflict(ServingError):
-    """The object was changed by somebody else since it was read: read it again and decide anew."""
+    """The object was changed by somebody else since it was read: read it again and decide again."""
 
     retryable = True
 

@@ -24,7 +24,7 @@ class LeaseLost(ServingError):
 class Lease:
     """One lease and this process's claim to it.
 
-    The other's clock is not believed: a lease has run out when it has not changed for its duration by our own clock.
+    The other's clock is not trusted: a lease has run out when it has not changed for its duration by our own clock.
 
     Args:
         api: Client.

@@ -188,7 +188,7 @@ class KubernetesProvisioner:
     async def pods(self) -> list[PodView]:
         """Pods of the RayCluster's workers; one whose node is gone is ``lost``, whatever its last status said.
 
-        An account that may not list nodes has to believe the status.
+        An account that may not list nodes has to trust the status.
         """
         found = await self._api.call(self._core.list_namespaced_pod, self._namespace, label_selector=self._selector())
         nodes = await self._known_nodes()
@@ -201,7 +201,7 @@ class KubernetesProvisioner:
             return None
 
     async def scale(self, group: str, replicas: int, delete: Sequence[str] = ()) -> ClusterView:
-        """Set a group's replicas; ``delete`` names the pods that go. Read and decided anew on a conflict.
+        """Set a group's replicas; ``delete`` names the pods that go. Read and decided again on a conflict.
 
         Raises:
             ConfigError: outside the group's bounds.

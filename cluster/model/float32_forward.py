@@ -33,7 +33,7 @@ class Float32Model:
     def greedy(
         self, token_ids: Sequence[int], *, max_tokens: int, top: int
     ) -> list[tuple[int, list[tuple[int, float]]]]:
-        """Most likely next tokens, one after another; with each the ``top`` log-probabilities. All is computed anew."""
+        """Most likely next tokens, one after another; with each the ``top`` log-probabilities. Nothing is cached."""
         torch, ids, steps = self._torch, list(token_ids), []
         with torch.inference_mode():
             for _ in range(max_tokens):

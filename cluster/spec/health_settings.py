@@ -18,7 +18,7 @@ class DrainSettings(Settings):
 
 class CanarySettings(Settings):
     """Fixed prompts that every worker answers, alone and behind a handoff, so that a worker that computes wrongly is
-    taken out of service."""
+    removed from service."""
 
     enabled: bool = True
     """Ask workers before they serve, and from time to time after."""

@@ -21,7 +21,7 @@ class SloSettings(Settings):
 
 
 class CostSettings(Settings):
-    """Prices, so that a reply can say what it cost. Dated by who writes the spec; never truth."""
+    """Prices, so that a reply can say what it cost. Dated by the author of the spec; never truth."""
 
     usd_per_accelerator_hour: float = Field(0, ge=0)
     """Price of one GPU for an hour."""

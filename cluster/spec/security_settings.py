@@ -49,7 +49,7 @@ class JwtSettings(Settings):
 
 
 class SecuritySettings(Settings):
-    """Who may call, and who is believed. Secrets are in files; none is ever in the spec. See docs/security.md."""
+    """Callers to serve and authorities to trust. Secrets are in files, none in the spec: docs/security.md."""
 
     tls: ListenerTls | None = None
     """TLS of gRPC and HTTP; left out, plaintext."""

@@ -32,7 +32,7 @@ class TransferSettings(Settings):
     local_prefill_below_tokens: int = Field(0, ge=0)
     """Uncached prompt tokens up to which decode prefills by itself, because the handoff would cost more. 0: never."""
     local_prefill_after_s: float | None = Field(1.0, ge=0)
-    """Expected seconds in a crowded prefill pool past which a decode worker prefills by itself, if it would be done
+    """Expected seconds in an overloaded prefill pool past which a decode worker prefills by itself, if it would be done
     in less than four fifths of them. null: never."""
 
     @model_validator(mode="after")

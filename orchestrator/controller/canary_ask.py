@@ -29,9 +29,9 @@ class Asked:
 
 
 def prompts_for(member: registry_pb2.Member) -> tuple[Prompt, ...]:
-    """The prompts that suit a worker's engine; a small KV cache has room for no long one."""
-    room = member.total_blocks * member.block_size_tokens // 2
-    return prompts(member.vocab_size, member.block_size_tokens, min(member.max_model_len_tokens, room))
+    """The prompts that suit a worker's engine; a small KV cache holds no long one."""
+    most = member.total_blocks * member.block_size_tokens // 2
+    return prompts(member.vocab_size, member.block_size_tokens, min(member.max_model_len_tokens, most))
 
 
 async def ask(

@@ -1,4 +1,4 @@
-"""Runs canaries on the workers of a controller, and has those that compute wrongly taken out.
+"""Runs canaries on the workers of a controller, and has those that compute wrongly removed.
 
 What to run, who is wrong and what follows is decided by `orchestrator.policy.canary`.
 """
@@ -53,7 +53,7 @@ class CanaryDriver:
     """Owns the canaries under way.
 
     Args:
-        core: Decides which run is next and who is wrong.
+        core: Decides which run is next and which worker is wrong.
         findings: Keeps what is found.
         pool: Whose workers.
         spec: The cluster.

@@ -19,7 +19,7 @@ log = logging.getLogger("baton.autoscaler")
 
 SHOWN_DECISIONS = 12
 MAX_LOG_BYTES = 64 << 20
-"""Of the decision log; then it begins anew and the old one is kept beside it."""
+"""Of the decision log; then it begins again and the old one is kept beside it."""
 
 
 class DecisionHistory:

@@ -39,7 +39,7 @@ class ManagedWorker:
     standby: bool = False
     """Once it is ready it waits, and another serves (`orchestrator.policy.standby`)."""
     returns: bool = False
-    """It drains, and starts anew."""
+    """It drains, and starts again."""
     start_failed: bool = False
     """Its last start failed; the next one may, too."""
 

@@ -16,7 +16,7 @@ class Membership:
     """Publishes the workers to gateways. Owns nothing: it is a view of what the arguments own.
 
     Args:
-        registry: Sends it to whoever watches.
+        registry: Sends it to all watchers.
         pairs: Says who exchanges KV.
         canary: Says which links are refused.
         findings: Says what canaries found.

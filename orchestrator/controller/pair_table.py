@@ -1,4 +1,4 @@
-"""Which workers exchange KV: every prefill-decode pair shakes hands once, before either is called ready."""
+"""Which workers exchange KV: every prefill-decode pair completes a handshake once, before either is called ready."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WorkerPair = tuple[ManagedWorker, ManagedWorker]
 
 
 class PairTable:
-    """Owns the pairs that have shaken hands, and by which transport.
+    """Owns the pairs that have completed their handshake, and by which transport.
 
     Args:
         transfer: The spec's section; says which transports are allowed.
@@ -38,14 +38,14 @@ class PairTable:
         self._progress = on_progress
         self._pairs: dict[tuple[str, str], registry_pb2.Pair] = {}
         self._warmed: dict[tuple[str, str], tuple[str, str]] = {}
-        """Incarnations of the pairs that have shaken hands."""
+        """Incarnations of the pairs that have completed their handshake."""
 
     def known(self) -> set[tuple[str, str]]:
         """Names of the pairs, prefill first; a worker that changed its role may be in some that do not serve."""
         return set(self._pairs)
 
     async def shake_hands(self, pairs: Sequence[WorkerPair], *, alone: Sequence[ManagedWorker] = ()) -> None:
-        """Hand a tiny request over in each pair that has not shaken hands; run one on each worker that needs no peer.
+        """Run a tiny handoff in each pair without a handshake, and a tiny request on each worker that needs no peer.
 
         Raises:
             ServingError: a pair cannot exchange KV; the text says why.

@@ -29,7 +29,7 @@ class PoolGrowth:
         runtime: Ray; says which nodes are there.
         pool: Whose workers.
         admission: Lets them into service.
-        replacement: Starts a worker on standby anew that could not be started.
+        replacement: Starts a worker on standby again that could not be started.
         drains: Empties a worker that was given up and came into service all the same.
         tasks: Where starts run.
         on_progress: Called for a start that failed.
@@ -90,7 +90,7 @@ class PoolGrowth:
             if not worker.unwanted.is_set():
                 await self._admission.admit([worker.worker_id])
                 self.started_in_s = time.monotonic() - began_s
-                if worker.unwanted.is_set():  # since it began to shake hands; gateways may have given it work
+                if worker.unwanted.is_set():  # since its handshake began; gateways may have given it work
                     self._drains.drain([worker.worker_id], self._spec.drain.timeout_s)
                 return
         except (ServingError, TimeoutError) as error:

@@ -22,7 +22,7 @@ SAMPLE_BYTES = 64 << 10
 
 
 def fingerprint(folder: Path) -> str:
-    """What tells these weights from others: the config, and of each weights file its size, header and samples.
+    """What distinguishes these weights from others: the config, and of each weights file its size, header and samples.
 
     Not a hash of every byte: a controller takes it at each start, and a model may have a terabyte.
     """
@@ -53,7 +53,7 @@ def find(model_path: str, asked: Sequence[Prompt]) -> Answers | None:
         if tree is None:
             continue
         if tree.get("fingerprint") != print_:
-            log.warning("%s is of other weights; write it anew with `baton model check`", path)
+            log.warning("%s is of other weights; write it again with `baton model check`", path)
             continue
         answers = _answers(tree)
         prompts = {name: row["prompt"] for name, row in tree["answers"].items()}

@@ -24,7 +24,7 @@ class RoleChanges:
     Args:
         spec: The cluster.
         pool: Whose workers.
-        pairs: Where a worker shakes hands with its new peers.
+        pairs: Where a worker does its handshake with its new peers.
     """
 
     def __init__(self, spec: ClusterSpec, pool: WorkerPool, pairs: PairTable) -> None:
@@ -35,8 +35,8 @@ class RoleChanges:
     async def change_role(self, worker_id: str, role: Role) -> ManagedWorker:
         """Let a ready worker do another pool's work, its engine as it is. Returns once that is published.
 
-        New peers shake hands first, and meanwhile the worker serves as before. What it has in its old role moves away
-        (decode) or finishes and is read (prefill).
+        Handshakes with new peers come first; until then the worker serves as before. What it has in its old role moves
+        away (decode) or finishes and is read (prefill).
 
         Raises:
             ConfigError: the worker cannot take the role, or is the last one of its pool.
@@ -72,7 +72,7 @@ class RoleChanges:
         if worker.plan.role is Role.PREFILL and not self._spec.changes_roles:
             raise ConfigError(
                 f"{worker_id} was started to prefill alone; set autoscaling.enabled and change_roles, with equal "
-                "engines in both pools, and start it anew"
+                "engines in both pools, and start it again"
             )
         rest = [each for each in self._pool.workers() if each.role is worker.role and each.member.state == "ready"]
         if len(rest) < 2:

@@ -19,7 +19,7 @@ class WorkerAdmission:
 
     Args:
         pool: Whose workers.
-        pairs: Where they shake hands.
+        pairs: Where they do their handshake.
         canary: Says which compute wrongly.
         on_progress: Called for those that do.
     """

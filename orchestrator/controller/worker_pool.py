@@ -188,7 +188,7 @@ class WorkerPool:
         await self.publish()
 
     async def release_for_restart(self, worker: ManagedWorker) -> int:
-        """Give back what a worker's last incarnation has; how often it was started anew before."""
+        """Give back what a worker's last incarnation has; how often it was started again before."""
         await self._release(worker)
         worker.restarts += 1
         return worker.restarts - 1

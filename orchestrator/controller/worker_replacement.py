@@ -1,4 +1,4 @@
-"""Workers that die, fall silent or compute wrongly: taken from service, and started anew."""
+"""Workers that die, fall silent or compute wrongly: taken from service, and started again."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class WorkerReplacement:
         self.restart(worker)
 
     def restart(self, worker: ManagedWorker, *, once_gone: str | None = None) -> None:
-        """Start a worker anew, as often as it takes, beside the caller.
+        """Start a worker again, as often as it takes, beside the caller.
 
         ``once_gone`` is a node that must have left before.
         """

@@ -131,7 +131,7 @@ class ChoiceOutput:
         return not self._gate.awaits_answer, self._markers.end_ids
 
     def _turn(self, leg_id: str, token_ids: tuple[int, ...], turn: Turn, life: Lifecycle) -> list[Action]:
-        """Go on otherwise than the leg would: close the reasoning, or begin the answer anew under its grammar."""
+        """Go on otherwise than the leg would: close the reasoning, or begin the answer again under its grammar."""
         actions = life.handle(LegOutput(leg_id, token_ids))
         self._stop_reason = ""
         self._logprobs.add_certain(turn.token_ids)

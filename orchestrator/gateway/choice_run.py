@@ -57,7 +57,7 @@ class LegFleet(Protocol):
         ...
 
     def free(self, request_id: str, worker_id: str) -> None:
-        """Take back what was promised to a request."""
+        """Take back what was reserved for a request."""
         ...
 
     def usd_per_request_s(self, worker_id: str) -> float:
@@ -124,7 +124,7 @@ class ChoiceRun:
         self.prefilled = asyncio.Event()
         """A decode leg has started, or the run is over."""
         self.summary = figures.summary
-        self.waits_for_room = False
+        self.waits_for_headroom = False
         """It was preempted and is yet to come back."""
         self._output = output
         self._fleet = fleet
@@ -173,8 +173,8 @@ class ChoiceRun:
         self._wake.set()
 
     def placed(self, prefill_id: str | None, decode_id: str) -> None:
-        """Workers were found, and the KV is promised."""
-        self.waits_for_room = False
+        """Workers were found, and the KV is reserved."""
+        self.waits_for_headroom = False
         self.post(lc.Placed(prefill_id, decode_id))
 
     def preempt(self) -> bool:
@@ -184,7 +184,7 @@ class ChoiceRun:
             self._take_in(event)
         actions = self.life.handle(lc.Preempted())
         if actions:
-            self.summary.preempted = self.waits_for_room = True
+            self.summary.preempted = self.waits_for_headroom = True
         for action in actions:
             self._do(action)
         return bool(actions)

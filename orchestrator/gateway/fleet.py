@@ -1,6 +1,6 @@
-"""The workers of one model as a gateway has them: members from the registry, links, promises of KV, legs and tickets.
+"""The workers of one model as a gateway has them: members of the registry, links, reservations, legs and tickets.
 
-The fleet alone changes what it holds. Others ask it for views and have it promise, start and release; what happens on
+The fleet alone changes what it holds. Others ask it for views and have it reserve, start and release; what happens on
 its own accord is reported to its `FleetOwner`.
 """
 
@@ -20,7 +20,7 @@ from cluster.internal_rpc import InternalRpc
 from cluster.spec.config import Role
 from cluster.spec.objective_settings import CostSettings
 from kv_transfer import ticket as tickets
-from kv_transfer.ticket import HandoffTicket, TicketBook
+from kv_transfer.ticket import HandoffTicket, TicketGuard
 from orchestrator.gateway.fleet_worker import PREFILL_RATE_PRIOR_TOKENS_PER_S, FleetWorker
 from orchestrator.gateway.pairs import Pairs
 from orchestrator.gateway.silence import SilenceWatch
@@ -45,11 +45,11 @@ class FleetOwner(Protocol):
     """Takes a fleet's reports."""
 
     def fleet_changed(self) -> None:
-        """Workers came, went, freed KV or changed state: who waits may find room, and moves may begin."""
+        """Workers came, went, freed KV or changed state: waiting requests may find KV, and moves may begin."""
         ...
 
-    def room_freed(self) -> None:
-        """A promise of KV was given back."""
+    def kv_freed(self) -> None:
+        """A reservation of KV was given back."""
         ...
 
     def prompt_read(self) -> None:
@@ -62,7 +62,7 @@ class FleetOwner(Protocol):
 
 
 class Fleet:
-    """Owns workers, links, pairs, promises of KV, legs and tickets of one model.
+    """Owns workers, links, pairs, reservations of KV, legs and tickets of one model.
 
     Args:
         owner: Takes reports.
@@ -88,7 +88,7 @@ class Fleet:
         self._rpc = rpc
         self.workers: dict[str, FleetWorker] = {}
         self.pairs = Pairs()
-        self._tickets = TicketBook()
+        self._tickets = TicketGuard()
         self._prefixes: PrefixIndex | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._wanted: dict[str, registry_pb2.Member] = {}
@@ -146,25 +146,25 @@ class Fleet:
         per_hour = member.accelerators * cost.usd_per_accelerator_hour + member.cpus * cost.usd_per_cpu_hour
         return per_hour / 3600 / max(1, len(worker.legs))
 
-    # --- promises of KV -------------------------------------------------------------------------------------
+    # --- reservations of KV -------------------------------------------------------------------------------------
 
-    def promise(self, request_id: str, placement: Placement, uncached_tokens: int) -> None:
-        """Promise a placed request its blocks, and count its prompt as queued where it will be read."""
+    def reserve_placement(self, request_id: str, placement: Placement, uncached_tokens: int) -> None:
+        """Reserve a placed request its blocks, and count its prompt as queued where it will be read."""
         self.reserve(request_id, placement.decode_id, placement.reserve_blocks)
         reader = self.workers[placement.prefill_id or placement.decode_id]
         reader.queued_tokens[request_id] = uncached_tokens
 
     def reserve(self, request_id: str, worker_id: str, blocks: int) -> None:
-        """Promise a request blocks of a worker."""
+        """Reserve a request blocks of a worker."""
         self.workers[worker_id].reserved[request_id] = blocks
 
     def free(self, request_id: str, worker_id: str) -> None:
-        """Take back what was promised to a request."""
+        """Take back what was reserved for a request."""
         for worker in self.workers.values():
             worker.queued_tokens.pop(request_id, None)
         if holder := self.workers.get(worker_id):
             holder.reserved.pop(request_id, None)
-        self._owner.room_freed()
+        self._owner.kv_freed()
 
     def freed_by(self, worker_id: str, request_id: str, held_blocks: int) -> int:
         """Headroom in blocks that a request with so many would leave on its worker."""

@@ -22,7 +22,7 @@ class FleetWorker:
     link: WorkerLink
     load: worker_pb2.WorkerLoad = field(default_factory=worker_pb2.WorkerLoad)
     reserved: dict[str, int] = field(default_factory=dict)
-    """Blocks promised, by request."""
+    """Blocks reserved, by request."""
     queued_tokens: dict[str, int] = field(default_factory=dict)
     """Uncached prompt tokens of legs not yet prefilled."""
     legs: set[str] = field(default_factory=set)
@@ -49,10 +49,10 @@ class FleetWorker:
         return max(0, min(self.load.used_blocks, self.member.total_blocks) - sum(self.leaving.values()))
 
     def freed_by(self, request_id: str, held_blocks: int) -> int:
-        """Blocks of headroom that a request would leave which holds so many, and was promised what it was."""
-        used, promised = self.used_blocks, sum(self.reserved.values())
-        without = max(0, used - held_blocks, promised - self.reserved.get(request_id, 0))
-        return max(used, promised) - without
+        """Blocks of headroom that a request would leave which holds so many, and has its reservation."""
+        used, reserved = self.used_blocks, sum(self.reserved.values())
+        without = max(0, used - held_blocks, reserved - self.reserved.get(request_id, 0))
+        return max(used, reserved) - without
 
     def drop_leg(self, leg_id: str) -> None:
         """A leg no longer occupies the worker."""
@@ -82,7 +82,7 @@ class FleetWorker:
         peak_blocks: int | None = None,
         refuses: frozenset[str] = frozenset(),
     ) -> WorkerView:
-        """The router's view. A running request's blocks are in the promise already, so the larger counts.
+        """The router's view. A running request's blocks are in the reservation already, so the larger counts.
 
         ``usual_tokens_per_s`` stands in for a prefill rate that the worker has not shown yet.
         """

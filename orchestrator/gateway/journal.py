@@ -1,4 +1,4 @@
-"""Reports a gateway's requests to the controller, and keeps its answer; see `orchestrator.policy.request_book`."""
+"""Reports a gateway's requests to the controller, and keeps its answer; see `orchestrator.policy.request_log`."""
 
 from __future__ import annotations
 

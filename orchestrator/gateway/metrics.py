@@ -93,7 +93,7 @@ class GatewayMetrics:
             "baton_rebalanced", "Requests moved off a decode worker that would have run out of KV", **make
         )
         self.preempted = Counter(
-            "baton_preempted", "Running requests that made way for others while a decode worker started", **make
+            "baton_preempted", "Running requests that were preempted for others while a decode worker started", **make
         )
         self.moved_recomputed = Counter(
             "baton_moved_recomputed_tokens", "Tokens computed again in a move: the last, partial block", **make
@@ -104,7 +104,7 @@ class GatewayMetrics:
         self.clipped_traces = Counter("baton_clipped_traces", "Those whose reasoning reached that budget", **make)
         self.in_flight = Gauge("baton_in_flight_requests", "Requests by state", ["state"], **make)
         self.kv_used = Gauge("baton_kv_used_ratio", "KV blocks in use", ["pool", "worker"], **make)
-        self.kv_reserved = Gauge("baton_kv_reserved_blocks", "KV blocks promised", ["pool", "worker"], **make)
+        self.kv_reserved = Gauge("baton_kv_reserved_blocks", "KV blocks reserved", ["pool", "worker"], **make)
         self.pairs = Gauge("baton_pairs", "Pairs of workers by the transport that was chosen", ["transport"], **make)
         self.workers = Gauge("baton_workers", "Workers by pool and state", ["pool", "state"], **make)
 

@@ -134,8 +134,8 @@ class ModelServing:
         self.placer.place_waiting()
         self.moves.wake()
 
-    def room_freed(self) -> None:
-        """A promise of KV was given back."""
+    def kv_freed(self) -> None:
+        """A reservation of KV was given back."""
         self.placer.place_waiting()
 
     def prompt_read(self) -> None:

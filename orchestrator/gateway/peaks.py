@@ -1,4 +1,4 @@
-"""The forecast peak of KV of each decode worker, for the router; computed anew a few times a second."""
+"""The forecast peak of KV of each decode worker, for the router; computed again a few times a second."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Peaks:
         self._since_s = -1e9
 
     def add(self, worker_id: str, blocks: int) -> None:
-        """A request was placed; it counts in full until the peaks are computed anew."""
+        """A request was placed; it counts in full until the peaks are computed again."""
         if worker_id in self._blocks:
             self._blocks[worker_id] += blocks
 

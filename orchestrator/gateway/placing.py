@@ -1,4 +1,4 @@
-"""Runs wait for workers here, and are given them: the queue, the router, and promises of KV.
+"""Runs wait for workers here, and are given them: the queue, the router, and reservations of KV.
 
 `orchestrator.policy.router.place` decides; a strategy of placement is a file beside it.
 """
@@ -41,8 +41,8 @@ class PlacingFleet(Protocol):
         """Requests on a worker, those of other gateways included."""
         ...
 
-    def promise(self, request_id: str, placement: Placement, uncached_tokens: int) -> None:
-        """Promise a placed request its KV."""
+    def reserve_placement(self, request_id: str, placement: Placement, uncached_tokens: int) -> None:
+        """Reserve a placed request its KV."""
         ...
 
 
@@ -81,16 +81,16 @@ class Preempter(Protocol):
 
 
 class Placer:
-    """Owns the asking for workers: whom a run avoids, since when no room was found, when to ask again.
+    """Owns the asking for workers: workers that a run avoids, since when no KV was found, when to ask again.
 
     Args:
-        queue: Who waits.
+        queue: Runs that wait.
         fleet: The workers.
         forecast: Output still to come.
         preemption: The last resort where no KV is left.
         transfer: When decode prefills by itself.
         peaks: Ranks decode workers where the cluster is scaled; else none.
-        patience_s: Seconds for which the head of the queue may find no room before another request is preempted for
+        patience_s: Seconds for which the head of the queue may finds no KV before another request is preempted for
             it; None: for ever.
         clock: Monotonic seconds.
         call_later: Calls a function after a delay; the running loop's, unless given.
@@ -119,7 +119,7 @@ class Placer:
         self._clock = clock
         self._call_later = call_later or (lambda delay_s, call: asyncio.get_running_loop().call_later(delay_s, call))
         self._avoid: dict[int, frozenset[str]] = {}
-        self._no_room_since_s: dict[int, float] = {}
+        self._no_headroom_since_s: dict[int, float] = {}
         self._took_back_s: dict[str, float] = {}
         self._sample_from_s = 0.0
 
@@ -142,11 +142,11 @@ class Placer:
             self.place_waiting()  # it went to the head, and nothing else may happen that would try it
 
     def place_waiting(self) -> None:
-        """Place from the head of the queue what finds room, or for which a running request is preempted."""
+        """Place from the head of the queue what finds KV, or for which a running request is preempted."""
         while (run := self._queue.head) is not None:
             found = self._place(run)
             if isinstance(found, Wait):
-                if found.reason == "no_blocks" and self._make_room(run):
+                if found.reason == "no_blocks" and self._make_headroom(run):
                     continue
                 return  # in order: a small request does not overtake a large one for ever
             self._queue.take(run, now_s=self._clock())
@@ -154,20 +154,20 @@ class Placer:
     def prompt_read(self) -> None:
         """A worker has read a prompt: where none is read, a run that was preempted may come back."""
         head = self._queue.head
-        if head is not None and head.waits_for_room:
+        if head is not None and head.waits_for_headroom:
             self.place_waiting()
 
     def forget(self, run: RunView) -> None:
         """A run is over."""
         waited = self._queue.discard(run)
         self._avoid.pop(run.number, None)
-        self._no_room_since_s.pop(run.number, None)
+        self._no_headroom_since_s.pop(run.number, None)
         if waited:
-            self.place_waiting()  # it may have been the head that found no room
+            self.place_waiting()  # it may have been the head that found no KV
 
     def _view(self, run: RunView) -> RequestView:
         isl_tokens, forecast = run.life.context_tokens, self._forecast
-        more = forecast.remaining_tokens(run) if run.waits_for_room else forecast.output_tokens(run.request)
+        more = forecast.remaining_tokens(run) if run.waits_for_headroom else forecast.output_tokens(run.request)
         cached = self._fleet.cached_tokens(run.hashes, isl_tokens)
         return RequestView(isl_tokens, more, forecast.block_size_tokens, cached, is_batch(run.request.priority))
 
@@ -176,7 +176,7 @@ class Placer:
         view = self._view(run)
         workers = self._fleet.views(self._peaks.blocks() if self._peaks is not None else None)
         local_prefill_below_tokens = self._transfer.local_prefill_below_tokens
-        if run.waits_for_room:
+        if run.waits_for_headroom:
             workers = self._may_take_back(workers, view.reserve_blocks)
             # It is prefilled where it decodes, out of the way of others' first tokens.
             local_prefill_below_tokens = view.isl_tokens
@@ -190,32 +190,32 @@ class Placer:
         if isinstance(chosen, Placement):
             self._placed(run, view, chosen)
         elif chosen.reason == "no_blocks":
-            self._no_room(run)
+            self._no_headroom(run)
         return chosen
 
     def _placed(self, run: RunView, view: RequestView, chosen: Placement) -> None:
-        if run.waits_for_room:
+        if run.waits_for_headroom:
             self._took_back_s[chosen.decode_id] = self._clock()
             self._place_again_in(TAKE_BACK_EVERY_S)
-        self._no_room_since_s.pop(run.number, None)
+        self._no_headroom_since_s.pop(run.number, None)
         reader = chosen.prefill_id or chosen.decode_id
-        self._fleet.promise(run.life.request_id, chosen, view.isl_tokens - view.cached_tokens.get(reader, 0))
+        self._fleet.reserve_placement(run.life.request_id, chosen, view.isl_tokens - view.cached_tokens.get(reader, 0))
         if self._peaks is not None:
             self._peaks.add(chosen.decode_id, chosen.reserve_blocks)
         run.placed(chosen.prefill_id, chosen.decode_id)
 
-    # --- where there is no room -------------------------------------------------------------------------------
+    # --- where there is no KV ---------------------------------------------------------------------------------
 
-    def _no_room(self, run: RunView) -> None:
+    def _no_headroom(self, run: RunView) -> None:
         """No worker has the KV: ask again when the run has waited long enough."""
-        if self._patience_s is not None and not run.waits_for_room and run.number not in self._no_room_since_s:
-            self._no_room_since_s[run.number] = self._clock()
+        if self._patience_s is not None and not run.waits_for_headroom and run.number not in self._no_headroom_since_s:
+            self._no_headroom_since_s[run.number] = self._clock()
             self._place_again_in(self._patience_s)
 
-    def _make_room(self, run: RunView) -> bool:
+    def _make_headroom(self, run: RunView) -> bool:
         """Have a running request preempted for the head of the queue, if that may be; whether one was."""
-        since_s = self._no_room_since_s.get(run.number)
-        if self._patience_s is None or since_s is None or run.waits_for_room or not self._preemption.allowed:
+        since_s = self._no_headroom_since_s.get(run.number)
+        if self._patience_s is None or since_s is None or run.waits_for_headroom or not self._preemption.allowed:
             return False
         now_s = self._clock()
         if now_s < max(since_s + self._patience_s, self._sample_from_s):

@@ -83,7 +83,7 @@ class Preemption:
         return victim(need_blocks, priority, headroom, self._running(headroom))
 
     def preempt(self, victim: Running) -> bool:
-        """Preempt a request; False if its last token was out, which makes room in a moment."""
+        """Preempt a request; False if its last token was out, which frees KV in a moment."""
         run, worker_id = self._runs[victim.request], victim.worker_id
         leg_id = str(run.life.leg_id)
         # Its blocks count as free from here on, though the worker's load is yet to show it.

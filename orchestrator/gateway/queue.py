@@ -1,4 +1,4 @@
-"""Who waits for workers, in which order, and what tenants are charged for. `orchestrator.policy.admission` decides."""
+"""Runs that wait for workers, their order, and what tenants are charged for. By `orchestrator.policy.admission`."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class RunQueue:
 
     def goes_first(self, run: RunView) -> bool:
         """Whether the run need not wait for anybody."""
-        if run.waits_for_room:
+        if run.waits_for_headroom:
             return not len(self._waiting)
         return self._waiting.goes_first(run.request.priority)
 
     def push(self, run: RunView, *, again: bool, now_s: float) -> None:
-        """Let a run wait; whom it displaces is ended.
+        """Let a run wait; the run that it displaces is ended.
 
         Raises:
             RequestRejected: the queue is full, or would not place it by its deadline.
@@ -64,7 +64,7 @@ class RunQueue:
             deadline_s=run.request.deadline_s,
             now_s=now_s,
             again=again,
-            waits_for_room=run.waits_for_room,
+            waits_for_headroom=run.waits_for_headroom,
         )
         if displaced is not None:
             displaced.post(Displaced(self._displaced_error()))

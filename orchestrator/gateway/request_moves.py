@@ -44,7 +44,7 @@ class MovesFleet(Protocol):
         ...
 
     def reserve(self, request_id: str, worker_id: str, blocks: int) -> None:
-        """Promise a request blocks of a worker."""
+        """Reserve a request blocks of a worker."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What a gateway's rooms know of a run that is not theirs: its figures to read, and three requests to make of it."""
+"""What a gateway's parts know of a run that is not theirs: its figures to read, and three requests to make of it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class RunView(Protocol):
         ...
 
     @property
-    def waits_for_room(self) -> bool:
+    def waits_for_headroom(self) -> bool:
         """Whether it was preempted and is yet to come back."""
         ...
 
@@ -64,9 +64,9 @@ class RunView(Protocol):
         ...
 
     def placed(self, prefill_id: str | None, decode_id: str) -> None:
-        """Workers were found, and the KV is promised."""
+        """Workers were found, and the KV is reserved."""
         ...
 
     def preempt(self) -> bool:
-        """Give up its blocks and wait for room; False if it is at its end."""
+        """Give up its blocks and wait for KV; False if it is at its end."""
         ...

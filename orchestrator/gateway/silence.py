@@ -11,7 +11,7 @@ from orchestrator.policy.silence import CutOff
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``silent`` workers are to be given up; with ``renew`` nobody is, and each has its time anew."""
+    """``silent`` workers are to be given up; with ``renew`` nobody is, and each has its time again."""
 
     silent: tuple[str, ...] = ()
     renew: bool = False
@@ -22,7 +22,7 @@ class Verdict:
 class SilenceWatch:
     """Owns what a gateway concludes from its workers' silence.
 
-    After a pause of its own (a stopped or starved gateway, a host that was cut off) each worker has its time anew,
+    After a pause of its own (a stopped or starved gateway, a host that was cut off) each worker has its time again,
     since what they reported meanwhile was not read.
 
     Args:

@@ -21,7 +21,7 @@ log = logging.getLogger("baton.up")
 START_TIMEOUT_S = 60.0
 MAX_RESTARTS = 5
 RESTART_WINDOW_S = 60.0
-"""A gateway that dies more often than `MAX_RESTARTS` times within this has a reason that a restart does not mend."""
+"""A gateway that dies more often than `MAX_RESTARTS` times within this has a reason that a restart does not fix."""
 PORT_NAMES = ("grpc_port", "http_port", "metrics_port")
 
 
@@ -85,7 +85,7 @@ class GatewayGroup:
             ConfigError: one did not start; the text says why.
         """
         for index, process in enumerate(self._processes):
-            self.ports[index] = await self._told(index, process)
+            self.ports[index] = await self._ports_of(index, process)
 
     async def watch(self, on_restart: Callable[[], None]) -> None:
         """Start again what dies, with the ports it had. Runs until cancelled.
@@ -129,7 +129,7 @@ class GatewayGroup:
             self._say(f"gateway-{index}", "lost", "a new one starts")
             self._processes[index] = await self._spawn(index)
             try:
-                self.ports[index] = await self._told(index, self._processes[index])
+                self.ports[index] = await self._ports_of(index, self._processes[index])
             except ConfigError as error:
                 log.error("%s", error)
                 continue
@@ -137,26 +137,26 @@ class GatewayGroup:
             on_restart()
 
     async def _spawn(self, index: int) -> asyncio.subprocess.Process:
-        told = self._ports_file(index)
-        told.unlink(missing_ok=True)
+        ports_file = self._ports_file(index)
+        ports_file.unlink(missing_ok=True)
         ports = ",".join(str(self.ports[index][name]) for name in PORT_NAMES)
         again = index < len(self._processes)
         with self._log(index).open("a" if again else "w") as log_file:
             return await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "interface.gateway_main",
-                "--spec", str(self._spec_path), "--controller", self._registry, "--ports-file", str(told),
+                "--spec", str(self._spec_path), "--controller", self._registry, "--ports-file", str(ports_file),
                 "--ports", ports, "--with-parent", str(os.getpid()),
                 stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file,
                 # Ctrl-C goes to `up` alone, which ends the gateway in order. A group, not a session: ADR 15.
                 process_group=0,
             )  # fmt: skip
 
-    async def _told(self, index: int, process: asyncio.subprocess.Process) -> dict[str, int]:
+    async def _ports_of(self, index: int, process: asyncio.subprocess.Process) -> dict[str, int]:
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline_s:
             with contextlib.suppress(OSError):
-                told = json.loads(self._ports_file(index).read_text())
-                return {name: int(told[name]) for name in PORT_NAMES}
+                ports = json.loads(self._ports_file(index).read_text())
+                return {name: int(ports[name]) for name in PORT_NAMES}
             if process.returncode is not None:
                 lines = self._log(index).read_text().strip().splitlines()
                 last = lines[-1] if lines else "no output"

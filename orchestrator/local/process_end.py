@@ -1,4 +1,4 @@
-"""The end of a cluster's processes on this machine, whoever started them and whatever they still do."""
+"""The end of a cluster's processes on this machine, whichever process started them and whatever they still do."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def cluster_folder(name: str) -> Path:
 
 @dataclass(slots=True)
 class ProcessMark:
-    """A process, told from a later one with the same id by its start time."""
+    """A process, distinguished from a later one with the same id by its start time."""
 
     pid: int
     created_s: float

@@ -1,6 +1,6 @@
 """The image's health check: asks /livez of the `baton node` or `baton gateway` in the same container.
 
-Where it listens is told by ``POD_IP`` and ``BATON_PROBE_PORT``; by default 127.0.0.1 and 8081. Standard library only:
+Where it listens is given by ``POD_IP`` and ``BATON_PROBE_PORT``; by default 127.0.0.1 and 8081. Standard library only:
 it runs every few seconds.
 """
 

@@ -41,7 +41,7 @@ WORKER_TITLES = ("ray::PrefillWorker", "ray::DecodeWorker", "ray::ColocatedWorke
 
 @dataclass(frozen=True, slots=True)
 class NodeSettings:
-    """What `baton node` was told. ``controller`` is ``host:port`` of the registry; on the head, where to serve it."""
+    """The options of `baton node`. ``controller`` is ``host:port`` of the registry; on the head, where to serve it."""
 
     spec: Path
     controller: str
@@ -86,7 +86,7 @@ class Node:
         for signum in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(signum, stop.set)
         runner = await self._serve()
-        tasks = [asyncio.create_task(self._look())]
+        tasks = [asyncio.create_task(self._watch())]
         try:
             await self._start("ray", self._ray_command)
             if self._settings.head:
@@ -176,7 +176,7 @@ class Node:
 
         return answer
 
-    async def _look(self) -> None:
+    async def _watch(self) -> None:
         while True:
             try:
                 self._answers = await asyncio.to_thread(self._answer)

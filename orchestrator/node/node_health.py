@@ -1,7 +1,7 @@
 """Whether the workers of one pod load, serve or hang. Pure: what was seen goes in, the answers to the probes come out.
 
 A loading engine reads weights, compiles or computes: its processes' counters move. One that hangs moves none of them,
-however long it may legitimately load, so the two are told apart without knowing how long loading takes.
+however long it may legitimately load, so the two are distinguished without knowing how long loading takes.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class NodeHealth:
         waiting = [member.worker_id for member in here if member.state not in LOADED]
         if waiting:
             drains = all(member.state == "draining" for member in here if member.worker_id in waiting)
-            why = "draining" if drains else f"{', '.join(waiting)}: pairs have not all shaken hands"
+            why = "draining" if drains else f"{', '.join(waiting)}: pairs have not all completed their handshake"
             return Answers(True, False, True, why)
         return Answers(True, True, True, "ready")
 

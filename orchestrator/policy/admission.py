@@ -2,7 +2,7 @@
 
 Higher priority first, strictly. Within a priority, tenants share by weight (`fair_share`). Within a tenant, the
 earliest deadline first, then the earliest arrival. A request that was preempted waits behind all others of its
-priority. The queue is bounded: when it is full, a newcomer takes the place of the last request of a lower priority, or
+priority. The queue is bounded: when it is full, a new request takes the place of the last one of a lower priority, or
 of a tenant of its own priority that holds more than its share of places; else it is refused. It is refused, too, when
 at the rate at which the queue moves it would not be placed by its deadline.
 
@@ -36,7 +36,7 @@ class Discipline(StrEnum):
     FAIR: as the module says. One that was admitted before (`AdmissionQueue.push`, ``again``) goes before all of its
     priority, first come first served, and does not count against the bound.
     PLAIN: one line a priority, whatever the tenant. One that was admitted before keeps the place of its deadline, the
-    last one back first among equals, and counts. A full queue refuses every newcomer.
+    last one back first among equals, and counts. A full queue refuses every incoming.
     """
 
     FAIR = "fair"
@@ -52,7 +52,7 @@ class _Entry(Generic[Item]):
     priority: int = field(compare=False)
     cost_tokens: float = field(compare=False)
     again: bool = field(compare=False, default=False)
-    waits_for_room: bool = field(compare=False, default=False)
+    waits_for_headroom: bool = field(compare=False, default=False)
 
 
 class _Level(Generic[Item]):
@@ -84,7 +84,7 @@ class _Level(Generic[Item]):
 
     def add(self, entry: _Entry[Item]) -> None:
         self.size += 1
-        if entry.waits_for_room:
+        if entry.waits_for_headroom:
             self.preempted.append(entry)
         elif entry.again and self.again_first:
             self.again.append(entry)
@@ -93,8 +93,8 @@ class _Level(Generic[Item]):
 
     def discard(self, entry: _Entry[Item]) -> None:
         self.size -= 1
-        if entry.waits_for_room or (entry.again and self.again_first):
-            (self.preempted if entry.waits_for_room else self.again).remove(entry)
+        if entry.waits_for_headroom or (entry.again and self.again_first):
+            (self.preempted if entry.waits_for_headroom else self.again).remove(entry)
             return
         entries = self.waiting[entry.tenant]
         del entries[bisect.bisect_left(entries, entry)]
@@ -164,23 +164,23 @@ class AdmissionQueue(Generic[Item]):
         """The request to be placed next; None if nobody waits."""
         return self._levels[max(self._levels)].head().item if self._levels else None
 
-    def goes_first(self, priority: int, *, waits_for_room: bool = False) -> bool:
-        """Whether a newcomer of this priority need not wait for anybody: at most preempted ones wait behind it.
+    def goes_first(self, priority: int, *, waits_for_headroom: bool = False) -> bool:
+        """Whether a new request of this priority need not wait for anybody: at most preempted ones wait behind it.
 
         Args:
             priority: Its priority.
-            waits_for_room: It was preempted itself. It needs an empty queue.
+            waits_for_headroom: It was preempted itself. It needs an empty queue.
         """
         if not self._fair:
             return False  # all go through the queue
-        if waits_for_room:
+        if waits_for_headroom:
             return not self._entries
         if len(self._entries) > self._preempted:
             return False
         return not self._levels or max(self._levels) <= priority
 
     def check_wait(self, item: Item) -> None:
-        """PLAIN: take a newcomer that was not placed at once out again where none may wait.
+        """PLAIN: take a new request that was not placed at once out again where none may wait.
 
         Raises:
             RequestRejected: so it was.
@@ -199,9 +199,9 @@ class AdmissionQueue(Generic[Item]):
         deadline_s: float = math.inf,
         now_s: float = 0.0,
         again: bool = False,
-        waits_for_room: bool = False,
+        waits_for_headroom: bool = False,
     ) -> Item | None:
-        """Add a request; returns the one that had to make room for it, if any.
+        """Add a request; returns the one that had to give up its place, if any.
 
         Args:
             item: The request.
@@ -211,17 +211,17 @@ class AdmissionQueue(Generic[Item]):
             deadline_s: When its last token is due.
             now_s: The time, on the deadline's clock.
             again: It was admitted before and lost its worker, so it goes first and is never refused.
-            waits_for_room: It was admitted before and was preempted, so it goes last and is never refused.
+            waits_for_headroom: It was admitted before and was preempted, so it goes last and is never refused.
 
         Raises:
             RequestRejected: the queue is full, or would not place it by its deadline.
         """
-        again = again or waits_for_room
+        again = again or waits_for_headroom
         self._arrivals += 1
         first = again and not self._fair  # before its equals
         order = -self._arrivals if first else self._arrivals
         line = tenant if self._fair else ""
-        entry = _Entry(deadline_s, order, item, line, priority, cost_tokens, again, waits_for_room)
+        entry = _Entry(deadline_s, order, item, line, priority, cost_tokens, again, waits_for_headroom)
         if again:
             self._insert(entry, now_s)
             return None
@@ -248,10 +248,10 @@ class AdmissionQueue(Generic[Item]):
         return displaced.item
 
     def take(self, item: Item, *, now_s: float = 0.0) -> float:
-        """A request was placed: take it out, and charge its tenant for it; returns the tokens charged."""
+        """A request was placed: remove it, and charge its tenant for it; returns the tokens charged."""
         entry = self._entries[item]
         self.remove(item)
-        if entry.waits_for_room:
+        if entry.waits_for_headroom:
             return 0.0  # it waited by choice, which says nothing of how fast the queue moves
         self._gaps_s.append(max(0.0, now_s - self._since_s))
         self._since_s = now_s
@@ -264,7 +264,7 @@ class AdmissionQueue(Generic[Item]):
         """Take a request out, wherever it is; harmless if it is not in."""
         entry = self._entries.pop(item, None)
         if entry is not None:
-            self._preempted -= entry.waits_for_room
+            self._preempted -= entry.waits_for_headroom
             self._fresh -= not entry.again
             level = self._levels[entry.priority]
             level.discard(entry)
@@ -308,7 +308,7 @@ class AdmissionQueue(Generic[Item]):
         if len(self._entries) == self._preempted:
             self._since_s = now_s  # an idle queue says nothing of how fast a busy one moves
         self._entries[entry.item] = entry
-        self._preempted += entry.waits_for_room
+        self._preempted += entry.waits_for_headroom
         self._fresh += not entry.again
         if entry.priority not in self._levels:
             self._levels[entry.priority] = _Level(self._share(entry.priority), again_first=self._fair)

@@ -21,9 +21,9 @@ def reasoning_limit(
     window_tokens: int,
     markers: ReasoningMarkers,
 ) -> int:
-    """Reasoning tokens that a request may have: its budget, and what leaves room for the answer in any case.
+    """Reasoning tokens that a request may have: its budget, and what leaves tokens for the answer in any case.
 
-    At most half of ``max_tokens`` is kept for the answer, so that a small limit leaves room for both. Fewer than
+    At most half of ``max_tokens`` is kept for the answer, so that a small limit leaves tokens for both. Fewer than
     ``window_tokens`` hold no line of a trace, and are none.
 
     Example:
@@ -36,8 +36,8 @@ def reasoning_limit(
         (0, 0)
     """
     reserve = min(answer_reserve_tokens, -(-max_tokens // 2))
-    room = max(0, max_tokens - reserve - len(markers.end_ids))
-    limit = room if budget_tokens is None else min(budget_tokens, room)
+    most = max(0, max_tokens - reserve - len(markers.end_ids))
+    limit = most if budget_tokens is None else min(budget_tokens, most)
     return limit if limit >= window_tokens else 0
 
 
@@ -59,7 +59,7 @@ class OutputGate:
         window_tokens: A trace is closed at the end of a line if fewer tokens than these are left. It begins at one.
         ends_line: Whether a token ends a line.
         grammar: Whether the answer has a grammar. It begins with the answer. Where the prompt leaves open whether the
-            model thinks, its first token tells: with any other than the start marker the answer has begun, and is
+            model thinks, its first token shows it: with any other than the start marker the answer has begun, and is
             begun again with the grammar.
         closed: The prompt closes the reasoning, so the first token is the answer's.
 

@@ -21,7 +21,7 @@ after."""
 class Hold(StrEnum):
     """What of a request is on the draining worker.
 
-    RESERVED: only the promise of blocks, its prefill runs elsewhere. DECODING: its KV. MOVING: on its way already.
+    RESERVED: only the reservation of blocks, its prefill runs elsewhere. DECODING: its KV. MOVING: on its way already.
     BUSY: in a phase in which it cannot be moved, such as the reading of its KV; a moment later it can.
     STAYS: its sampling would not keep its meaning elsewhere; it finishes where it is.
     """
@@ -68,7 +68,7 @@ def next_moves(
 
     Args:
         held: Every request that has anything on the worker.
-        workers: All workers; only decode workers that take work, have room and run the source's engine are targets.
+        workers: All workers; only decode workers that take work, have headroom and run the source's engine are targets.
         source_id: The draining worker.
         block_size_tokens: Tokens per KV block.
         moves_at_once: Most requests on their way at a time.
@@ -81,7 +81,7 @@ def next_moves(
     """
     held = list(held)
     revisions = {worker.revision for worker in workers if worker.worker_id == source_id}
-    room = {
+    headroom = {
         worker.worker_id: worker.headroom_blocks
         for worker in workers
         if worker.role is Role.DECODE
@@ -92,7 +92,7 @@ def next_moves(
     total = {worker.worker_id: max(1, worker.total_blocks) for worker in workers}
     spot = {worker.worker_id: worker.spot for worker in workers}
     left = moves_at_once - sum(request.hold is Hold.MOVING for request in held)
-    # A promise is moved by a word and pauses no stream, so those come first and do not count.
+    # A reservation moves without KV and pauses no stream, so those come first and do not count.
     waiting = [request for request in held if request.hold in (Hold.RESERVED, Hold.DECODING)]
     waiting.sort(key=lambda request: (request.hold is not Hold.RESERVED, -request.remaining_tokens, request.request_id))
     moves: list[Move] = []
@@ -100,11 +100,11 @@ def next_moves(
         if request.hold is Hold.DECODING and left <= 0:
             break
         blocks = -(-(request.context_tokens + request.remaining_tokens) // block_size_tokens)
-        fitting = [worker_id for worker_id, free in room.items() if free >= blocks]
+        fitting = [worker_id for worker_id, free in headroom.items() if free >= blocks]
         if not fitting:
             continue  # a smaller one may fit; this one runs on here meanwhile
-        target = max(fitting, key=lambda key: (spot[key] is request.batch, (room[key] - blocks) / total[key], key))
-        room[target] -= blocks
+        target = max(fitting, key=lambda key: (spot[key] is request.batch, (headroom[key] - blocks) / total[key], key))
+        headroom[target] -= blocks
         left -= request.hold is Hold.DECODING
         moves.append(Move(request.request_id, target, blocks))
     return moves

@@ -1,7 +1,7 @@
-"""Who is given workers, and when: the step from the queue to the router, of the gateway and of the simulator. Pure.
+"""Which requests get workers, and when: from the queue to the router, for gateway and simulator. Pure.
 
 A request that nobody waits before is tried at once; others wait (`AdmissionQueue.goes_first`). When something was
-freed, requests are placed from the head of the queue on, until one finds no room: a small request does not overtake a
+freed, requests are placed from the head of the queue on, until one finds no KV: a small request does not overtake a
 large one for ever. For that one a running request may be preempted (`orchestrator.policy.preemption`), and then it is
 tried again.
 """
@@ -31,8 +31,8 @@ class PlacementOwner(Protocol[_Item]):
         """A request has workers; its tenant was charged so much (0 for one that was admitted before)."""
         ...
 
-    def make_room(self, item: _Item) -> bool:
-        """Preempt for the head of the queue, which found no KV; whether there may be room now."""
+    def make_headroom(self, item: _Item) -> bool:
+        """Preempt for the head of the queue, which found no KV; whether there may be KV now."""
         ...
 
 
@@ -58,7 +58,7 @@ class Placing(Generic[Item]):
         deadline_s: float = math.inf,
         now_s: float,
         again: bool = False,
-        waits_for_room: bool = False,
+        waits_for_headroom: bool = False,
     ) -> Item | None:
         """Place a request if it is its turn, else let it wait; returns the one that lost its place to it, if any.
 
@@ -68,8 +68,8 @@ class Placing(Generic[Item]):
             RequestRejected: it can neither be placed nor wait.
         """
         queue = self.queue
-        again = again or waits_for_room
-        direct = queue.goes_first(priority, waits_for_room=waits_for_room)
+        again = again or waits_for_headroom
+        direct = queue.goes_first(priority, waits_for_headroom=waits_for_headroom)
         if direct and not isinstance(found := self._owner.route(item), Wait):
             if not again:
                 queue.charge(tenant, cost_tokens, priority=priority)
@@ -84,7 +84,7 @@ class Placing(Generic[Item]):
                 deadline_s=deadline_s,
                 now_s=now_s,
                 again=again,
-                waits_for_room=waits_for_room,
+                waits_for_headroom=waits_for_headroom,
             )
         if queue.discipline is Discipline.PLAIN:
             if queue.head is item:
@@ -96,12 +96,12 @@ class Placing(Generic[Item]):
         return displaced
 
     def place_waiting(self, now_s: float) -> None:
-        """Place from the head on what finds room, or for which a running request is preempted."""
+        """Place from the head on what finds KV, or for which a running request is preempted."""
         queue, owner = self.queue, self._owner
         while (item := queue.head) is not None:
             found = owner.route(item)
             if isinstance(found, Wait):
-                if found.reason == "no_blocks" and owner.make_room(item):
+                if found.reason == "no_blocks" and owner.make_headroom(item):
                     continue
                 return
             owner.placed(item, found, queue.take(item, now_s=now_s))
@@ -136,8 +136,8 @@ class Routing:
             request: What is known of it.
             workers: All workers.
             avoid: Workers that failed it before.
-            comes_back: It was preempted. It goes where it takes no room from newcomers, and is prefilled again where it
-                decodes, out of the way of others' first tokens.
+            comes_back: It was preempted. It goes where it takes no headroom from new requests, and is prefilled again
+                where it decodes, out of the way of others' first tokens.
             growing: A decode worker is on its way.
             now_s: The time.
         """

@@ -10,11 +10,11 @@ from cluster.spec.config import Role
 from orchestrator.policy.router import WorkerView, holders_among
 
 RESUME_MARGIN = 0.05
-"""Share of a worker's KV left to newcomers when a preempted request comes back while the pool is growing."""
+"""Share of a worker's KV left to new requests when a preempted request comes back while the pool is growing."""
 TAKE_BACK_EVERY_S = 6.0
 """Seconds between two that come back to one worker. Reading a long trace again is one or two long steps, and a slow gap
 in all others on the worker: about one gap in seventy, where objectives allow one in twenty and prompts that the worker
-reads for a crowded prefill pool need the rest."""
+reads for an overloaded prefill pool need the rest."""
 RESAMPLE_S = 0.1
 """Pause after all running requests were tried and none may be preempted: a busy gateway has an occasion every
 millisecond."""
@@ -35,11 +35,11 @@ class Running:
 
 
 def patience_is_over(now_s: float, since_s: float | None, patience_s: float | None) -> bool:
-    """Whether a request has been without room for long enough that another is preempted for it.
+    """Whether a request has been without KV for long enough that another is preempted for it.
 
     Args:
         now_s: The time.
-        since_s: Since when it finds no room; None: it has not been tried yet.
+        since_s: Since when it finds no KV; None: it has not been tried yet.
         patience_s: Seconds it is to wait; None: no request is ever preempted.
 
     Example:
@@ -57,7 +57,7 @@ def preempt_for(
     *,
     local_prefill_below_tokens: int = 0,
 ) -> Running | None:
-    """`victim` on the workers on which the newcomer could decode."""
+    """`victim` on the workers on which the new request could decode."""
     holders = holders_among(workers, local_prefill_below_tokens)
     return victim(need_blocks, priority, {each.worker_id: each.headroom_blocks for each in holders}, running)
 
@@ -71,8 +71,8 @@ def victim(
     its time. No request is preempted twice, so the work done again is bounded.
 
     Args:
-        need_blocks: Prompt and what the newcomer will grow by.
-        priority: Of the newcomer; none of a higher one is preempted for it.
+        need_blocks: Prompt and what the new request will grow by.
+        priority: Of the new request; none of a higher one is preempted for it.
         headroom_blocks: Of every worker that takes requests.
         running: All that decode.
 
@@ -88,10 +88,10 @@ def victim(
     for each in running:
         if each.preempted or each.priority > priority or each.worker_id not in headroom_blocks:
             continue
-        room = headroom_blocks[each.worker_id] + each.blocks
-        enough = room >= need_blocks
+        free = headroom_blocks[each.worker_id] + each.blocks
+        enough = free >= need_blocks
         # Where no one request is enough, begin on the worker that is nearest to it.
-        rank = (enough, 0 if enough else room, each.generated_tokens, each.request)
+        rank = (enough, 0 if enough else free, each.generated_tokens, each.request)
         if best is None or rank > best:
             best, chosen = rank, each
     return chosen
@@ -102,9 +102,9 @@ def may_take_back(
 ) -> list[WorkerView]:
     """The workers to which a preempted request may come back, out of all.
 
-    While a worker is on its way, only where newcomers keep room: else it would be let in at the first block freed and
-    the next newcomer would drive out another. And only where no prompt is being read, and none came back to just now
-    (``resting``), so that the tokens of others seldom wait.
+    While a worker is on its way, only where new requests keep headroom: else it would return at the first block freed,
+    and the next new request would preempt another. And only where no prompt is being read, and none came
+    back to just now (``resting``), so that the tokens of others seldom wait.
 
     Example:
         >>> full = WorkerView("d0", Role.DECODE, total_blocks=1000, free_blocks=120, running_requests=9)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 LOADED = ("ready", "standby")
-"""States of a worker whose pairs have all shaken hands."""
+"""States of a worker whose pairs have all completed their handshake."""
 
 
 def can_serve(workers: Iterable[tuple[str, bool]]) -> bool:

@@ -1,10 +1,10 @@
 """Which workers serve a request. Pure: views of the workers go in, a pair or a reason to wait comes out.
 
-Decode is chosen first, since it holds the request for its whole life and must have room for the KV that is to
+Decode is chosen first, since it holds the request for its whole life and must have headroom for the KV that is to
 come; then prefill, by the time to first token that is to be expected of it.
 
 What is held for long is at stake where a node may be taken away at short notice: on spot workers requests of batch
-priority decode first, and others only where no other worker has room. A prefill is done before any notice is over, so
+priority decode first, and others only where no other worker has headroom. A prefill ends before any notice is over, so
 spot makes no difference to it.
 """
 
@@ -23,7 +23,7 @@ LOCAL_PREFILL_SHARE = 0.8
 class WorkerView:
     """What the router knows of one worker at one time.
 
-    ``reserved_blocks`` are promised to requests on their way and not yet taken in the engine;
+    ``reserved_blocks`` are reserved for requests on their way and not yet taken in the engine;
     ``queued_tokens`` are uncached prompt tokens given to the worker and not yet prefilled; ``revision`` is the engine,
     and two revisions are never paired.
     """
@@ -48,7 +48,7 @@ class WorkerView:
 
     @property
     def headroom_blocks(self) -> int:
-        """Blocks neither used nor promised."""
+        """Blocks neither used nor reserved."""
         return self.free_blocks - self.reserved_blocks
 
 
@@ -82,7 +82,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Why no placement can be had at present: ``no_worker`` (none ready) or ``no_blocks`` (none with room)."""
+    """Why no placement can be had at present: ``no_worker`` (none ready) or ``no_blocks`` (none with headroom)."""
 
     reason: str
 
@@ -137,14 +137,14 @@ def place(
         return Wait("no_worker")
     best = min(prefills, key=lambda worker: _prefill_rank(worker, request, holder.domain))
     remote_s = expected_ttft_s(best, request)
-    crowded = local_prefill_after_s is not None and remote_s > local_prefill_after_s
-    if crowded and expected_ttft_s(holder, request) < LOCAL_PREFILL_SHARE * remote_s:
+    overloaded = local_prefill_after_s is not None and remote_s > local_prefill_after_s
+    if overloaded and expected_ttft_s(holder, request) < LOCAL_PREFILL_SHARE * remote_s:
         return Placement(None, holder.worker_id, need)
     return Placement(best.worker_id, holder.worker_id, need)
 
 
 def holders_among(workers: Sequence[WorkerView], local_prefill_below_tokens: int = 0) -> list[WorkerView]:
-    """The workers on which a request can decode, room or not: those that take work, and get prompts from somewhere."""
+    """The workers on which a request can decode, with headroom or not: they take work and get prompts."""
     usable = [worker for worker in workers if worker.accepting]
     prefills = [worker for worker in usable if worker.role is Role.PREFILL]
     return [
@@ -175,7 +175,7 @@ def expected_ttft_s(worker: WorkerView, request: RequestView) -> float:
 
 
 def _holder_rank(worker: WorkerView, request: RequestView) -> tuple[bool, float, int, str]:
-    """Spot or not as suits the request, then least filled at its peak with it; cached prompt blocks count as room."""
+    """Spot or not as suits the request, then least filled at its peak with it; cached prompt blocks count as free."""
     cached_blocks = request.cached_tokens.get(worker.worker_id, 0) // request.block_size_tokens
     held = worker.total_blocks - worker.headroom_blocks if worker.peak_blocks is None else worker.peak_blocks
     taken = held + request.reserve_blocks - cached_blocks

@@ -21,11 +21,11 @@ from orchestrator.policy.scaling_policy import ChangeRole, DrainWorker, ScalingA
 
 BUCKET_S = 30.0
 GROWTH_RUN_S = 600.0
-"""Seconds without a change after which growth begins anew."""
+"""Seconds without a change after which growth begins again."""
 SURGE_S = 1800.0
 """Seconds after a surge in which the pool may come down sooner."""
 FULL = 0.97
-"""Share of its KV at which a decode worker has no room for newcomers: the rest is promised."""
+"""Share of its KV at which a decode worker has no headroom for new requests: the rest is reserved."""
 SPREAD = 1.5
 """Standard deviation of what ``n`` requests of a steady load need, over that need, times ``sqrt(n)``. Measured in three
 simulated stationary loads with 540 to 740 requests in flight: 1.1, 1.3, 1.7."""
@@ -48,13 +48,13 @@ class AutoscalerSettings(Settings):
     """GPUs of both pools together; left out, no limit."""
     fill: float = Field(1.04, gt=0, le=1.5)
     """Share of a decode worker's KV that the 95th percentile of demand may take. Above 1, the pool is sized for a lower
-    percentile, and long traces make way more often."""
+    percentile, and long traces are preempted more often."""
     shrink_fill: float = Field(0.92, gt=0, le=1.5)
     """The same after a worker was taken away; the gap to ``fill`` is the hysteresis."""
     help_share: float = Field(0.0, ge=0, lt=1)
-    """Share of a decode worker's time that prompts may take where the prefill pool is crowded: colocated overflow. The
-    prefill pool is smaller by it, by half at most, and first tokens cost others a few slow gaps. Only where the router
-    lets decode help (``local_prefill_after_s``); 0 sizes prefill for all prompts."""
+    """Share of a decode worker's time that prompts may take where the prefill pool is overloaded: colocated overflow.
+    The prefill pool is smaller by it, by half at most, and first tokens cost others a few slow gaps. Only where the
+    router lets decode help (``local_prefill_after_s``); 0 sizes prefill for all prompts."""
     patience_s: float = Field(600.0, ge=0)
     """Seconds for which one worker fewer must have been enough; the less for ``k`` fewer, the less chance they are
     (`_share_of_patience`). The prefill pool waits `PREFILL_PATIENCE_S` at most."""
@@ -244,26 +244,27 @@ def _prefill_need(settings: AutoscalerSettings, demand: Demand, helpers: int, me
 
 
 def _decode_need(settings: AutoscalerSettings, demand: Demand, memory: PoolMemory) -> _Need:
-    room = max(1.0, demand.worker_kv_tokens)
+    capacity = max(1.0, demand.worker_kv_tokens)
     start_s, ahead = demand.horizons_s[-1], demand.kv_high_tokens[-1]
     # What is held already counts in full, whatever share of the forecast is left to chance.
     full = max(ahead / settings.fill, demand.kv_high_tokens[0] / FULL)
     most = max(demand.kv_high_tokens)
     if not memory.surged(demand.now_s):  # after a surge, what is held goes down by itself
         most = max(most, demand.kv_tokens * _longer_on_fewer(demand))
-    shrink = max(full, most / settings.shrink_fill) / room
+    shrink = max(full, most / settings.shrink_fill) / capacity
     why = (
         f"KV {demand.kv_tokens / 1e6:.2f} M tokens, with 95 % under {ahead / 1e6:.2f} M in {start_s:.0f} s, and a "
-        f"decode worker takes {room * settings.fill / 1e6:.2f} M; requests end at {demand.pace:.2f} of their usual pace"
+        f"decode worker takes {capacity * settings.fill / 1e6:.2f} M; "
+        f"requests end at {demand.pace:.2f} of their usual pace"
     )
-    each = room * demand.in_flight_requests / max(1.0, demand.kv_tokens)
+    each = capacity * demand.in_flight_requests / max(1.0, demand.kv_tokens)
 
     def patience_s(spare: float, fewer: int, have: int) -> float:
         if memory.surged(demand.now_s):  # what was started to catch up is soon too much, by one worker as by several
             return min(settings.patience_s, settings.surge_patience_s) / fewer
         return settings.patience_s * _share_of_patience(spare, fewer, have, each)
 
-    return _need(full / room, shrink, (settings.min_decode, settings.max_decode), why, patience_s)
+    return _need(full / capacity, shrink, (settings.min_decode, settings.max_decode), why, patience_s)
 
 
 def _need(
@@ -321,7 +322,7 @@ def _lend(
 def _shrink(
     settings: AutoscalerSettings, memory: PoolMemory, need: _Need, rows: list[WorkerRow], have: int, now_s: float
 ) -> tuple[PoolMemory, list[WorkerRow]]:
-    """Whom to let go. A worker that has not started yet goes at once; others after patience and cool-down."""
+    """Workers to remove. A worker that has not started yet goes at once; others after patience and cool-down."""
     least = _whole(need.shrink)
     if least >= have:
         return memory, []

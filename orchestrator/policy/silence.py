@@ -1,4 +1,4 @@
-"""Who is away when nothing is heard: the workers, or the one that listens. Pure.
+"""Which side is away when nothing arrives: the workers, or the one that listens. Pure.
 
 A worker that is silent while others speak has stopped. When all fall silent at once, the network of the listener's own
 host is the likelier cause, and to give all of them up would lose what they still have.
@@ -7,7 +7,7 @@ host is the likelier cause, and to give all of them up would lose what they stil
 from __future__ import annotations
 
 HOLD = 4.0
-"""Times of the silence timeout for which a common silence is borne: with 15 s a minute, as long as Ray bears it."""
+"""Times of the silence timeout for which a common silence is tolerated: with 15 s a minute, as long as with Ray."""
 
 
 class CutOff:

@@ -44,7 +44,7 @@ class TokenBucket:
         return self._level
 
     def take(self, tokens: float, *, now_s: float) -> None:
-        """Take out, or put back what is below 0."""
+        """Charge, or put back what is below 0."""
         self._level = min(self._burst, self.level(now_s) - tokens)
 
     def wait_s(self, now_s: float) -> float:

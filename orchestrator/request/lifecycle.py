@@ -116,7 +116,7 @@ class Lifecycle:
     _avoid: frozenset[str] = frozenset()
     _reserved_on: str | None = None
     _given_up: dict[str, str | None] = field(default_factory=dict)
-    """Legs given up whose end is still to be heard of, with the decode worker their ticket was for."""
+    """Legs given up whose end is still to be learned of, with the decode worker their ticket was for."""
 
     @property
     def ended(self) -> bool:
@@ -178,7 +178,7 @@ class Lifecycle:
                 return self._end(DeadlineExceeded("the deadline passed", request_id=self.request_id))
 
     def fail(self, error: ServingError) -> list[Action]:
-        """End the request with an error that no retry can mend."""
+        """End the request with an error that no retry can fix."""
         return self._end(error)
 
     def validate(self) -> None:

@@ -128,7 +128,7 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class Preempted:
-    """The decoding request gives up its blocks and waits; its ledger is prefilled again once there is room."""
+    """The decoding request gives up its blocks and waits; its ledger is prefilled again once there is KV."""
 
 
 Event = (

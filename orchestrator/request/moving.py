@@ -54,7 +54,7 @@ class Moves:
         return request_id in self._begun
 
     def begin(self, life: Lifecycle, target_id: str) -> None:
-        """A decoding request is to move. A promise alone that changes its place is none."""
+        """A decoding request is to move. A reservation alone that changes its place is none."""
         if life.state is State.DECODING:
             self._begun[life.request_id] = _Move(target_id, life.retries)
 

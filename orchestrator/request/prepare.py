@@ -1,6 +1,6 @@
 """A request as the gateway runs it: checked, tokenised once, with every default filled in.
 
-Everything a caller can get wrong is found here, before any worker hears of the request. Each subject has a file of its
+Everything a caller can get wrong is found here, before any worker learns of the request. Each subject has a file of its
 own beside this one: `prompt`, `sampling`, `thinking`, `resume`.
 """
 
@@ -40,9 +40,9 @@ class PreparedRequest:
     thinking_budget_tokens: int | None
     """What the caller asked for, or the cluster gave instead."""
     reasoning_limit_tokens: int | None
-    """Reasoning tokens after which the trace is closed: the budget, and what leaves room for the answer."""
+    """Reasoning tokens after which the trace is closed: the budget, and what leaves tokens for the answer."""
     reasoning_closed: bool
-    """The prompt closes the reasoning: none was asked for, or there is no room for any."""
+    """The prompt closes the reasoning: none was asked for, or there are no tokens for any."""
     stops: tuple[str, ...]
     skip_special_tokens: bool
     deadline_s: float
@@ -77,14 +77,14 @@ def prepare(
     closed = budget.tokens == 0 and front.markers is not None
     if closed and front.markers is not None:
         prompt += closed_reasoning(prompt, front.markers)
-    room = _room_tokens(prompt, front)
-    wanted = _wanted_tokens(sampling, spec, room)
-    limit = reasoning_limit_tokens(budget, front, spec, max_tokens=min(wanted, room), ignore_eos=sampling.ignore_eos)
+    most = _most_tokens(prompt, front)
+    wanted = _wanted_tokens(sampling, spec, most)
+    limit = reasoning_limit_tokens(budget, front, spec, max_tokens=min(wanted, most), ignore_eos=sampling.ignore_eos)
     if limit == 0 and not closed and front.markers is not None:
         width = len(front.markers.end_ids)
-        if room > width and open_at_end(prompt, front.markers):
+        if most > width and open_at_end(prompt, front.markers):
             prompt += front.markers.end_ids
-            room, closed = room - width, True
+            most, closed = most - width, True
     thinks = front.markers is not None and open_at_end(prompt, front.markers)
     handoff = handoff_of(sampling, thinks=thinks)
     effort = effort_of(request, spec)
@@ -92,8 +92,8 @@ def prepare(
         request_id=request.request_id or uuid.uuid4().hex,
         prompt_ids=tuple(prompt),
         sampling=sampling,
-        max_tokens=min(wanted, room),
-        min_tokens=min(sampling.min_tokens, room),
+        max_tokens=min(wanted, most),
+        min_tokens=min(sampling.min_tokens, most),
         choices=sampling.n or 1,
         handoff=handoff,
         resumable=handoff is Handoff.FIRST_TOKEN,
@@ -106,7 +106,7 @@ def prepare(
         priority=priority,
         tenant=request.tenant,
         session=request.session,
-        resumed=_resumed(request, front, prompt, sampling, min(wanted, room), handoff),
+        resumed=_resumed(request, front, prompt, sampling, min(wanted, most), handoff),
         request_class=f"{request.tenant}/{effort}" if effort else request.tenant,
         reduced_budget=budget.reduced,
     )
@@ -120,21 +120,21 @@ def _deadline_s(request: GenerateRequest, spec: ClusterSpec) -> float:
     return deadline_s
 
 
-def _room_tokens(prompt: list[int], front: ModelFront) -> int:
+def _most_tokens(prompt: list[int], front: ModelFront) -> int:
     """Tokens that the model can take behind the prompt, at least 1."""
-    room = front.max_model_len_tokens - len(prompt)
-    if room < 1:
+    most = front.max_model_len_tokens - len(prompt)
+    if most < 1:
         raise InvalidRequest(
             f"the prompt has {len(prompt)} tokens and the model takes {front.max_model_len_tokens} "
             "for prompt and output together; shorten it",
             field="prompt",
         )
-    return room
+    return most
 
 
-def _wanted_tokens(sampling: Sampling, spec: ClusterSpec, room: int) -> int:
+def _wanted_tokens(sampling: Sampling, spec: ClusterSpec, most: int) -> int:
     """Output tokens asked for, at least 1."""
-    wanted = sampling.max_tokens if sampling.HasField("max_tokens") else (spec.gateway.default_max_tokens or room)
+    wanted = sampling.max_tokens if sampling.HasField("max_tokens") else (spec.gateway.default_max_tokens or most)
     if wanted < 1:
         raise InvalidRequest("max_tokens=0: expected at least 1", field="sampling.max_tokens")
     if sampling.min_tokens > wanted:

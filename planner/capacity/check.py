@@ -217,7 +217,7 @@ def check(plan: Plan, progress: Callable[[str, float], None] | None = None) -> t
     """
     problem, found = plan.problem, list[Checked]()
     for candidate in _finalists(plan):
-        checked = simulate(problem, candidate, _told(progress, candidate))
+        checked = simulate(problem, candidate, _progress_of(progress, candidate))
         added = 0
         while checked.broken and added < MOST_GROWN:
             added += 1
@@ -225,7 +225,7 @@ def check(plan: Plan, progress: Callable[[str, float], None] | None = None) -> t
                 bigger = grown(problem, checked)
             except PlacementInfeasible:
                 break
-            checked = replace(simulate(problem, bigger, _told(progress, bigger)), added_workers=added)
+            checked = replace(simulate(problem, bigger, _progress_of(progress, bigger)), added_workers=added)
         found.append(checked)
     if not found:
         return plan, found
@@ -242,7 +242,7 @@ def check(plan: Plan, progress: Callable[[str, float], None] | None = None) -> t
     return replace(plan, candidates=(kept[0], *sorted((*kept[1:], *rest), key=objective))), found
 
 
-def _told(progress: Callable[[str, float], None] | None, candidate: Candidate) -> Callable[[float], None] | None:
+def _progress_of(progress: Callable[[str, float], None] | None, candidate: Candidate) -> Callable[[float], None] | None:
     return None if progress is None else lambda share: progress(candidate.label, share)
 
 

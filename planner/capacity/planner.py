@@ -71,7 +71,7 @@ def plan_for(problem: Problem) -> Plan:
                     ),
                 )
     if not found:
-        raise _most_telling(list(rejected.values()))
+        raise _most_specific(list(rejected.values()))
     found.sort(key=objective_of(problem.spec))
     return Plan(problem, tuple(found), {name: error.message for name, error in rejected.items()})
 
@@ -251,7 +251,7 @@ def cost_of(problem: Problem, pools: tuple[Sized, ...]) -> Cost:
     return Cost(gpu_usd, extra, total / queries, total / tokens * 1e6)
 
 
-def _most_telling(errors: list[PlacementInfeasible]) -> PlacementInfeasible:
+def _most_specific(errors: list[PlacementInfeasible]) -> PlacementInfeasible:
     """The error of the candidate that came furthest, for it names the limit that binds."""
     order = {limit: i for i, limit in enumerate(_LATER)}
 

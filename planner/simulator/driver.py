@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from cluster.errors import RequestRejected, ServingError, TransferBroken, WorkerDied
-from kv_transfer.ticket import HandoffTicket, TicketBook
+from kv_transfer.ticket import HandoffTicket, TicketGuard
 from orchestrator.request import lifecycle as lc
 from planner.simulator.fleet import Fleet, Worker
 from planner.simulator.flight import Export, Flight
@@ -28,7 +28,7 @@ class RequestOwner(Protocol):
     """Takes what requests ask for that is not done on their legs."""
 
     def freed(self) -> None:
-        """KV was given back: who waits may have room."""
+        """KV was given back: waiting requests may find KV."""
         ...
 
     def prompt_read(self) -> None:
@@ -83,7 +83,7 @@ class LegDriver:
         self._hook = hook
         self.links = Links(kernel)
         self._exports: dict[str, Export] = {}
-        self.book = TicketBook()
+        self.tickets = TicketGuard()
         self.transfers = 0
         self.transferred_bytes = 0.0
 
@@ -120,7 +120,7 @@ class LegDriver:
             case lc.ReleaseTicket():
                 self._release(action.ticket)
             case lc.AskPlacement():
-                columns["preemptions" if flight.waits_for_room else "retries"][index] += 1
+                columns["preemptions" if flight.waits_for_headroom else "retries"][index] += 1
                 flight.avoid = action.avoid
                 self._owner.placement_asked(flight)
             case lc.Fail():
@@ -141,7 +141,7 @@ class LegDriver:
             tokens,
             tokens == left,
             flight.reasoning_tokens - action.generated_tokens if not dropped else -1,
-            flight.promised_blocks if holds and flight.holder is not None else 0,
+            flight.unclaimed_blocks if holds and flight.holder is not None else 0,
             flight.units,
             flight.cached_tokens,
             action.ticket is not None,
@@ -157,7 +157,7 @@ class LegDriver:
         if action.ticket is not None:
             flight.export = self._exports.pop(action.ticket.ticket_id, None)
             try:
-                self.book.redeem(action.ticket, now_s=self._kernel.now_s)
+                self.tickets.redeem(action.ticket, now_s=self._kernel.now_s)
             except ServingError as error:
                 flight.drop_export()
                 self.handle(flight, lc.LegFailed(leg.leg_id, error))
@@ -197,7 +197,7 @@ class LegDriver:
 
     def _settle(self, worker: Worker) -> None:
         if worker.state == "draining" and self._fleet.settle(worker):
-            self.book.worker_down(worker.worker_id)
+            self.tickets.worker_down(worker.worker_id)
 
     # --- what engines report --------------------------------------------------------------------------------
 
@@ -280,8 +280,8 @@ class LegDriver:
         self.handle(flight, lc.LegFailed(leg.leg_id, TransferBroken("the transfer broke", request_id=str(leg.request))))
 
     def _tell(self, flight: Flight, leg: Leg, finish: str, ticket: HandoffTicket | None = None) -> None:
-        tokens = leg.made_tokens - leg.told_tokens
-        leg.told_tokens = leg.made_tokens
+        tokens = leg.made_tokens - leg.sent_tokens
+        leg.sent_tokens = leg.made_tokens
         self.handle(flight, lc.LegOutput(leg.leg_id, some_tokens(tokens), finish, ticket))
 
     def tell_progress(self, flight: Flight) -> None:
@@ -292,7 +292,7 @@ class LegDriver:
         engine.sync()
         if leg.joined_order >= 0:
             leg.made_tokens = engine.batch.made_of(leg)
-        if leg.made_tokens > leg.told_tokens:
+        if leg.made_tokens > leg.sent_tokens:
             flight.last_token_s = engine.batch.start_s
             self._tell(flight, leg, "")
 

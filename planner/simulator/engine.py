@@ -50,7 +50,7 @@ class Engine:
         self.pool = BlockPool(profile.total_blocks, max(1, unit_tokens // block))
         self.blocks = LegBlocks(self.pool, block, unit_tokens)
         self.batch = DecodeBatch(self.pool, table or StepTable(profile.decode), block, slow_gap_s)
-        self.promised_blocks = 0
+        self.unclaimed_blocks = 0
         self.prefilled_tokens = 0
         self.preemptions = 0
         self.busy_s = 0.0
@@ -84,7 +84,7 @@ class Engine:
     @property
     def reserved_blocks(self) -> int:
         """Blocks reserved for requests and not taken yet."""
-        return self.promised_blocks + self._pledged_blocks + self.batch.pledged_blocks
+        return self.unclaimed_blocks + self._pledged_blocks + self.batch.pledged_blocks
 
     @property
     def queued_tokens(self) -> int:
@@ -109,7 +109,7 @@ class Engine:
             found = max(self.cached_tokens(leg.hashes), leg.cached_tokens) if leg.hashes or leg.cached_tokens else 0
             leg.queued_tokens = max(1, leg.known_tokens - found)
             self._queued_tokens += leg.queued_tokens
-        self.promised_blocks += leg.reserve_blocks
+        self.unclaimed_blocks += leg.reserve_blocks
         self.waiting.append(leg)
         self._nudge()
 
@@ -291,7 +291,7 @@ class Engine:
         assert pledged == self._pledged_blocks, (pledged, self._pledged_blocks)
         queued = sum(leg.queued_tokens for leg in [*self.waiting, *self.prefilling])
         assert queued == self._queued_tokens, (queued, self._queued_tokens)
-        assert self.promised_blocks >= sum(leg.reserve_blocks for leg in self.waiting)
+        assert self.unclaimed_blocks >= sum(leg.reserve_blocks for leg in self.waiting)
         for leg in batch.legs:
             assert batch.made_of(leg) <= leg.output_tokens
             assert leg.state is LegState.DECODING
@@ -315,7 +315,7 @@ class Engine:
             leg.state = LegState.WAITING
             leg.queued_tokens = leg.known_tokens
             self._queued_tokens += leg.queued_tokens
-            self.promised_blocks += leg.reserve_blocks
+            self.unclaimed_blocks += leg.reserve_blocks
             self.waiting.appendleft(leg)
         return preempted
 
@@ -352,7 +352,7 @@ class Engine:
                 return
             self.waiting.popleft()
             self._queued_tokens -= leg.queued_tokens
-            self.promised_blocks -= leg.reserve_blocks
+            self.unclaimed_blocks -= leg.reserve_blocks
             self._pledged_blocks += max(0, leg.reserve_blocks - self.blocks.held(leg))
             if leg.remote:
                 leg.queued_tokens = 0
@@ -376,7 +376,7 @@ class Engine:
         state = leg.state
         if state is LegState.WAITING:
             self.waiting.remove(leg)
-            self.promised_blocks -= leg.reserve_blocks
+            self.unclaimed_blocks -= leg.reserve_blocks
             self._queued_tokens -= leg.queued_tokens
             return
         if state is LegState.DECODING:

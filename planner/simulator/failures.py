@@ -49,7 +49,7 @@ def fail_worker(worker_id: str, fleet: Fleet, flights: Mapping[int, Flight], dri
     for flight in hit:
         # All of them: that a request has made tokens is how its lifecycle knows that the KV was read.
         driver.tell_progress(flight)
-    driver.book.worker_down(worker_id)
+    driver.tickets.worker_down(worker_id)
     fleet.fail(worker)
     for flight in hit:
         leg = flight.leg

@@ -170,7 +170,7 @@ class Fleet:
         """Stop a draining worker if it is empty; whether it is gone."""
         engine = worker.engine
         if worker.state == "draining" and engine is not None:
-            if engine.requests or worker.exports or engine.promised_blocks:
+            if engine.requests or worker.exports or engine.unclaimed_blocks:
                 return False
             self._stop_engine(worker)
             self._gone(worker)

@@ -113,7 +113,7 @@ class FleetChanges:
     def _held(self, flight: Flight, worker: Worker) -> HeldRequest:
         self._driver.tell_progress(flight)
         leg = flight.leg
-        # One that has landed by what it told just now counts until the next tick.
+        # One that has landed by what it reported just now counts until the next tick.
         hold = self._hold(flight, worker) or Hold.MOVING
         if hold is Hold.DECODING and (leg is None or leg.state is not LegState.DECODING):
             hold = Hold.BUSY  # its engine has preempted it
@@ -141,7 +141,7 @@ class FleetChanges:
         """Let a request go on at the target."""
         target, columns = self._fleet.workers[target_id], self._records.columns
         if flight.lifecycle.state is lc.State.PREFILLING:
-            flight.unreserve()  # the promise alone changes its place
+            flight.unreserve()  # the reservation alone changes its place
         self._placer.reserve(flight, target, blocks)
         columns["decode"][flight.index] = target.number
         self._moves.begin(flight.lifecycle, target_id)

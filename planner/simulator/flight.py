@@ -32,9 +32,10 @@ class Export:
 class Flight:
     """A request between arrival and end.
 
-    ``holder`` and ``promised_blocks`` are its reservation while no leg has taken it over; ``export`` is the KV it
-    is waiting for or reading. ``preempted``: it was once, and is no more; ``waits_for_room``: it has not been placed
-    again yet. ``no_room_since_s``: since when no worker has KV for it. ``charged_tokens``: what its tenant was charged.
+    ``holder`` and ``unclaimed_blocks`` are its reservation while no leg has taken it over; ``export`` is the KV it
+    is waiting for or reading. ``preempted``: it was once, and is no more; ``waits_for_headroom``: it has not been
+    placed again yet. ``no_headroom_since_s``: since when no worker has KV for it. ``charged_tokens``: what its tenant
+    was charged.
     """
 
     index: int
@@ -52,13 +53,13 @@ class Flight:
     worker: Worker | None = None
     engine: Engine | None = None
     holder: Engine | None = None
-    promised_blocks: int = 0
+    unclaimed_blocks: int = 0
     export: Export | None = None
     transfer: Transfer | None = None
     last_token_s: float = -1.0
-    waits_for_room: bool = False
+    waits_for_headroom: bool = False
     preempted: bool = False
-    no_room_since_s: float | None = None
+    no_headroom_since_s: float | None = None
     charged_tokens: float = 0.0
 
     @property
@@ -69,7 +70,7 @@ class Flight:
     def unreserve(self) -> None:
         """Give back the reservation, if it is still its own."""
         if self.holder is not None:
-            self.holder.promised_blocks -= self.promised_blocks
+            self.holder.unclaimed_blocks -= self.unclaimed_blocks
             self.holder = None
 
     def drop_export(self) -> None:

@@ -53,7 +53,7 @@ class Leg:
     state: LegState = LegState.WAITING
     # Tokens made, those sent to the caller, and those with KV or found here.
     made_tokens: int = 0
-    told_tokens: int = 0
+    sent_tokens: int = 0
     computed_tokens: int = 0
     hit_tokens: int = 0
     queued_tokens: int = 0

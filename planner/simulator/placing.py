@@ -1,4 +1,4 @@
-"""Requests are given workers here: what `orchestrator.policy.placing` decides is carried out, and KV is promised."""
+"""Requests are given workers here: what `orchestrator.policy.placing` decides is carried out, and KV is reserved."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Placer:
             deadline_s=flight.deadline_s,
             now_s=self._kernel.now_s,
             again=again,
-            waits_for_room=flight.waits_for_room,
+            waits_for_headroom=flight.waits_for_headroom,
         )
 
     def pump(self) -> None:
@@ -84,7 +84,7 @@ class Placer:
     def prompt_read(self) -> None:
         """A worker has read a prompt: by live rules, where none is read a preempted request may come back."""
         head = self._queue.head
-        if self._gateway.live_rules and head is not None and head.waits_for_room:
+        if self._gateway.live_rules and head is not None and head.waits_for_headroom:
             self.place_waiting()
 
     def over(self, flight: Flight) -> None:
@@ -100,31 +100,31 @@ class Placer:
         """Ask the router for this request as it stands."""
         found = self.place(flight, self._fleet.views())
         if isinstance(found, Wait) and found.reason == "no_blocks":
-            self._no_room(flight)
+            self._no_headroom(flight)
         return found
 
     def placed(self, flight: Flight, placement: Placement, charged_tokens: float) -> None:
-        """Promise the KV, and let the request go on."""
+        """Reserve the KV, and let the request go on."""
         columns, workers, index = self._records.columns, self._fleet.workers, flight.index
         if columns["placed_s"][index] < 0:
             columns["placed_s"][index] = self._kernel.now_s
         holder = workers[placement.decode_id]
         columns["decode"][index] = holder.number
         columns["prefill"][index] = workers[placement.prefill_id].number if placement.prefill_id else holder.number
-        flight.no_room_since_s = None
+        flight.no_headroom_since_s = None
         if self._gateway.live_rules:
             flight.charged_tokens = flight.charged_tokens or charged_tokens
         self.reserve(flight, holder, placement.reserve_blocks)
-        if flight.waits_for_room:
-            flight.waits_for_room = False
+        if flight.waits_for_headroom:
+            flight.waits_for_headroom = False
             self._routing.take_backs.came_back(placement.decode_id, self._kernel.now_s)
             self._timers.at(self._kernel.now_s + TAKE_BACK_EVERY_S, self.place_waiting)
         self._driver.handle(flight, lc.Placed(placement.prefill_id, placement.decode_id))
 
-    def make_room(self, flight: Flight) -> bool:
+    def make_headroom(self, flight: Flight) -> bool:
         """Preempt a request for the head of the queue, if policy finds one."""
         sampled_s = self._preemption.resample_s
-        preempted = self._preemption.make_room(flight, self._view(flight).reserve_blocks)
+        preempted = self._preemption.make_headroom(flight, self._view(flight).reserve_blocks)
         if self._preemption.resample_s > sampled_s:
             self._timers.at(self._preemption.resample_s, self.place_waiting)
         return preempted
@@ -137,17 +137,17 @@ class Placer:
             self._view(flight, views),
             views,
             avoid=flight.avoid,
-            comes_back=flight.waits_for_room,
-            growing=flight.waits_for_room and is_growing(self._fleet),
+            comes_back=flight.waits_for_headroom,
+            growing=flight.waits_for_headroom and is_growing(self._fleet),
             now_s=self._kernel.now_s,
         )
 
     @staticmethod
     def reserve(flight: Flight, worker: Worker, blocks: int) -> None:
-        """Promise blocks of a worker to a request."""
+        """Reserve blocks of a worker to a request."""
         assert worker.engine is not None
-        flight.holder, flight.promised_blocks = worker.engine, blocks
-        worker.engine.promised_blocks += blocks
+        flight.holder, flight.unclaimed_blocks = worker.engine, blocks
+        worker.engine.unclaimed_blocks += blocks
 
     def _view(self, flight: Flight, views: list[WorkerView] | None = None) -> RequestView:
         known = flight.isl_tokens + flight.generated_tokens
@@ -160,7 +160,7 @@ class Placer:
         elif views and flight.cached_tokens:
             cached = {view.worker_id: flight.cached_tokens for view in views}
         # A live gateway reserves for one that comes again what it reserves for a new one, unless it was preempted.
-        made = 0 if self._gateway.live_rules and not flight.waits_for_room else flight.generated_tokens
+        made = 0 if self._gateway.live_rules and not flight.waits_for_headroom else flight.generated_tokens
         more = self._forecast.osl_tokens(flight.tenant, flight.isl_tokens, made)
         block = self._fleet.spec.pools[0].profile.block_size_tokens
         return RequestView(known, more, block, cached, is_batch(flight.priority))
@@ -171,11 +171,11 @@ class Placer:
             return 0.0
         return flight.isl_tokens + self._forecast.osl_tokens(flight.tenant, flight.isl_tokens, 0)
 
-    def _no_room(self, flight: Flight) -> None:
+    def _no_headroom(self, flight: Flight) -> None:
         """No worker has KV for a request: try again when it has been patient."""
         patience_s = self._gateway.preempt_after_s
-        if not self._gateway.live_rules or patience_s is None or flight.waits_for_room:
+        if not self._gateway.live_rules or patience_s is None or flight.waits_for_headroom:
             return
-        if flight.no_room_since_s is None:
-            flight.no_room_since_s = self._kernel.now_s
+        if flight.no_headroom_since_s is None:
+            flight.no_headroom_since_s = self._kernel.now_s
             self._timers.at(self._kernel.now_s + patience_s, self.place_waiting)

@@ -44,16 +44,16 @@ class Preemption:
         self.resample_s = 0.0
         """By live rules, when to try again after none could be preempted."""
 
-    def make_room(self, newcomer: Flight, need_blocks: int) -> bool:
-        """Preempt the request that policy chooses for a newcomer; whether there may be room now."""
+    def make_headroom(self, incoming: Flight, need_blocks: int) -> bool:
+        """Preempt the request that policy chooses for a new request; whether there may be KV now."""
         now_s, gateway, spec = self._kernel.now_s, self._gateway, self._fleet.spec
-        if newcomer.waits_for_room or not patience_is_over(now_s, self._since_s(newcomer), gateway.preempt_after_s):
+        if incoming.waits_for_headroom or not patience_is_over(now_s, self._since_s(incoming), gateway.preempt_after_s):
             return False
         if not is_growing(self._fleet) or self._preempting or now_s < self.resample_s:
             return False
         chosen = preempt_for(
             need_blocks,
-            newcomer.priority,
+            incoming.priority,
             self._fleet.views(),
             self._running(spec.pools[0].profile.block_size_tokens),
             local_prefill_below_tokens=spec.local_prefill_below_tokens,
@@ -65,18 +65,18 @@ class Preemption:
         flight = self._flights[chosen.request]
         self._driver.tell_progress(flight)
         if chosen.request not in self._flights or flight.lifecycle.state is not lc.State.DECODING:
-            return True  # its last token was out: that made room as well
-        flight.preempted = flight.waits_for_room = True
+            return True  # its last token was out: that freed KV as well
+        flight.preempted = flight.waits_for_headroom = True
         self._preempting = gateway.live_rules  # what is freed is given out at once, before the next one is chosen
         self._driver.handle(flight, lc.Preempted())
         self._preempting = False
         return True
 
-    def _since_s(self, newcomer: Flight) -> float | None:
-        """Since when it has to be patient; with plain rules since it arrived, whoever was before it."""
+    def _since_s(self, incoming: Flight) -> float | None:
+        """Since when it has to be patient; with plain rules since it arrived, whichever was before it."""
         if self._gateway.live_rules:
-            return newcomer.no_room_since_s
-        return float(self._records.columns["arrival_s"][newcomer.index])
+            return incoming.no_headroom_since_s
+        return float(self._records.columns["arrival_s"][incoming.index])
 
     def _running(self, block: int) -> Iterator[Running]:
         for flight in self._flights.values():
@@ -89,6 +89,6 @@ class Preemption:
             if self._gateway.live_rules:
                 if not fresh:
                     continue  # its KV may be on its way yet
-                blocks = max(blocks, leg.reserve_blocks)  # its promise goes with it
-            made = flight.generated_tokens + fresh - leg.told_tokens
+                blocks = max(blocks, leg.reserve_blocks)  # its reservation goes with it
+            made = flight.generated_tokens + fresh - leg.sent_tokens
             yield Running(flight.index, worker.worker_id, flight.priority, blocks, made, flight.preempted)

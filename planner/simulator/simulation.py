@@ -45,7 +45,7 @@ class Simulation:
         workload: Requests.
         gateway: Limits.
         closed_loop: Clients that wait for their answers, in place of the workload's arrival times.
-        forecast: Output lengths as the router is told them.
+        forecast: Output lengths as the router gets them.
         scaling: Changes the fleet on the way.
         failures: Workers that die and transfers that break.
         sample_s: Seconds between samples of the fleet's state.
@@ -223,7 +223,7 @@ class Simulation:
         self.placer.ask(flight, again=True)
 
     def over(self, flight: Flight) -> None:
-        """A request has ended: its client sends the next, and who waits may have room."""
+        """A request has ended: its client sends the next, and waiting requests may find KV."""
         columns, index, osl = self.records.columns, flight.index, flight.generated_tokens
         finished = columns["outcome"][index] == Outcome.FINISHED
         if finished:
@@ -276,7 +276,7 @@ class Simulation:
             self.timers.at(self.kernel.now_s + self.scaling.interval_s, self._scale)
 
     def _worker_ready(self, worker: Worker) -> None:
-        self.driver.book.worker_up(worker.worker_id, worker.incarnation)
+        self.driver.tickets.worker_up(worker.worker_id, worker.incarnation)
         if self.failures.mtbf_s is not None:
             life_s = float(self.rng.exponential(self.failures.mtbf_s))
             incarnation = worker.incarnation

@@ -53,7 +53,7 @@ class LiveFleetView:
             leg, engine = flight.leg, flight.engine
             if leg is not None and engine is not None and leg.joined_order >= 0:
                 engine.sync()
-                made += engine.batch.made_of(leg) - leg.told_tokens
+                made += engine.batch.made_of(leg) - leg.sent_tokens
             yield InFlight(
                 flight.index,
                 flight.tenant,

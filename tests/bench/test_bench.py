@@ -102,7 +102,7 @@ async def test_http_records_what_was_sent() -> None:
     assert len({tuple(body["prompt"]) for body in fake.bodies}) == 8
 
 
-async def test_chat_tells_reasoning_from_answer() -> None:
+async def test_chat_reports_reasoning_from_answer() -> None:
     async def handler(request: web.Request, number: int) -> web.StreamResponse:
         deltas = [
             {"role": "assistant", "content": ""},

@@ -176,7 +176,7 @@ def test_the_connections_are_closed_after_a_failure(target: Scripted, monkeypatc
     assert target.closed
 
 
-def test_failures_are_told_apart_with_the_first_detail_of_each(target: Scripted) -> None:
+def test_failures_are_distinguished_with_the_first_detail_of_each(target: Scripted) -> None:
     target.fails = lambda request: ("timeout", "", "short")[request.index % 3]
     summary, _ = asyncio.run(measure.measure(a_run()))
     assert summary["failures"] == {"timeout": 2, "short": 2}

@@ -17,7 +17,7 @@ def test_the_tree_in_the_docstring_is_the_tree() -> None:
     assert drawn == here - {"ServingError"}
 
 
-def test_ids_are_told_after_the_message() -> None:
+def test_ids_are_reported_after_the_message() -> None:
     error = WorkerDied("gone", worker_id="d0", request_id="r")
     assert str(error) == "gone (worker_id=d0, request_id=r)"
     assert (error.message, str(ServingError("plain"))) == ("gone", "plain")

@@ -75,7 +75,7 @@ def test_the_kind_of_accelerator_must_match() -> None:
     assert all(bundle["accelerator_type:H100"] == 0.001 for bundle in large.bundles)
 
 
-def test_a_worker_that_fits_nowhere_is_told_in_a_sentence() -> None:
+def test_a_worker_that_fits_nowhere_is_reported_in_a_sentence() -> None:
     with pytest.raises(
         PlacementInfeasible, match=r"needs 8 GPU on one node; the closest of 1 nodes has free only 2 of 8"
     ):

@@ -171,7 +171,7 @@ def test_a_worker_is_ended_with_its_processes_and_its_group_whatever_happens(
 
 
 def test_only_the_process_that_was_meant_is_killed() -> None:
-    """Ids are used again: the start time tells."""
+    """Ids are used again: the start time differs."""
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as child:
         try:
             started_s = psutil.Process(child.pid).create_time()

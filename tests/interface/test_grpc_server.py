@@ -158,7 +158,7 @@ async def test_a_failure_names_the_requests_id(
     assert reported in caplog.text
 
 
-async def test_lists_models_and_tells_status(edge: Edge, channel: Any) -> None:
+async def test_lists_models_and_reports_status(edge: Edge, channel: Any) -> None:
     models = await channel.unary_unary(
         "/baton.v1.Inference/ListModels", response_deserializer=inference_pb2.ListModelsResponse.FromString
     )(b"", timeout=5)

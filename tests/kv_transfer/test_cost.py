@@ -30,7 +30,7 @@ def test_descriptors_cost_time() -> None:
     assert small.transfer_s(4096) == pytest.approx(plain.transfer_s(4096) + 1.4e-6)
 
 
-def test_bad_links_are_told() -> None:
+def test_bad_links_are_reported() -> None:
     with pytest.raises(ConfigError, match="rdma"):
         TransferCost.over("rmda", gpu("H100-SXM"))
     with pytest.raises(ConfigError, match="no scale-up"):

@@ -13,7 +13,7 @@ from cluster.model.known_models import known_model, known_models
 from cluster.model.model_config import read_config
 from kv_transfer.kv_layout import KvGroups, kv_layout
 
-SCRIPT = Path(__file__).parent.parent / "support" / "vllm_kv_room.py"
+SCRIPT = Path(__file__).parent.parent / "support" / "vllm_kv_capacity.py"
 BUDGET_BYTES = 40 * 2**30
 LENGTHS_TOKENS = [2048, 6000, 16384, 32768]
 DENSE = {
@@ -191,7 +191,7 @@ def _config(kind: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def vllm_room() -> dict[str, Any]:
+def vllm_capacity() -> dict[str, Any]:
     asked = [
         {"name": kind, "config": _config(kind), "architecture": CASES[kind][0], "lengths_tokens": LENGTHS_TOKENS}
         for kind in CASES
@@ -207,15 +207,15 @@ def vllm_room() -> dict[str, Any]:
 @pytest.mark.engine
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("kind", CASES)
-def test_kv_room_is_what_vllm_computes(kind: str, vllm_room: dict[str, Any]) -> None:
-    theirs, model = vllm_room[kind], read_config(_config(kind), kind)
+def test_kv_capacity_is_what_vllm_computes(kind: str, vllm_capacity: dict[str, Any]) -> None:
+    theirs, model = vllm_capacity[kind], read_config(_config(kind), kind)
     # vLLM's backend for latent attention on CPUs takes smaller blocks than asked for.
     layout = kv_layout(model, block_size_tokens=32 if model.state else theirs["block_tokens"])
     for length in LENGTHS_TOKENS:
-        room = theirs["pool_blocks"] / theirs["request_blocks"][str(length)]
+        held = theirs["pool_blocks"] / theirs["request_blocks"][str(length)]
         # vLLM's figure leaves the empty block in; a windowed layer counts a block more than a short request has.
         ours = (layout.pool_blocks(BUDGET_BYTES) + 1) / layout.blocks(length, theirs["in_flight_tokens"])
-        assert ours == pytest.approx(room, rel=0.03), (layout, theirs)
+        assert ours == pytest.approx(held, rel=0.03), (layout, theirs)
     assert sum(each.groups for each in layout.kinds) == theirs["groups"]
     assert layout.block_tokens == theirs["block_tokens"]
 

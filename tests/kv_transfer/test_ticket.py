@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import TicketRefused
-from kv_transfer.ticket import HandoffTicket, TicketBook, issue
+from kv_transfer.ticket import HandoffTicket, TicketGuard, issue
 
 
 def params(**changes: Any) -> dict[str, Any]:
@@ -100,14 +100,14 @@ def test_mutated_parameters_are_refused_or_harmless(changes: dict[str, Any], dro
     assert json.loads(ticket.params_json).keys() == mutated.keys()
 
 
-def book() -> TicketBook:
-    made = TicketBook()
+def guard() -> TicketGuard:
+    made = TicketGuard()
     made.worker_up("p0", "inc-1")
     return made
 
 
 def test_a_ticket_is_good_once() -> None:
-    held = book()
+    held = guard()
     assert held.redeem(make(params()), now_s=1.0) == params()
     with pytest.raises(TicketRefused, match="used before"):
         held.redeem(make(params()), now_s=1.0)
@@ -116,11 +116,11 @@ def test_a_ticket_is_good_once() -> None:
 @pytest.mark.parametrize("now_s", [10.0, 11.0, float("nan")])
 def test_past_its_deadline_it_is_refused(now_s: float) -> None:
     with pytest.raises(TicketRefused, match="deadline"):
-        book().redeem(make(params()), now_s=now_s)
+        guard().redeem(make(params()), now_s=now_s)
 
 
 def test_another_incarnation_or_a_lost_worker_refuses_it() -> None:
-    held = book()
+    held = guard()
     held.worker_up("p0", "inc-2")
     with pytest.raises(TicketRefused, match="gone"):
         held.redeem(make(params()), now_s=1.0)
@@ -140,7 +140,7 @@ steps = st.one_of(
 @settings(deadline=None, max_examples=100)
 @given(st.lists(steps, max_size=40))
 def test_in_any_interleaving_a_ticket_is_redeemed_at_most_once(plan: list[tuple[str, int]]) -> None:
-    held, now_s, alive, uses = TicketBook(), 0.0, "", [0] * 5
+    held, now_s, alive, uses = TicketGuard(), 0.0, "", [0] * 5
     issued = [
         issue(
             params(remote_request_id=str(index), remote_engine_id=f"inc-{index % 3}"),

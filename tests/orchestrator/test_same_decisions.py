@@ -58,8 +58,8 @@ def _plain(action: lc.Action) -> tuple[Any, ...]:
     name = type(action).__name__
     match action:
         case lc.StartLeg():
-            told = action.generated_tokens, action.max_tokens, action.export, action.ticket is not None
-            return (name, action.worker_id, len(action.token_ids), *told)
+            details = action.generated_tokens, action.max_tokens, action.export, action.ticket is not None
+            return (name, action.worker_id, len(action.token_ids), *details)
         case lc.SendTokens():
             return (name, len(action.token_ids))
         case lc.AskPlacement():

@@ -64,7 +64,7 @@ def test_the_spec_goes_before_the_profile() -> None:
     assert (settings.speculative_num_tokens, settings.kv_lease_s) == (2, 33)
 
 
-def test_a_step_has_room_for_a_token_of_each_sequence() -> None:
+def test_a_step_holds_a_token_of_each_sequence() -> None:
     spec = spec_of()
     pool = dict(spec.pools.items())[Role.DECODE]
     settings = base_settings(spec, pool, kv_role=None, max_num_seqs=300, max_num_batched_tokens=32, enforce_eager=True)

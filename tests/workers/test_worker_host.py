@@ -15,7 +15,7 @@ import pytest
 
 from baton.internal.v1 import worker_pb2
 from baton.v1.inference_pb2 import Sampling
-from cluster.engine.load_book import LoadBook
+from cluster.engine.engine_counters import EngineCounters
 from kv_transfer.ticket import HandoffTicket, issue
 from orchestrator.controller.worker_roles import leg_kinds
 from tests.fakes.engine import BLOCK_SIZE_TOKENS, FakeEngine, continuation
@@ -29,7 +29,7 @@ PROMPT = list(range(65, 105))
 
 
 class Caller:
-    """Speaks to the workers directly, as a gateway that keeps no book of tickets would."""
+    """Speaks to the workers directly, as a gateway that keeps no counters of tickets would."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._links = {
@@ -164,18 +164,18 @@ async def test_sigterm_drains_a_worker_that_has_work_and_ends_one_that_has_none(
         assert load["draining"] is busy
         assert ended == ([] if busy else [signal.SIGTERM])
         if busy:
-            os.kill(os.getpid(), signal.SIGTERM)  # who asks twice does not want to wait
+            os.kill(os.getpid(), signal.SIGTERM)  # a second signal ends it at once
             assert ended == [signal.SIGTERM]
     finally:
         signal.signal(signal.SIGTERM, before)
         await host.stop()
 
 
-async def test_preemptions_inside_the_engine_are_told_and_counted() -> None:
+async def test_preemptions_inside_the_engine_are_reported_and_counted() -> None:
     async with cluster_of("prefill-0", "decode-0") as cluster:
         cluster.engine("decode-0").preemptions = 3
-        told = lambda: {row.worker_id: row.preemptions for row in cluster.gateway.status().workers}  # noqa: E731
-        await eventually(lambda: told() == {"prefill-0": 0, "decode-0": 3})
+        reported = lambda: {row.worker_id: row.preemptions for row in cluster.gateway.status().workers}  # noqa: E731
+        await eventually(lambda: reported() == {"prefill-0": 0, "decode-0": 3})
         runner, port = await serve_metrics(
             "127.0.0.1", lambda: {"pool": "", "worker": "decode-0"}, cluster.workers["decode-0"].service.load
         )
@@ -186,8 +186,10 @@ async def test_preemptions_inside_the_engine_are_told_and_counted() -> None:
             await runner.cleanup()
 
 
-def test_the_load_book_adds_up_what_vllm_says_of_each_step() -> None:
-    book = LoadBook()
+def test_the_counters_add_up_what_vllm_says_of_each_step() -> None:
+    counters = EngineCounters()
     for preempted in (0, 2, 1):
-        book.record(None, SimpleNamespace(num_prompt_tokens=5, num_generation_tokens=1, num_preempted_reqs=preempted))
-    assert (book.prompt_tokens, book.output_tokens, book.preemptions) == (15, 3, 3)
+        counters.record(
+            None, SimpleNamespace(num_prompt_tokens=5, num_generation_tokens=1, num_preempted_reqs=preempted)
+        )
+    assert (counters.prompt_tokens, counters.output_tokens, counters.preemptions) == (15, 3, 3)

@@ -14,7 +14,7 @@ from planner.simulator.trace_formats.reading import Rows, TraceOptions, TraceRea
 from planner.simulator.trace_formats.source import clean, csv_table
 
 COLUMNS = ("Timestamp", "Request tokens", "Response tokens")
-_TOLD = ("Session ID", "Elapsed time", "Model", "Total tokens", "Log Type")
+_DESCRIBED = ("Session ID", "Elapsed time", "Model", "Total tokens", "Log Type")
 
 
 def read(path: Path, options: TraceOptions) -> TraceReading:
@@ -39,7 +39,7 @@ def read(path: Path, options: TraceOptions) -> TraceReading:
                         wrong_sums += tokens(row[total], "Total tokens") not in (prompt + response, -1)
             except ValueError as error:
                 raise table.wrong(error) from error
-        rows.notes += header_notes(table.unused(*COLUMNS, *_TOLD), table.repeated_headers)
+        rows.notes += header_notes(table.unused(*COLUMNS, *_DESCRIBED), table.repeated_headers)
     if sessions:
         rows.notes.append(f"{len(sessions):,} sessions (Session ID): each turn comes at its own time")
     if wrong_sums:

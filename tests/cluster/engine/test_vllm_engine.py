@@ -135,12 +135,12 @@ async def test_only_a_leg_that_exports_returns_transfer_parameters(params: Any, 
 
 async def test_a_legs_transfer_is_reported_once_and_to_no_other() -> None:
     engine = engine_over(Llm([step(5), step(6, finish="length")]))
-    figures = engine._book.transfers["leg"] = TransferFigures(4096, 0.1, 9.0, 2)
-    engine._book.transfers["other"] = TransferFigures(1, 0.1, 9.0, 1)
+    figures = engine._counters.transfers["leg"] = TransferFigures(4096, 0.1, 9.0, 2)
+    engine._counters.transfers["other"] = TransferFigures(1, 0.1, 9.0, 1)
     first, last = await outputs_of(engine, leg(transfer_params=IMPORT))
     assert first.transfer is figures
     assert last.transfer is None
-    assert list(engine._book.transfers) == ["other"]
+    assert list(engine._counters.transfers) == ["other"]
 
 
 async def test_the_chosen_token_comes_first_among_its_alternatives() -> None:
@@ -184,7 +184,7 @@ async def test_a_leg_that_the_engine_ends_with_an_error_failed_to_read_if_it_was
 )
 async def test_the_rate_of_a_prefill_is_taken_alone(fields: dict[str, Any], running: int, counts: bool) -> None:
     engine = engine_over(Llm([step(5, finish="length")]))
-    engine._book.running = running
+    engine._counters.running = running
     await outputs_of(engine, leg(**fields))
     assert (engine.load().prefill_tokens_per_s > 0) is counts
 

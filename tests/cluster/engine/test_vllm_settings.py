@@ -63,7 +63,7 @@ def test_an_engine_that_hands_over_is_known_by_its_incarnation(settings: VllmSet
     assert (transfer["engine_id"], transfer["kv_connector_module_path"]) == ("incarnation", "some.module")
     assert (transfer["kv_role"], transfer["kv_buffer_device"]) == ("kv_producer", buffer)
     assert transfer["kv_connector_extra_config"] == {"kv_lease_duration": 11}
-    assert transfer["kv_load_failure_policy"] == "fail"  # the ledger is prefilled anew, by us
+    assert transfer["kv_load_failure_policy"] == "fail"  # the ledger is prefilled again, by us
 
 
 def test_two_engines_share_no_arguments() -> None:

@@ -14,13 +14,13 @@ LOGGED = [("Llama-3.1-8B", "bf16", 1, 51.38), ("Qwen3-32B", "bf16", 2, 34.49), (
 
 
 @pytest.mark.parametrize(("name", "precision", "tp", "gib"), LOGGED)
-def test_kv_room_is_within_three_percent_of_the_log(name: str, precision: str, tp: int, gib: float) -> None:
+def test_kv_capacity_is_within_three_percent_of_the_log(name: str, precision: str, tp: int, gib: float) -> None:
     model = known_model(name).with_precision(precision)
     found = kv_budget_bytes(model, gpu("H100-SXM"), engine_constants("vllm"), tp, 0.9) / GIB
     assert found == pytest.approx(gib, rel=0.03)
 
 
-def test_weights_that_leave_no_room_are_infeasible() -> None:
+def test_weights_that_leave_no_memory_are_infeasible() -> None:
     with pytest.raises(PlacementInfeasible, match="GiB of weights"):
         kv_budget_bytes(known_model("Llama-3.1-70B"), gpu("H100-SXM"), engine_constants("vllm"), 1)
 

@@ -104,7 +104,7 @@ async def test_a_conflict_is_decided_anew(kmock: RawHandler, provisioner: Kubern
     assert len(patches(kmock)) == 2
 
 
-async def test_conflicts_without_end_are_told(kmock: RawHandler, provisioner: KubernetesProvisioner) -> None:
+async def test_conflicts_without_end_are_reported(kmock: RawHandler, provisioner: KubernetesProvisioner) -> None:
     server = Server(kmock, ray_cluster(7))
     server.before_patch = [bump] * 9
     with pytest.raises(Conflict):
@@ -144,7 +144,7 @@ async def test_the_pod_of_a_drained_worker_is_the_one_that_goes(
 
 
 async def test_all_pods_of_a_drained_worker_go(kmock: RawHandler, provisioner: KubernetesProvisioner) -> None:
-    """It spans two hosts, and Ray told of one."""
+    """It spans two hosts, and Ray reported one."""
     server = Server(kmock, ray_cluster(7, replicas=2, hosts=2))
     items = [pod(f"decode-{n}", podIP=f"10.0.0.{n}") for n in range(4)]
     for n, item in enumerate(items):
@@ -193,7 +193,7 @@ async def test_5xx_backs_off_longer_each_time(
     assert all(later > earlier for earlier, later in itertools.pairwise(clock.slept))
 
 
-async def test_a_server_that_stays_down_is_told(
+async def test_a_server_that_stays_down_is_reported(
     kmock: RawHandler, provisioner: KubernetesProvisioner, clock: Clock
 ) -> None:
     kmock[f"get {CLUSTER}"] << (lambda _: status(503, "ServiceUnavailable"))

@@ -70,7 +70,7 @@ def test_sliding_layers_are_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"hidden_size": None}, "hidden_size"),
         ({"vocab_size": 0}, "vocab"),
@@ -79,7 +79,7 @@ def test_sliding_layers_are_counted() -> None:
         ({"num_experts": 4, "moe_intermediate_size": 8, "num_experts_per_tok": 9}, "experts_per_token"),
     ],
 )
-def test_a_bad_config_is_named(change: dict[str, object], told: str) -> None:
+def test_a_bad_config_is_named(change: dict[str, object], message: str) -> None:
     config = {
         "num_hidden_layers": 2,
         "hidden_size": 64,
@@ -87,11 +87,11 @@ def test_a_bad_config_is_named(change: dict[str, object], told: str) -> None:
         "vocab_size": 10,
         "intermediate_size": 8,
     }
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         read_config({**config, **change})
 
 
-def test_missing_files_and_names_are_told(tmp_path: Path) -> None:
+def test_missing_files_and_names_are_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         read_config(tmp_path / "nothing.json")
     (tmp_path / "config.json").write_text("{")

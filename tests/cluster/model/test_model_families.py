@@ -172,7 +172,7 @@ def test_hybrid_models_known_by_name_have_what_is_published(name: str, billions:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"model_type": "gemma3n"}, "gemma3n"),
         ({"model_type": "brand_new"}, r"brand_new.*by_hand"),
@@ -199,8 +199,8 @@ def test_hybrid_models_known_by_name_have_what_is_published(name: str, billions:
         ),
     ],
 )
-def test_what_is_not_modelled_is_refused_in_one_sentence(change: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told) as caught:
+def test_what_is_not_modelled_is_refused_in_one_sentence(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
         read_config({**DENSE, **change})
     assert "\n" not in str(caught.value)
 

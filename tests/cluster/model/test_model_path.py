@@ -19,7 +19,7 @@ def test_home_and_variables_are_filled_in(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert expand("${BATON_CACHE}/m") == "/cache/m"
 
 
-def test_a_folder_without_a_model_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no config\.json"):
         check(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")

@@ -147,12 +147,12 @@ def test_a_bad_value_is_named_with_its_path(path: str, value: Any) -> None:
         ({"transfer": {"ticket_deadline_s": 30}}, "below lease_s"),
     ],
 )
-def test_rules_across_keys_are_told_in_a_sentence(changes: dict[str, Any], sentence: str) -> None:
+def test_rules_across_keys_are_reported_in_a_sentence(changes: dict[str, Any], sentence: str) -> None:
     assert sentence in problem(tree(**changes))
 
 
 @pytest.mark.parametrize("text", ["", "- a", "3", "a: [", "\t"])
-def test_what_is_no_spec_is_told_so(text: str) -> None:
+def test_what_is_no_spec_is_reported_so(text: str) -> None:
     with pytest.raises(ConfigError):
         parse(text)
 
@@ -165,7 +165,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         load(tmp_path / "bytes.yaml")
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     assert problem({"model": {"path": "m"}, "x": 1}).count(";") == 3
 
 
@@ -210,5 +210,5 @@ def test_any_valid_spec_survives_being_written_and_read(spec: dict[str, Any]) ->
 
 @pytest.mark.parametrize("half_lives_s", [[900, 150], [25, 150, 900], [900, 900, 25], [900, 150, 0]])
 def test_half_lives_of_lengths_are_three_and_fall(half_lives_s: list[float]) -> None:
-    told = problem(tree(autoscaling={"length_half_lives_s": half_lives_s}))
-    assert "autoscaling.length_half_lives_s" in told
+    message = problem(tree(autoscaling={"length_half_lives_s": half_lives_s}))
+    assert "autoscaling.length_half_lives_s" in message

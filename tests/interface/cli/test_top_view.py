@@ -49,7 +49,7 @@ def text_of(draw: object, width: int = 120) -> str:
     return console.export_text()
 
 
-def test_the_screen_tells_pools_demand_band_decisions_and_lengths() -> None:
+def test_the_screen_reports_pools_demand_band_decisions_and_lengths() -> None:
     view = TopView()
     view.render(status())
     text = text_of(view.render(status()))

@@ -257,7 +257,7 @@ def test_where_nothing_runs_there_is_nothing_to_stop(capsys: pytest.CaptureFixtu
     assert "no cluster runs on this machine" in capsys.readouterr().out
 
 
-def test_several_clusters_must_be_told_apart(tmp_path: Path) -> None:
+def test_several_clusters_must_be_distinguished(tmp_path: Path) -> None:
     saved("b", GONE)
     saved("a", GONE)
     with pytest.raises(ConfigError, match=r"several clusters are here \(a, b\); name one with --name"):

@@ -75,7 +75,7 @@ async def test_before_the_first_token_the_request_is_sent_anew() -> None:
     assert not backend.requests[0].HasField("resume")
 
 
-async def test_the_end_is_told_if_only_the_summary_is_missing() -> None:
+async def test_the_end_is_reported_if_only_the_summary_is_missing() -> None:
     falling = Falling(ADMITTED, delta("Hello", ids=(5,), finish="STOP", stop_matched="END"))
     backend = FakeBackend(script(finished()))
     async with two(falling, backend) as address, AsyncClient(address) as client:

@@ -154,7 +154,7 @@ async def test_status_and_health(edge: Edge) -> None:
         assert (answer.status, await answer.json()) == (200, {"status": "ok"})
 
 
-async def test_a_closed_trace_is_told(edge: Edge) -> None:
+async def test_a_closed_trace_is_reported(edge: Edge) -> None:
     edge.backend.script = reply(answer=("4", "2"), reasoning=("Hm", "m"), finish="STOP", reasoning_closed=True)
     [choice] = (await edge.chat())[1]["choices"]
     assert (choice["message"]["content"], choice["message"]["reasoning_content"]) == ("42", "Hmm")
@@ -242,7 +242,7 @@ async def test_refusals_are_logged_once_without_the_prompt(edge: Edge, caplog: p
     assert "temperature" in record.getMessage()
 
 
-async def test_an_unforeseen_error_tells_nothing(edge: Edge, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_unforeseen_error_reports_nothing(edge: Edge, caplog: pytest.LogCaptureFixture) -> None:
     edge.backend.script = script(KeyError("the secret prompt"))
     body = {"model": MODEL, "prompt": "Hi", "request_id": "id-7"}
     async with edge.session.post(f"{edge.url}/v1/completions", json=body) as answer:

@@ -83,7 +83,7 @@ async def test_usage_with_every_chunk(edge: Edge) -> None:
     assert events[-1]["choices"] == []
 
 
-async def test_several_choices_are_told_apart(edge: Edge) -> None:
+async def test_several_choices_are_distinguished(edge: Edge) -> None:
     events = [json.loads(event[6:]) for event in (await edge.stream(CHAT, **BODY, n=2))[:-1]]
     texts = {0: "", 1: ""}
     roles = []
@@ -95,7 +95,7 @@ async def test_several_choices_are_told_apart(edge: Edge) -> None:
     assert roles == [0, 1]
 
 
-async def test_several_prompts_are_told_apart(edge: Edge) -> None:
+async def test_several_prompts_are_distinguished(edge: Edge) -> None:
     body = {**PROMPT, "prompt": ["One", "Two"], "n": 2, "stream_options": {"include_usage": True}}
     events = [json.loads(event[6:]) for event in (await edge.stream(TEXT, **body))[:-1]]
     texts = dict.fromkeys(range(4), "")

@@ -123,7 +123,7 @@ async def test_an_error_in_mid_stream_is_raised(edge: Edge, client: openai.Async
     assert seen == ["Hel"]
 
 
-async def test_the_client_waits_as_told_and_tries_again(edge: Edge) -> None:
+async def test_the_client_waits_as_hinted_and_tries_again(edge: Edge) -> None:
     tries = iter([script(RequestRejected("full", retry_after_s=0.02)), reply()])
     edge.backend.script = lambda request: next(tries)(request)
     async with openai.AsyncOpenAI(base_url=f"{edge.url}/v1", api_key="any", max_retries=1) as client:

@@ -141,7 +141,7 @@ async def test_budgets_shrink_when_no_more_workers_may_be_had(tmp_path: Path) ->
         assert cluster.runtime.started == ["prefill-0", "decode-0"]
 
 
-async def test_a_clipped_trace_is_told_and_counted() -> None:
+async def test_a_clipped_trace_is_reported_and_counted() -> None:
     more = "autoscaling: {thinking_budgets: {enabled: true, floor_tokens: 8}}\n"
     # Steps take time: 64 tokens at once would be over before anybody could end them at the budget.
     async with cluster_of("prefill-0", "decode-0", more=more, step_s=0.005) as cluster:

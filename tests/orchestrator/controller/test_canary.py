@@ -1,4 +1,4 @@
-"""The controller's canaries over fake engines: who computes wrongly does not serve, and serves no longer."""
+"""The controller's canaries over fake engines: a worker that computes wrongly does not serve, and serves no longer."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def test_a_worker_that_begins_to_compute_wrongly_is_taken_out_and_replaced
         await eventually(lambda: cluster.runtime.engines["decode-0"].forgotten == 1)
 
 
-async def test_weights_that_change_are_found_though_no_answer_tells(tmp_path: Path) -> None:
+async def test_weights_that_change_are_found_though_no_answer_reports(tmp_path: Path) -> None:
     async with controlled(tmp_path, prefill=1, decode=2, more=FAST) as cluster:
         victim = cluster.runtime.engines["prefill-0"]
         victim.weights = ["a", "flipped", "c"]
@@ -102,11 +102,11 @@ async def test_a_worker_that_is_wrong_from_the_start_never_serves_and_is_started
         assert ("decode-0", "faulty") in said
 
 
-async def test_where_all_differ_and_nothing_tells_who_is_right_the_cluster_does_not_start(
+async def test_where_all_differ_and_nothing_reports_who_is_right_the_cluster_does_not_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tests.fakes.runtime.FakeRuntime", lambda **_: OneWrong("decode-0"))
-    with pytest.raises(EngineFailed, match="nothing tells which is right: `baton model check` writes a reference"):
+    with pytest.raises(EngineFailed, match="nothing shows which is right: `baton model check` writes a reference"):
         async with controlled(tmp_path, prefill=1, decode=1, more=FAST):
             pass
 

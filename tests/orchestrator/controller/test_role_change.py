@@ -54,7 +54,7 @@ async def test_a_decode_worker_becomes_a_prefill_worker_and_its_requests_move(tm
         assert cluster.runtime.started == ["prefill-0", "decode-0", "decode-1"]
         assert cluster.runtime.hosts["decode-1"]._role == "prefill"
         # It prefills for the other one.
-        cluster.gateway.model.fleet.workers["prefill-0"].queued_tokens["crowd"] = 100_000
+        cluster.gateway.model.fleet.workers["prefill-0"].queued_tokens["load"] = 100_000
         reply = await asked(cluster, ask([90, *PROMPT], 20))
         assert reply.summary.workers.prefill == "decode-1"
         assert reply.token_ids[0] == expected([90, *PROMPT], 20)
@@ -63,7 +63,7 @@ async def test_a_decode_worker_becomes_a_prefill_worker_and_its_requests_move(tm
 async def test_a_prefill_worker_decodes_and_what_it_prefilled_is_read(tmp_path: Path) -> None:
     async with controlled(tmp_path, prefill=2, decode=1, more=FLEXIBLE) as cluster:
         hold = cluster.runtime.engines["decode-0"].hold("import")
-        cluster.gateway.model.fleet.workers["prefill-0"].queued_tokens["crowd"] = 500
+        cluster.gateway.model.fleet.workers["prefill-0"].queued_tokens["load"] = 500
         task = asyncio.create_task(asked(cluster, ask(prompt(1), 40)))
         await asyncio.wait_for(hold.reached.wait(), 20)  # prefill-1 keeps KV that nobody has read
         assert cluster.runtime.engines["prefill-1"].leases
@@ -73,7 +73,7 @@ async def test_a_prefill_worker_decodes_and_what_it_prefilled_is_read(tmp_path: 
         assert reply.token_ids[0] == expected(prompt(1), 40)
         assert (reply.summary.workers.prefill, reply.summary.retries) == ("prefill-1", 0)
         await eventually(lambda: cluster.accepting("decode") == ["decode-0", "prefill-1"])
-        # And back: its pairs have shaken hands before.
+        # And back: its pairs have completed their handshake before.
         tried = len(cluster.runtime.engines["prefill-1"].started)
         await cluster.controller.roles.change_role("prefill-1", Role.PREFILL)
         assert len(cluster.runtime.engines["prefill-1"].started) == tried
@@ -119,7 +119,7 @@ async def test_a_pool_grows_and_a_failed_start_leaves_nothing(tmp_path: Path) ->
         assert cluster.controller.growth.grow(Role.DECODE) == "decode-1"
         await eventually(lambda: cluster.accepting("decode") == ["decode-0", "decode-1"])
         assert cluster.controller.growth.started_in_s is not None
-        # Two at a time shake hands with the same prefill worker.
+        # Two at a time do their handshake with the same prefill worker.
         assert [cluster.controller.growth.grow(Role.DECODE) for _ in range(2)] == ["decode-2", "decode-3"]
         await eventually(lambda: len(cluster.accepting("decode")) == 4)
         cluster.runtime.fail_start = EngineFailed("no memory")

@@ -109,7 +109,7 @@ async def test_a_changed_role_pairs_with_the_one_on_standby(tmp_path: Path) -> N
         assert ("decode-1", "decode-2") in cluster.controller.pairs.known()
         cluster.controller.growth.grow(Role.DECODE)
         await eventually(lambda: cluster.accepting("decode") == ["decode-0", "decode-2"])
-        cluster.gateway.model.fleet.workers["prefill-0"].queued_tokens["crowd"] = 100_000
+        cluster.gateway.model.fleet.workers["prefill-0"].queued_tokens["load"] = 100_000
         cluster.gateway.model.fleet.workers["decode-0"].reserved["full"] = 64
         reply = await run(cast(Cluster, cluster), ask(PROMPT, 20))
         assert (reply.summary.workers.prefill, reply.summary.workers.decode) == ("decode-1", "decode-2")

@@ -1,4 +1,4 @@
-"""What the controller tells gateways of decode workers that are on their way."""
+"""What the controller reports to gateways of decode workers that start."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from tests.fakes.live_cluster import eventually
 from tests.fakes.runtime import ControlledCluster, controlled
 
 
-def told(cluster: ControlledCluster) -> int:
+def reported(cluster: ControlledCluster) -> int:
     return cluster.controller.registry._current.starting_decode_workers
 
 
 async def test_only_decode_workers_that_will_serve_are_on_their_way(tmp_path: Path) -> None:
     async with controlled(tmp_path, decode=1, standby=1, places=3) as cluster:
-        assert told(cluster) == 0
+        assert reported(cluster) == 0
         grow = cluster.controller.growth.grow
         grow(Role.PREFILL)
         await cluster.controller.pool.publish()
-        assert told(cluster) == 0
+        assert reported(cluster) == 0
         grow(Role.DECODE)
         await cluster.controller.pool.publish()
-        assert told(cluster) == 0  # the one on standby serves at once
+        assert reported(cluster) == 0  # the one on standby serves at once
         ordered = grow(Role.DECODE)
         await cluster.controller.pool.publish()
-        assert told(cluster) == 1
+        assert reported(cluster) == 1
         cluster.controller.growth.cancel_start(ordered)
-        await eventually(lambda: told(cluster) == 0)
+        await eventually(lambda: reported(cluster) == 0)
 
 
 async def test_a_lost_workers_successor_is_on_its_way_until_a_start_fails(
@@ -41,8 +41,8 @@ async def test_a_lost_workers_successor_is_on_its_way_until_a_start_fails(
     async with controlled(tmp_path, decode=2) as cluster:
         cluster.runtime.fail_start = EngineFailed("no memory")
         cluster.runtime.engines["decode-1"].die()
-        await eventually(lambda: told(cluster) == 1)
-        await eventually(lambda: told(cluster) == 0)
+        await eventually(lambda: reported(cluster) == 1)
+        await eventually(lambda: reported(cluster) == 0)
         (back,) = [each for each in cluster.controller.pool.workers() if each.plan.worker_id == "decode-1"]
         assert not back.up
         await eventually(lambda: back.up)

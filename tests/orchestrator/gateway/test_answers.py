@@ -72,14 +72,14 @@ async def test_a_trace_is_closed_at_the_end_of_a_line() -> None:
         assert reply.summary.usage.reasoning_tokens == at + 1
 
 
-@pytest.mark.parametrize(("budget", "told"), [(0, False), (15, True)])
-async def test_a_budget_too_small_for_a_line_is_none(budget: int, told: bool) -> None:
+@pytest.mark.parametrize(("budget", "reported"), [(0, False), (15, True)])
+async def test_a_budget_too_small_for_a_line_is_none(budget: int, reported: bool) -> None:
     prompt = [*PROMPT, THINK]
     async with cluster_of("prefill-0", "decode-0", closing_window_tokens=16) as cluster:
         reply = await run(cluster, ask(prompt, 20, reasoning=pb.Reasoning(budget_tokens=budget)))
         assert reply.token_ids[0] == expected([*prompt, END_THINK], 20)
         assert reply.summary.usage.reasoning_tokens == 0
-        assert reply.summary.reasoning_closed is told
+        assert reply.summary.reasoning_closed is reported
 
 
 async def lose_decode(cluster: Cluster, request: pb.GenerateRequest, made: int) -> Reply:

@@ -118,7 +118,7 @@ async def test_what_would_change_its_meaning_finishes_where_it_is(three: Cluster
     task = await held_on(three, request, source)
     three.workers[source].service.drain()
     fleet = three.gateway.model.fleet
-    await eventually(lambda: fleet.workers[source].draining, "the gateway hears of it")
+    await eventually(lambda: fleet.workers[source].draining, "the gateway learns of it")
     for _ in range(3):
         await asyncio.sleep(0.06)  # looks of the drainer
     three.engine(source).hold(40).open()
@@ -150,7 +150,7 @@ async def test_a_request_still_prefilling_decodes_elsewhere_and_is_not_retried(t
     await asyncio.wait_for(hold.reached.wait(), 20)
     three.workers[source].service.drain(grace_s=0)
     fleet = three.gateway.model.fleet
-    await eventually(lambda: not fleet.workers[source].reserved, "its promise is moved")
+    await eventually(lambda: not fleet.workers[source].reserved, "its reservation is moved")
     hold.open()
     reply = await task
     assert reply.token_ids[0] == expected(PROMPT, 20)
@@ -158,7 +158,7 @@ async def test_a_request_still_prefilling_decodes_elsewhere_and_is_not_retried(t
     await three.idle()
 
 
-async def test_without_room_elsewhere_it_runs_on_and_moves_when_there_is() -> None:
+async def test_without_headroom_elsewhere_it_runs_on_and_moves_when_there_is() -> None:
     async with cluster_of("prefill-0", "decode-0", "decode-1", total_blocks=8) as cluster:
         source = await first_decode(cluster)
         other = next(worker for worker in WORKERS[1:] if worker != source)
@@ -166,7 +166,7 @@ async def test_without_room_elsewhere_it_runs_on_and_moves_when_there_is() -> No
         blocker = await held_on(cluster, ask([66, *PROMPT], 120), other, 39)
         cluster.workers[source].service.drain()
         fleet = cluster.gateway.model.fleet
-        await eventually(lambda: fleet.workers[source].draining, "the gateway hears of it")
+        await eventually(lambda: fleet.workers[source].draining, "the gateway learns of it")
         for _ in range(3):
             await asyncio.sleep(0.06)
         assert len(cluster.engine(source).started) == 2  # the probe's and its own: no export
@@ -331,7 +331,7 @@ async def test_time_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("error", [WorkerDied("gone"), TimeoutError()])
-async def test_a_worker_that_dies_while_it_drains_is_told(error: Exception) -> None:
+async def test_a_worker_that_dies_while_it_drains_is_reported(error: Exception) -> None:
     assert (await drained(Answers(error))).stage == registry_pb2.DRAIN_STAGE_LOST
 
 

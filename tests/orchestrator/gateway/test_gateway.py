@@ -33,7 +33,7 @@ async def test_tokens_through_the_handoff_are_those_of_one_engine(length: int) -
         await together.idle()
 
 
-async def test_the_stream_tells_its_story_in_order(pair: Cluster) -> None:
+async def test_the_stream_reports_its_story_in_order(pair: Cluster) -> None:
     kinds = [event.WhichOneof("event") async for event in pair.gateway.generate(ask(PROMPT, 3))]
     assert kinds[:3] == ["admitted", "first_token", "delta"]
     assert kinds[-1] == "finished"
@@ -227,7 +227,7 @@ async def test_a_further_choice_is_not_refused_by_a_full_queue() -> None:
         await cluster.idle()
 
 
-async def test_without_workers_the_caller_is_told() -> None:
+async def test_without_workers_the_caller_is_reported() -> None:
     async with cluster_of() as cluster:
         with pytest.raises(NoReadyWorker):
             await run(cluster, ask(PROMPT, 8))
@@ -358,7 +358,7 @@ async def test_retries_end(pair: Cluster) -> None:
 
 async def test_a_draining_decode_worker_gives_the_ticket_back() -> None:
     async with cluster_of("prefill-0", "decode-0", "decode-1") as cluster:
-        # It refuses before the gateway can have heard of the drain.
+        # It refuses before the gateway can have learned of the drain.
         cluster.workers["decode-0"].service._refuses_from_s = 0.0
         reply = await run(cluster, ask(PROMPT, 8))
         assert reply.token_ids[0] == expected(PROMPT, 8)

@@ -1,4 +1,4 @@
-"""The ports between gateway, worker and controller: who has no credential of the cluster gets nothing."""
+"""The ports between gateway, worker and controller: a peer without a credential of the cluster gets nothing."""
 
 from __future__ import annotations
 

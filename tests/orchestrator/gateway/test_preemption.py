@@ -1,4 +1,4 @@
-"""While a decode worker starts, the longest trace makes way for the head of the queue, and loses no token by it."""
+"""While a decode worker starts, the longest trace is preempted for the head of the queue, and loses no token by it."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from tests.fakes.live_cluster import Cluster, Reply, ask, cluster_of, eventually
 from tests.fakes.runtime import ControlledCluster, controlled
 
 LONG = [ord(char) for char in "A long trace that takes all blocks there."]
-SHORT = [ord(char) for char in "A newcomer, and it would not wait, it says"]
+SHORT = [ord(char) for char in "A stranger, and it would not wait, it says"]
 GROWS = "autoscaling: {enabled: true, interval_s: 1000, preempt_after_s: 0}\n"
 BLOCKS = 16
-"""Of 32 tokens: the long trace is promised 14, a newcomer needs 3."""
+"""Of 32 tokens: the long trace reserves 14, a new request needs 3."""
 MADE = 50
 
 
@@ -56,20 +56,20 @@ def queued(cluster: Any) -> int:
     return int(cluster.gateway.status().requests.queued)
 
 
-# --- one trace, one newcomer ----------------------------------------------------------------------------------------
+# --- one trace, one incoming ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("comes_first", ["worker", "newcomer"])
+@pytest.mark.parametrize("comes_first", ["worker", "incoming"])
 async def test_the_long_trace_waits_and_no_token_is_lost_or_different(comes_first: str) -> None:
     async with cluster_of("prefill-0", "decode-0", total_blocks=BLOCKS, more=GROWS) as cluster:
         long, _ = await held(cluster, ask(LONG, 400, logprobs=1))
         if comes_first == "worker":
             cluster.publish(starting=1)
-        newcomer = asyncio.create_task(run(cluster, ask(SHORT, 40)))
-        if comes_first == "newcomer":
+        incoming = asyncio.create_task(run(cluster, ask(SHORT, 40)))
+        if comes_first == "incoming":
             await eventually(lambda: queued(cluster) == 1)
             cluster.publish(starting=1)
-        reply = await newcomer
+        reply = await incoming
         assert reply.token_ids[0] == expected(SHORT, 40)
         assert not long.done()
         assert not reply.summary.preempted
@@ -109,13 +109,13 @@ async def test_nobody_makes_way_who_may_not(more: str, starting: int, changes: d
         hold = cluster.engine("decode-0").hold(point + 1)
         long = asyncio.create_task(run(cluster, ask(LONG, 400, **changes)))
         await asyncio.wait_for(hold.reached.wait(), 20)
-        newcomer = asyncio.create_task(run(cluster, ask(SHORT, 40)))
+        incoming = asyncio.create_task(run(cluster, ask(SHORT, 40)))
         await eventually(lambda: queued(cluster) == 1)
         cluster.gateway.model.placer.place_waiting()
         assert (queued(cluster), preempted(cluster)) == (1, 0)
         hold.open()
         assert len((await long).token_ids[0]) == 400
-        assert (await newcomer).token_ids[0] == expected(SHORT, 40)
+        assert (await incoming).token_ids[0] == expected(SHORT, 40)
         await cluster.idle()
         assert preempted(cluster) == 0
 
@@ -126,7 +126,7 @@ async def test_one_that_is_yet_to_read_its_kv_makes_no_way() -> None:
         reading = cluster.engine("decode-0").hold("import")
         long = asyncio.create_task(run(cluster, ask(LONG, 400)))
         await asyncio.wait_for(reading.reached.wait(), 20)
-        newcomer = asyncio.create_task(run(cluster, ask(SHORT, 40)))
+        incoming = asyncio.create_task(run(cluster, ask(SHORT, 40)))
         await eventually(lambda: queued(cluster) == 1)
         cluster.gateway.model.placer.place_waiting()
         assert (queued(cluster), preempted(cluster)) == (1, 0)
@@ -134,7 +134,7 @@ async def test_one_that_is_yet_to_read_its_kv_makes_no_way() -> None:
         reading.open()
         await asyncio.wait_for(decoding.reached.wait(), 20)
         del cluster.engine("decode-0").holds[MADE]
-        assert (await newcomer).token_ids[0] == expected(SHORT, 40)
+        assert (await incoming).token_ids[0] == expected(SHORT, 40)
         assert (await long).token_ids[0] == expected(LONG, 400)
         assert preempted(cluster) == 1
         await cluster.idle()
@@ -149,14 +149,14 @@ async def test_nobody_makes_way_where_the_newcomer_could_not_go() -> None:
         await asyncio.wait_for(stays.reached.wait(), 20)
         cluster.workers["decode-0"].service.drain()
         await eventually(lambda: cluster.gateway.model.fleet.workers["decode-0"].draining)
-        newcomer = asyncio.create_task(run(cluster, ask(SHORT, 40)))
+        incoming = asyncio.create_task(run(cluster, ask(SHORT, 40)))
         await eventually(lambda: queued(cluster) == 1)
         cluster.gateway.model.placer.place_waiting()
         assert (queued(cluster), preempted(cluster)) == (1, 0)
         hold.open()
         stays.open()
         assert (await long).token_ids[0] == expected(LONG, 400)
-        assert (await newcomer).token_ids[0] == expected(SHORT, 40)
+        assert (await incoming).token_ids[0] == expected(SHORT, 40)
         await other
         await cluster.idle()
 
@@ -168,13 +168,13 @@ async def test_nobody_makes_way_twice() -> None:
         hold = cluster.engine("decode-0").hold(60)
         await run(cluster, ask(SHORT, 40))
         await asyncio.wait_for(hold.reached.wait(), 20)  # it is back, and has made some more
-        newcomer = asyncio.create_task(run(cluster, ask(SHORT, 40)))
+        incoming = asyncio.create_task(run(cluster, ask(SHORT, 40)))
         await eventually(lambda: queued(cluster) == 1)
         cluster.gateway.model.placer.place_waiting()
         assert (queued(cluster), preempted(cluster)) == (1, 1)
         hold.open()
         assert (await long).token_ids[0] == expected(LONG, 400)
-        assert (await newcomer).token_ids[0] == expected(SHORT, 40)
+        assert (await incoming).token_ids[0] == expected(SHORT, 40)
         await cluster.idle()
 
 
@@ -183,8 +183,8 @@ async def test_as_many_make_way_as_the_newcomer_needs() -> None:
         cluster.publish(starting=1)
         first, _ = await held(cluster, ask(LONG, 180))
         second, _ = await held(cluster, ask(LONG[::-1], 180), made=20)
-        newcomer = await run(cluster, ask(SHORT, 400))
-        assert newcomer.token_ids[0] == expected(SHORT, 400)
+        incoming = await run(cluster, ask(SHORT, 400))
+        assert incoming.token_ids[0] == expected(SHORT, 400)
         assert preempted(cluster) == 2
         for task, prompt in ((first, LONG), (second, LONG[::-1])):
             assert (await task).token_ids[0] == expected(prompt, 180)
@@ -192,17 +192,17 @@ async def test_as_many_make_way_as_the_newcomer_needs() -> None:
 
 
 async def test_blocks_given_up_count_as_free_before_the_worker_says_so() -> None:
-    """Traces that grew past their promise: what is used decides, and the load that tells it is half a second old."""
+    """Traces that grew past their reservation: what is used decides, and the load is half a second old."""
     more = "gateway: {forecast_osl_tokens: 32}\n" + GROWS
     async with cluster_of("prefill-0", "decode-0", total_blocks=BLOCKS, more=more) as cluster:
         long, _ = await held(cluster, ask(LONG, 400), made=200)
         other, hold = await held(cluster, ask(LONG[::-1], 400), made=100)
         load = cluster.gateway.model.fleet.workers
         await eventually(lambda: load["decode-0"].load.used_blocks == 13)
-        newcomer = asyncio.create_task(run(cluster, ask(SHORT * 5, 40)))
+        incoming = asyncio.create_task(run(cluster, ask(SHORT * 5, 40)))
         await eventually(lambda: queued(cluster) == 1)
         cluster.publish(starting=1)
-        assert (await newcomer).token_ids[0] == expected(SHORT * 5, 40)
+        assert (await incoming).token_ids[0] == expected(SHORT * 5, 40)
         assert not other.done()
         hold.open()
         assert (await long).token_ids[0] == expected(LONG, 400)
@@ -214,13 +214,13 @@ async def test_blocks_given_up_count_as_free_before_the_worker_says_so() -> None
 # --- while it waits -------------------------------------------------------------------------------------------------
 
 
-async def test_it_comes_back_when_newcomers_keep_room_and_keeps_none_of_them_waiting() -> None:
+async def test_it_comes_back_when_new_requests_keep_headroom_and_keeps_none_of_them_waiting() -> None:
     async with cluster_of("prefill-0", "decode-0", total_blocks=18, more=GROWS) as cluster:
         cluster.publish(starting=1)
         long, _ = await held(cluster, ask(LONG, 400))
         other, hold = await held(cluster, ask(LONG[::-1], 60), made=20)
         assert (await run(cluster, ask(SHORT, 40))).token_ids[0] == expected(SHORT, 40)
-        # The long one would fit exactly, which leaves nothing to newcomers.
+        # The long one would fit exactly, which leaves nothing to new requests.
         assert queued(cluster) == 1
         await run(cluster, ask(SHORT, 40))
         cluster.gateway.model.placer.place_waiting()
@@ -234,55 +234,55 @@ async def test_it_comes_back_when_newcomers_keep_room_and_keeps_none_of_them_wai
 
 
 async def waiting(cluster: Cluster, **changes: Any) -> tuple[asyncio.Task[Reply], asyncio.Task[Reply], Hold]:
-    """A long trace that has made way, and the newcomer it made way for, which waits at its twentieth token."""
+    """A long trace that was preempted, and the new request it was preempted for, which waits at its twentieth token."""
     cluster.publish(starting=1)
     long, _ = await held(cluster, ask(LONG, 400, **changes))
-    newcomer, hold = await held(cluster, ask(SHORT, 40), made=20)
+    incoming, hold = await held(cluster, ask(SHORT, 40), made=20)
     assert (queued(cluster), preempted(cluster)) == (1, 1)
-    return long, newcomer, hold
+    return long, incoming, hold
 
 
 async def test_a_cancel_while_it_waits_leaves_nothing() -> None:
     async with cluster_of("prefill-0", "decode-0", total_blocks=BLOCKS, more=GROWS) as cluster:
-        long, newcomer, hold = await waiting(cluster)
+        long, incoming, hold = await waiting(cluster)
         long.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await long
         assert queued(cluster) == 0
         hold.open()
-        assert (await newcomer).token_ids[0] == expected(SHORT, 40)
+        assert (await incoming).token_ids[0] == expected(SHORT, 40)
         await cluster.idle()
 
 
 async def test_its_deadline_holds_while_it_waits() -> None:
     async with cluster_of("prefill-0", "decode-0", total_blocks=BLOCKS, more=GROWS) as cluster:
-        long, newcomer, hold = await waiting(cluster, deadline_s=3.0)
+        long, incoming, hold = await waiting(cluster, deadline_s=3.0)
         with pytest.raises(DeadlineExceeded):
             await long
         assert queued(cluster) == 0
         hold.open()
-        await newcomer
+        await incoming
         await cluster.idle()
 
 
 async def test_the_worker_that_comes_takes_it() -> None:
     async with cluster_of("prefill-0", "decode-0", total_blocks=BLOCKS, more=GROWS) as cluster:
-        long, newcomer, hold = await waiting(cluster)
+        long, incoming, hold = await waiting(cluster)
         await cluster.add("decode-1", total_blocks=BLOCKS)
         cluster.publish(starting=0)
         reply = await long
-        assert not newcomer.done()
+        assert not incoming.done()
         assert reply.token_ids[0] == expected(LONG, 400)
         assert (reply.summary.workers.prefill, reply.summary.workers.decode) == ("", "decode-1")
         hold.open()
-        assert (await newcomer).token_ids[0] == expected(SHORT, 40)
+        assert (await incoming).token_ids[0] == expected(SHORT, 40)
         await cluster.idle()
 
 
 @pytest.mark.parametrize("gone", ["drained", "dead"])
 async def test_the_worker_that_it_left_may_go(gone: str) -> None:
     async with cluster_of("prefill-0", "decode-0", total_blocks=BLOCKS, more=GROWS) as cluster:
-        long, newcomer, _ = await waiting(cluster)
+        long, incoming, _ = await waiting(cluster)
         await cluster.add("decode-1", total_blocks=32)
         if gone == "drained":
             cluster.workers["decode-0"].service.drain()
@@ -291,7 +291,7 @@ async def test_the_worker_that_it_left_may_go(gone: str) -> None:
             cluster.publish(starting=0)
             await cluster.kill("decode-0")
         assert (await long).token_ids[0] == expected(LONG, 400)
-        reply = await newcomer
+        reply = await incoming
         assert reply.token_ids[0] == expected(SHORT, 40)
         assert (reply.summary.moves, reply.summary.retries) == ((1, 0) if gone == "drained" else (0, 1))
         await cluster.idle()
@@ -348,20 +348,20 @@ async def test_one_that_has_ended_unread_is_not_run_again() -> None:
     async with cluster_of("prefill-0", "decode-0", total_blocks=BLOCKS, more=GROWS) as cluster:
         reply = Reply()
         stream = cluster.gateway.generate(ask(LONG, 400))
-        newcomer = None
+        incoming = None
         async for event in stream:
             reply.take(event)
             if len(reply.deltas) == 2:
                 await eventually(lambda: not cluster.engine("decode-0").load().running_requests)
                 await eventually(lambda: not cluster.gateway.model.fleet.workers["decode-0"].legs)
                 cluster.publish(starting=1)
-                newcomer = asyncio.create_task(run(cluster, ask(SHORT, 200)))
+                incoming = asyncio.create_task(run(cluster, ask(SHORT, 200)))
                 await eventually(lambda: queued(cluster) == 1)
                 cluster.gateway.model.placer.place_waiting()
         assert reply.token_ids[0] == expected(LONG, 400)
         assert not reply.summary.preempted
-        assert newcomer is not None
-        assert (await newcomer).token_ids[0] == expected(SHORT, 200)
+        assert incoming is not None
+        assert (await incoming).token_ids[0] == expected(SHORT, 200)
         assert len(cluster.engine("decode-0").started) == 2
         assert not cluster.gateway.model.fleet.workers["decode-0"].leaving
         await cluster.idle()
@@ -374,7 +374,7 @@ async def test_one_that_has_ended_unread_is_not_run_again() -> None:
 @pytest.mark.parametrize("seed", range(3))
 async def test_a_full_cluster_that_grows_keeps_every_token(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placing, "TAKE_BACK_EVERY_S", 0.05)
-    draw = random.Random(f"makes way {seed}")
+    draw = random.Random(f"preempted {seed}")
     settings: dict[str, Any] = {"total_blocks": 24, "step_s": 0.001}
     async with cluster_of("prefill-0", "decode-0", "decode-1", queue=99, more=GROWS, **settings) as cluster:
         cluster.publish(starting=1)
@@ -397,7 +397,7 @@ async def test_a_full_cluster_that_grows_keeps_every_token(seed: int, monkeypatc
         assert preempted(cluster) == sum(reply.summary.preempted for reply in replies) > 0
 
 
-# --- what a worker's blocks are believed to be ----------------------------------------------------------------------
+# --- what a worker's blocks are taken to be ----------------------------------------------------------------------
 
 
 def worker(used: int, reserved: dict[str, int]) -> FleetWorker:
@@ -418,7 +418,7 @@ def test_blocks_being_freed_count_once() -> None:
     one = worker(80, {})
     one.leaving["a/1"] = 30
     one.take_load(worker_pb2.WorkerLoad(used_blocks=82))
-    assert one.used_blocks == 52  # the engine has not heard of it yet
+    assert one.used_blocks == 52  # the engine has not learned of it yet
     one.has_left("a/1")
     one.has_left("b/1")  # made no way
     one.take_load(worker_pb2.WorkerLoad(used_blocks=52))
@@ -436,10 +436,10 @@ def test_blocks_being_freed_count_once() -> None:
 async def test_a_trace_makes_way_while_the_controller_starts_a_worker_and_goes_on_there(tmp_path: Path) -> None:
     async with controlled(tmp_path, decode=1, places=2, more=GROWS, total_blocks=BLOCKS) as cluster:
         long, _ = await held(cluster, ask(LONG, 400))
-        newcomer = asyncio.create_task(held(cluster, ask(SHORT, 40), made=20))
+        incoming = asyncio.create_task(held(cluster, ask(SHORT, 40), made=20))
         await eventually(lambda: queued(cluster) == 1)
         cluster.controller.growth.grow(Role.DECODE)
-        short, hold = await newcomer
+        short, hold = await incoming
         assert (queued(cluster), preempted(cluster)) == (1, 1)
         cluster.runtime.places.release()
         reply = await long

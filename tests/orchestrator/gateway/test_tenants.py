@@ -7,7 +7,7 @@ import pytest
 from cluster.errors import RequestRejected
 from tests.fakes.live_cluster import Cluster, ask, cluster_of, eventually, expected, run
 
-PROMPT = [ord(char) for char in "Whose turn is it to carry the baton, and who waits?"]
+PROMPT = [ord(char) for char in "Whose turn is it to carry the baton, and if so how?"]
 
 
 async def queued(cluster: Cluster, count: int) -> None:
@@ -58,7 +58,7 @@ async def test_a_request_that_never_ran_costs_its_tenant_nothing() -> None:
         await cluster.idle()
 
 
-async def test_who_loses_its_place_to_a_higher_priority_is_told_to_come_back() -> None:
+async def test_one_that_loses_its_place_to_a_higher_priority_is_reported_to_come_back() -> None:
     async with cluster_of("prefill-0", "decode-0", total_blocks=3, queue=1) as cluster:
         hold = cluster.engine("decode-0").hold(1)
         first = asyncio.create_task(run(cluster, ask(PROMPT, 8)))

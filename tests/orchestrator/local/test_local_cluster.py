@@ -212,7 +212,7 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def over(mark: ProcessMark) -> bool:
-    """Whether the process has ended, or ends within some seconds; who reaps it is not this test's."""
+    """Whether the process has ended, or ends within some seconds; reaping it is not this test's task."""
     process = mark.process()
     if process is None:
         return True

@@ -92,7 +92,7 @@ def test_the_one_running_cluster_is_found_by_itself_and_two_must_be_named() -> N
         ("::1", "[::1]", "[::1]"),
     ],
 )
-def test_callers_are_told_an_address_that_they_can_reach(host: str, here: str, for_callers: str) -> None:
+def test_callers_are_given_an_address_that_they_can_reach(host: str, here: str, for_callers: str) -> None:
     state = saved()
     state.host, state.node_address = host, "10.0.0.9"
     assert (state.grpc_address, state.http_url) == (f"{here}:1", f"http://{here}:2")

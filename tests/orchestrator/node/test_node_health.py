@@ -1,4 +1,4 @@
-"""What the probes say while engines load, shake hands, serve and hang."""
+"""What the probes say while engines load, pair, serve and hang."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_an_idle_engine_that_has_loaded_does_not_hang(health: NodeHealth) -> Non
 def test_loaded_is_not_ready_before_every_pair_has_shaken_hands(health: NodeHealth) -> None:
     answers = health.see([Engine(7, 5.0)], [member("starting")], now_s=0)
     assert (answers.started, answers.ready, answers.alive) == (True, False, True)
-    assert "shaken hands" in answers.why
+    assert "handshake" in answers.why
     assert health.see([Engine(7, 5.0)], [member("ready")], now_s=1).ready
 
 

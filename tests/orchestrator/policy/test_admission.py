@@ -61,7 +61,7 @@ def test_a_full_queue_refuses_newcomers_only() -> None:
     assert len(queue) == 2
 
 
-def test_a_full_queue_makes_room_for_a_higher_priority() -> None:
+def test_a_full_queue_displaces_one_for_a_higher_priority() -> None:
     queue = AdmissionQueue[str](max_queued=2)
     queue.push("batch", priority=-1)
     queue.push("chat", priority=0)
@@ -71,13 +71,13 @@ def test_a_full_queue_makes_room_for_a_higher_priority() -> None:
     assert drained(queue) == ["urgent", "chat"]
 
 
-def test_a_full_queue_makes_room_for_a_tenant_with_less_than_its_share_of_places() -> None:
+def test_a_full_queue_displaces_one_for_a_tenant_with_less_than_its_share_of_places() -> None:
     queue = AdmissionQueue[str](max_queued=4)
     for index in range(4):
         queue.push(f"flood{index}", priority=0, tenant="flood")
     assert queue.push("guest0", priority=0, tenant="guest") == "flood3"
     assert queue.push("guest1", priority=0, tenant="guest") == "flood2"
-    with pytest.raises(RequestRejected):  # two each: nobody holds more than the newcomer would
+    with pytest.raises(RequestRejected):  # two each: nobody holds more than the new request would
         queue.push("guest2", priority=0, tenant="guest")
     assert sorted(drained(queue)) == ["flood0", "flood1", "guest0", "guest1"]
 
@@ -176,7 +176,7 @@ def test_backlogged_tenants_get_tokens_by_weight_within_one_request_of_each(data
 
 
 def test_a_flood_starves_nobody() -> None:
-    """Whatever the flood, a newcomer of another tenant waits for at most one of the flood's requests."""
+    """Whatever the flood, a new request of another tenant waits for at most one of the flood's requests."""
     queue = AdmissionQueue[str](999)
     for index in range(500):
         queue.push(f"flood{index}", priority=0, tenant="flood", cost_tokens=100)
@@ -193,7 +193,7 @@ def test_a_tenant_saves_nothing_up_while_idle_and_owes_nothing_for_having_been_a
     for index in range(4):
         queue.push(f"alone{index}", priority=0, tenant="alone", cost_tokens=10)
         queue.push(f"new{index}", priority=0, tenant="new", cost_tokens=10)
-    # Of a hundred requests alone, the last one of 1000 tokens still counts: the newcomer's 40 go first, and no more.
+    # Of a hundred requests alone, the last one of 1000 tokens still counts: the new request's 40 go first, and no more.
     assert [item[:3] for item in drained(queue)] == ["new"] * 4 + ["alo"] * 4
     for index in range(200):
         queue.push(f"new{index}", priority=0, tenant="new", cost_tokens=10)
@@ -227,44 +227,44 @@ def test_the_hint_stays_within_its_bounds(departures: list[float], waiting: int)
 
 def test_what_made_way_waits_behind_its_equals_and_before_lower_priorities() -> None:
     queue = AdmissionQueue[str](max_queued=3)
-    queue.push("first", priority=0, waits_for_room=True)
-    queue.push("second", priority=0, waits_for_room=True)
-    queue.push("newcomer", priority=0, tenant="a")
+    queue.push("first", priority=0, waits_for_headroom=True)
+    queue.push("second", priority=0, waits_for_headroom=True)
+    queue.push("incoming", priority=0, tenant="a")
     queue.push("batch", priority=-1)
     queue.push("lost", priority=0, again=True)
-    queue.push("urgent", priority=1)  # three newcomers: the others take no place of theirs
+    queue.push("urgent", priority=1)  # three new requests: the others take no place of theirs
     with pytest.raises(RequestRejected):
         queue.push("batch too", priority=-1)
-    assert drained(queue) == ["urgent", "lost", "newcomer", "first", "second", "batch"]
+    assert drained(queue) == ["urgent", "lost", "incoming", "first", "second", "batch"]
 
 
 def test_a_newcomer_need_not_queue_for_those_that_made_way() -> None:
     queue = AdmissionQueue[str](max_queued=1)
     assert queue.goes_first(-5)
-    queue.push("made way", priority=0, waits_for_room=True)
+    queue.push("preempted", priority=0, waits_for_headroom=True)
     assert queue.goes_first(0)
     assert queue.goes_first(3)
     assert not queue.goes_first(-1)  # strictly by priority
     queue.push("batch", priority=-1)
     assert not queue.goes_first(3)
     queue.remove("batch")
-    queue.remove("made way")
+    queue.remove("preempted")
     assert queue.goes_first(-1)
 
 
-def test_the_time_that_one_waits_for_room_says_nothing_of_the_queues_rate() -> None:
+def test_the_time_that_one_waits_for_headroom_says_nothing_of_the_queues_rate() -> None:
     queue = moving_queue(2.0)
-    queue.push("made way", priority=0, waits_for_room=True, now_s=20.0)
+    queue.push("preempted", priority=0, waits_for_headroom=True, now_s=20.0)
     queue.push("chat", priority=0, now_s=500.0)
     queue.take("chat", now_s=502.0)
-    assert queue.take("made way", now_s=900.0) == 0.0
+    assert queue.take("preempted", now_s=900.0) == 0.0
     for item in "abcdefghi":
         queue.push(item, priority=0, now_s=1000.0)
     assert queue.retry_after_s() == pytest.approx(20.0)
 
 
 @given(
-    st.lists(st.tuples(st.integers(-1, 1), st.sampled_from(["new", "again", "made way"]), st.booleans()), max_size=40)
+    st.lists(st.tuples(st.integers(-1, 1), st.sampled_from(["new", "again", "preempted"]), st.booleans()), max_size=40)
 )
 def test_nothing_is_lost_whatever_waits_and_those_that_made_way_go_last_of_their_priority(
     pushes: list[tuple[int, str, bool]],
@@ -272,15 +272,15 @@ def test_nothing_is_lost_whatever_waits_and_those_that_made_way_go_last_of_their
     queue = AdmissionQueue[int](999)
     inside: set[int] = set()
     for item, (priority, kind, leaves) in enumerate(pushes):
-        queue.push(item, priority=priority, again=kind == "again", waits_for_room=kind == "made way")
+        queue.push(item, priority=priority, again=kind == "again", waits_for_headroom=kind == "preempted")
         inside.add(item)
         if leaves:
             gone = min(inside)
             queue.remove(gone)
             inside.remove(gone)
-        others = [each for each in inside if pushes[each][1] != "made way"]
+        others = [each for each in inside if pushes[each][1] != "preempted"]
         most = max((pushes[each][0] for each in inside), default=-9)
         assert queue.goes_first(0) == (not others and most <= 0)
     order = drained(queue)
-    ranks = {"again": 0, "new": 1, "made way": 2}
+    ranks = {"again": 0, "new": 1, "preempted": 2}
     assert order == sorted(inside, key=lambda each: (-pushes[each][0], ranks[pushes[each][1]], each))

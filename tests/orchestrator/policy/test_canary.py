@@ -278,7 +278,7 @@ def test_a_single_wrong_answer_that_does_not_come_again_is_counted_and_no_more()
 
 
 @pytest.mark.parametrize("piece", [0, 1])
-def test_one_changed_weight_is_found_by_its_checksum_though_no_answer_tells(piece: int) -> None:
+def test_one_changed_weight_is_found_by_its_checksum_though_no_answer_reports(piece: int) -> None:
     made = world()
     made.live(2000)
     made.weights["decode-0"] = ["a", "b"]
@@ -406,5 +406,5 @@ def test_one_bad_end_explains_all_its_links(prefills: int, decodes: int, data: s
     victim = data.draw(st.sampled_from([*sources, *readers]))
     blame = judge_links({(p, d): victim not in (p, d) for p in sources for d in readers})
     assert blame.links == ()
-    told_apart = prefills + decodes > 2
-    assert blame.workers == ((victim,) if told_apart else ("d0",))
+    distinguished = prefills + decodes > 2
+    assert blame.workers == ((victim,) if distinguished else ("d0",))

@@ -39,7 +39,7 @@ def fed(made: OutputGate, ids: list[int], cuts: list[int]) -> tuple[list[int], T
 
 
 @given(st.none() | st.integers(0, 3000), st.integers(1, 3000), st.integers(1, 200), st.integers(0, 40), markers_of)
-def test_trace_and_marker_leave_room_for_the_answer(
+def test_trace_and_marker_leave_tokens_for_the_answer(
     budget: int | None, most: int, reserve: int, window: int, markers: ReasoningMarkers
 ) -> None:
     limit = reasoning_limit(

@@ -42,7 +42,7 @@ def test_what_cannot_move_is_left_alone() -> None:
     assert moves([held("a", 500, Hold.STAYS), held("b", 500, Hold.BUSY)], [decode("d1")]) == []
 
 
-def test_the_largest_waits_for_room_and_a_smaller_one_goes() -> None:
+def test_the_largest_waits_for_headroom_and_a_smaller_one_goes() -> None:
     # 60 of 100 blocks are reserved: 40 are left.
     workers = [decode("d1", reserved_blocks=60)]
     assert moves([held("a", 64 * 32), held("b", 10 * 32)], workers) == [("b", "d1")]

@@ -1,4 +1,4 @@
-"""Who makes way, and where it may come back."""
+"""Which request is preempted, and where it may come back."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ workers = st.lists(
 
 
 @given(workers, st.integers(1, 900), st.booleans(), st.sets(st.sampled_from(["d0", "d1", "d2"])))
-def test_what_made_way_comes_back_beside_others_only_where_newcomers_keep_room(
+def test_what_was_preempted_comes_back_beside_others_only_where_new_requests_keep_headroom(
     views: list[WorkerView], need: int, growing: bool, resting: set[str]
 ) -> None:
     for view in may_take_back(views, need, growing=growing, resting=resting):

@@ -124,7 +124,7 @@ def test_a_crowded_prefill_pool_gets_help_from_decode() -> None:
         assert isinstance(placement, Placement)
         return placement.prefill_id
 
-    assert chosen(0, 0, 1.0) == "p", "half a second: the pool is not crowded"
+    assert chosen(0, 0, 1.0) == "p", "half a second: the pool is not overloaded"
     assert chosen(2000, 0, 1.0) is None, "2.5 s there, 0.5 s here"
     assert chosen(2000, 1600, 1.0) == "p", "2.1 s here is more than four fifths of it"
     assert chosen(9000, 0, None) == "p", "never"
@@ -171,14 +171,14 @@ def test_decode_goes_by_the_forecast_peak_where_it_is_known() -> None:
     chosen = place(RequestView(64, 64, 32, {}), [prefill, *known])
     assert isinstance(chosen, Placement)
     assert chosen.decode_id == "b"
-    # Room is what is not reserved, as before: a peak lets nobody in.
+    # Headroom is what is not reserved, as before: a peak lets nobody in.
     full = replace(one, free_blocks=10, reserved_blocks=8, peak_blocks=1)
     chosen = place(RequestView(64, 64, 32, {}), [prefill, full, other])
     assert isinstance(chosen, Placement)
     assert chosen.decode_id == "b"
 
 
-def test_batch_goes_to_spot_first_and_others_only_where_no_one_else_has_room() -> None:
+def test_batch_goes_to_spot_first_and_others_only_where_no_other_has_headroom() -> None:
     workers = [prefill("p0"), decode("kept"), decode("spot", spot=True, free_blocks=90)]
     batch = replace(REQUEST, batch=is_batch(-1))
     assert place(REQUEST, workers) == Placement("p0", "kept", 4)
@@ -191,8 +191,8 @@ def test_batch_goes_to_spot_first_and_others_only_where_no_one_else_has_room() -
     assert place(REQUEST, [prefill("p0"), decode("kept", **full), workers[2]]) == Placement("p0", "spot", 4)
     assert place(batch, [*workers[:2], decode("spot", spot=True, **full)]) == Placement("p0", "kept", 4)
     # A prefill is short: the one that is done first does it, on spot or not.
-    crowd = [prefill("p0", queued_tokens=100_000), prefill("p1", spot=True)]
-    assert place(REQUEST, [*crowd, decode("kept")]) == Placement("p1", "kept", 4)
+    loaded = [prefill("p0", queued_tokens=100_000), prefill("p1", spot=True)]
+    assert place(REQUEST, [*loaded, decode("kept")]) == Placement("p1", "kept", 4)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 100)), min_size=1, max_size=6), st.booleans())

@@ -27,7 +27,7 @@ def test_a_tenant_has_no_more_in_flight_than_it_may_and_others_are_not_touched()
     assert (held.in_flight("a"), held.in_flight("b")) == (2, 1)
 
 
-def test_the_hint_tells_when_the_debt_is_paid() -> None:
+def test_the_hint_reports_when_the_debt_is_paid() -> None:
     held = limits(tokens_per_s=10, burst_tokens=50)
     held.enter("a", now_s=0)
     held.charge("a", 250, now_s=0)
@@ -99,7 +99,7 @@ def test_over_any_stretch_a_tenant_gets_the_burst_the_rate_and_one_request(
 
 @settings(deadline=None, max_examples=100)
 @given(rate=st.integers(1, 100), debt=st.integers(1, 10_000))
-def test_whoever_waits_as_told_is_let_in(rate: int, debt: int) -> None:
+def test_a_caller_that_waits_as_hinted_is_let_in(rate: int, debt: int) -> None:
     bucket = TokenBucket(rate, 10, now_s=0)
     bucket.take(10 + debt, now_s=0)
     wait_s = bucket.wait_s(0)

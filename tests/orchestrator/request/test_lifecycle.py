@@ -343,7 +343,7 @@ def test_a_turn_goes_on_from_the_ledger_on_the_same_worker() -> None:
     assert (run.moves, run.retries) == (0, 0)
 
 
-def test_a_turn_with_no_room_left_ends_the_request() -> None:
+def test_a_turn_with_no_tokens_left_ends_the_request() -> None:
     run = life(max_tokens=2)
     prefilled(run)
     assert run.handle(Turned((98, 99))) == [
@@ -394,7 +394,7 @@ tokens = st.lists(st.integers(0, 99), max_size=4).map(tuple)
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Plays workers, router and caller in any order, and keeps the books that the lifecycle must not upset."""
+    """Plays workers, router and caller in any order, and keeps the balance that the lifecycle must not upset."""
 
     @initialize(
         max_tokens=st.integers(1, 6),
@@ -508,7 +508,7 @@ class AnyOrder(RuleBasedStateMachine):
         could = self.life.state is State.DECODING
         retries, leg_id = self.life.retries, self.life.leg_id
         if could and leg_id in self.over:
-            return  # a turn comes of an output, and before the leg's end is told
+            return  # a turn comes of an output, and before the leg's end is reported
         assert bool(self.feed(Turned(ids))) is could
         assert self.life.retries == retries
         assert self.life.leg_id is None or self.life.leg_id != leg_id or not could
@@ -550,7 +550,7 @@ class AnyOrder(RuleBasedStateMachine):
             self.feed(event)
 
     @invariant()
-    def books_balance(self) -> None:
+    def balance_holds(self) -> None:
         if not hasattr(self, "life"):
             return
         self.life.validate()

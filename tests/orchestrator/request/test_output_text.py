@@ -14,7 +14,7 @@ TOKENIZER = byte_tokenizer()
 LONG = ReasoningMarkers((60, 60), (62, 62, 63))  # "<<" and ">>?"
 
 
-def told(
+def decoded(
     ids: list[int], cuts: list[int], markers: ReasoningMarkers | None, stops: list[str], **options: object
 ) -> tuple[str, str, list[int], str | None]:
     """Reasoning, answer, tokens and stop of one way of cutting the tokens into pushes."""
@@ -45,7 +45,7 @@ def test_the_cuts_between_pushes_do_not_show(
     ids: list[int], cuts: list[int], markers: ReasoningMarkers | None, stops: list[str], least: int, include: bool
 ) -> None:
     options = {"min_tokens": least, "include_stop": include}
-    assert told(ids, cuts, markers, stops, **options) == told(ids, [], markers, stops, **options)
+    assert decoded(ids, cuts, markers, stops, **options) == decoded(ids, [], markers, stops, **options)
 
 
 @settings(deadline=None, max_examples=100)
@@ -53,23 +53,23 @@ def test_the_cuts_between_pushes_do_not_show(
 def test_text_whose_characters_span_tokens_comes_out_whole(text: str, cuts: list[int]) -> None:
     ids = TOKENIZER.encode(text, add_special_tokens=False).ids
     assert ids == list(text.encode())
-    assert told(ids, cuts, None, [])[1] == text
+    assert decoded(ids, cuts, None, [])[1] == text
 
 
-def test_reasoning_and_answer_are_told_apart_and_markers_leave_no_text() -> None:
+def test_reasoning_and_answer_are_distinguished_and_markers_leave_no_text() -> None:
     ids = [THINK, *b"hm", END_THINK, *b"yes"]
-    assert told(ids, [], MARKERS, [])[:2] == ("hm", "yes")
+    assert decoded(ids, [], MARKERS, [])[:2] == ("hm", "yes")
 
 
 def test_a_marker_of_several_tokens_may_be_begun_in_vain() -> None:
-    assert told(list(b"<<a>>b>>>?c"), [3, 6], LONG, [])[:2] == ("a>>b>", "c")
+    assert decoded(list(b"<<a>>b>>>?c"), [3, 6], LONG, [])[:2] == ("a>>b>", "c")
 
 
 def test_a_marker_is_never_text_and_the_answer_goes_on_behind_it() -> None:
     ids = [THINK, END_THINK, *b"a", THINK, *b"b", END_THINK, *b"c"]
-    assert told(ids, [], MARKERS, [])[:2] == ("", "abc")
-    assert told([*b"a", END_THINK, *b"b", THINK, *b"c"], [], MARKERS, [])[:2] == ("", "abc")
-    assert told(list(b"<<a>>?b>>?c<<d"), [3, 6], LONG, [])[:2] == ("a", "bcd")
+    assert decoded(ids, [], MARKERS, [])[:2] == ("", "abc")
+    assert decoded([*b"a", END_THINK, *b"b", THINK, *b"c"], [], MARKERS, [])[:2] == ("", "abc")
+    assert decoded(list(b"<<a>>?b>>?c<<d"), [3, 6], LONG, [])[:2] == ("a", "bcd")
 
 
 def closed(ids: list[int], within_tokens: int) -> tuple[str, str]:
@@ -93,12 +93,12 @@ def test_what_a_model_thinks_behind_a_closed_marker_is_reasoning_if_it_closes_it
 
 def test_stop_strings_count_in_the_answer_alone_unless_asked_otherwise() -> None:
     ids = [THINK, *b"so ab", END_THINK, *b"b ab c"]
-    assert told(ids, [], MARKERS, ["ab"]) == ("so ab", "b ", ids[:-2], "ab")
-    assert told(ids, [], MARKERS, ["ab"], stop_in_reasoning=True)[:2] == ("so ", "")
+    assert decoded(ids, [], MARKERS, ["ab"]) == ("so ab", "b ", ids[:-2], "ab")
+    assert decoded(ids, [], MARKERS, ["ab"], stop_in_reasoning=True)[:2] == ("so ", "")
 
 
 def test_a_stop_string_does_not_begin_in_the_reasoning() -> None:
-    assert told([THINK, *b"xa", END_THINK, *b"bc"], [], MARKERS, ["ab"])[:2] == ("xa", "bc")
+    assert decoded([THINK, *b"xa", END_THINK, *b"bc"], [], MARKERS, ["ab"])[:2] == ("xa", "bc")
 
 
 def test_the_prompt_may_leave_the_reasoning_open() -> None:
@@ -123,5 +123,5 @@ def test_of_two_stops_the_first_in_the_text_wins() -> None:
 
 @pytest.mark.parametrize("least", [1, 2, 3])
 def test_a_stop_before_min_tokens_does_not_count(least: int) -> None:
-    text = told(list(b"abab"), [], None, ["ab"], min_tokens=least)[1]
+    text = decoded(list(b"abab"), [], None, ["ab"], min_tokens=least)[1]
     assert text == {1: "", 2: "ab", 3: "ab"}[least]  # what was sent already cannot be part of a stop

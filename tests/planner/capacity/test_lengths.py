@@ -95,7 +95,7 @@ def test_quantile_tables_and_samples() -> None:
     assert found.quantile(0.95) == pytest.approx(np.quantile(samples, 0.95), rel=0.02)
 
 
-def test_bad_lengths_are_told() -> None:
+def test_bad_lengths_are_reported() -> None:
     for bad in ({0.5: 1.0}, {0: 2.0, 1: 1.0}, {-1: 1.0, 1: 2.0}):
         with pytest.raises(ConfigError, match="quantiles"):
             LengthDistribution.from_quantiles(bad)

@@ -84,7 +84,7 @@ def test_lines_and_tables_hold_several(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{}", "[1]", "{", '{"clients": 0}', '{"benchmarks": [{}]}', "{}\n{"])
-def test_what_is_in_no_known_form_is_told(tmp_path: Path, text: str) -> None:
+def test_what_is_in_no_known_form_is_reported(tmp_path: Path, text: str) -> None:
     path = tmp_path / "points.json"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"points\.json"):

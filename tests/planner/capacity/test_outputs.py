@@ -53,7 +53,7 @@ def test_a_lock_reproduces_the_plan(tmp_path: Path) -> None:
     assert (tmp_path / "again.json").read_text() == path.read_text()
 
 
-def test_a_lock_changed_by_hand_is_refused_and_a_changed_answer_is_told(tmp_path: Path) -> None:
+def test_a_lock_changed_by_hand_is_refused_and_a_changed_answer_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "plan.lock.json"
     tree = lock.lock(PLAN)
     tree["inputs"]["gpus"][0]["price_usd_h"] = 0.01

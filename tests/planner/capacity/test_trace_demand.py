@@ -87,7 +87,7 @@ def test_what_is_wrong_with_the_trace_is_one_sentence(folder: Path, trace: Any, 
     assert "\n" not in str(raised.value)
 
 
-def test_shared_prefixes_are_told_and_not_counted_on(folder: Path) -> None:
+def test_shared_prefixes_are_reported_and_not_counted_on(folder: Path) -> None:
     rows = [{"timestamp": at * 1000, "input_length": 1024, "output_length": 9, "hash_ids": [1, 2]} for at in range(99)]
     (folder / "trace.jsonl").write_text("\n".join(map(json.dumps, rows)))
     workload = planned(folder).workload

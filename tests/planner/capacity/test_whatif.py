@@ -40,7 +40,7 @@ def test_a_held_fleet_breaks_past_its_headroom_and_not_before() -> None:
         assert breaks(PLAN.best, changed(ASKED, lever, point.factor * 1.05))
 
 
-def test_what_makes_no_plan_is_told_with_its_reason() -> None:
+def test_what_makes_no_plan_is_reported_with_its_reason() -> None:
     (row,) = resize(ASKED, Lever.TRACE_LENGTH, [60.0])
     assert row.plan is None and "KV capacity" in row.reason
 

@@ -91,7 +91,7 @@ def test_lengths_without_times_take_a_rate(tmp_path: Path) -> None:
     assert code == 0 and "200 of 200 requests finished" in output
 
 
-def test_simulate_reads_a_trace_once_and_tells_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_simulate_reads_a_trace_once_and_reports_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [
         {"session_id": "a", "timestamp": 0, "input_length": 500, "output_length": 20},
         {"session_id": "a", "delay": 2500, "input_length": 600, "output_length": 20},

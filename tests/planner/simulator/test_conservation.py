@@ -184,10 +184,10 @@ def check_every_event(simulation: Simulation) -> None:
             if worker.engine is not None:
                 worker.engine.validate()
                 waiting = sum(leg.reserve_blocks for leg in worker.engine.waiting)
-                promised = sum(f.promised_blocks for f in simulation.live.values() if f.holder is worker.engine)
-                assert worker.engine.promised_blocks == waiting + promised
+                reserved = sum(f.unclaimed_blocks for f in simulation.live.values() if f.holder is worker.engine)
+                assert worker.engine.unclaimed_blocks == waiting + reserved
                 assert worker.exports == len(worker.engine.exported)
-                assert not worker.standby or (worker.engine.requests, promised) == (0, 0)
+                assert not worker.standby or (worker.engine.requests, reserved) == (0, 0)
 
     kernel, events = simulation.kernel, 0
 

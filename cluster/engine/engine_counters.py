@@ -11,7 +11,7 @@ RATE_TOKENS = 64
 """Uncached prompt tokens below which a prefill's time is mostly overhead and gives no rate."""
 
 
-class LoadBook:
+class EngineCounters:
     """Owns the running totals of one engine, fed by vLLM's statistics after every engine step."""
 
     def __init__(self) -> None:

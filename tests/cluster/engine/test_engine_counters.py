@@ -5,17 +5,17 @@ from types import SimpleNamespace
 import pytest
 
 from cluster.engine import vllm_engine
-from cluster.engine.load_book import LoadBook
+from cluster.engine.engine_counters import EngineCounters
 
 
 def test_steps_are_timed_from_one_to_the_next_and_idle_time_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = [100.0]
     monkeypatch.setattr(vllm_engine.time, "monotonic", lambda: now_s[0])
-    book = LoadBook()
+    counters = EngineCounters()
 
     def step(after_s: float, running: int) -> None:
         now_s[0] += after_s
-        book.record(
+        counters.record(
             SimpleNamespace(
                 num_running_reqs=running,
                 num_waiting_reqs=0,
@@ -29,7 +29,7 @@ def test_steps_are_timed_from_one_to_the_next_and_idle_time_is_none(monkeypatch:
     step(5.0, 1)  # the first of a request
     step(0.01, 2)
     step(0.02, 0)  # its last one
-    assert (book.timed_steps, book.timed_s) == (2, pytest.approx(0.03))
+    assert (counters.timed_steps, counters.timed_s) == (2, pytest.approx(0.03))
     step(60.0, 1)  # the next request came a minute later
     step(0.01, 1)
-    assert (book.steps, book.timed_steps, book.timed_s) == (5, 3, pytest.approx(0.04))
+    assert (counters.steps, counters.timed_steps, counters.timed_s) == (5, 3, pytest.approx(0.04))
