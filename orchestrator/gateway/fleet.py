@@ -161,7 +161,7 @@ class Fleet:
     def free(self, request_id: str, worker_id: str) -> None:
         """Take back what was reserved for a request."""
         for worker in self.workers.values():
-            worker.queued_tokens.pop(request_id, None)
+            worker.unqueue(request_id)
         if holder := self.workers.get(worker_id):
             holder.reserved.pop(request_id, None)
         self._owner.kv_freed()

@@ -57,7 +57,12 @@ class FleetWorker:
     def drop_leg(self, leg_id: str) -> None:
         """A leg no longer occupies the worker."""
         self.legs.discard(leg_id)
-        self.queued_tokens.pop(_request_of(leg_id), None)
+        self.unqueue(_request_of(leg_id))
+
+    def unqueue(self, request_id: str) -> None:
+        """Count a request's prompt no more, unless a leg of it runs: a later one, or one whose promise moved."""
+        if request_id in self.queued_tokens and not any(_request_of(leg_id) == request_id for leg_id in self.legs):
+            del self.queued_tokens[request_id]
 
     def prompt_read(self, leg_id: str) -> bool:
         """A leg has made a token; whether it is the first one, so that its prompt no longer queues."""

@@ -96,6 +96,8 @@ class LegDriver:
             self._hook(self._kernel.now_s, flight.index, event, actions)
         for action in actions:
             self._perform(flight, action)
+        if self._gateway.live_rules and flight.worker is not None:
+            self._settle(flight.worker)
 
     def _perform(self, flight: Flight, action: lc.Action) -> None:
         columns, index = self._records.columns, flight.index
@@ -175,7 +177,8 @@ class LegDriver:
             if flight.engine is not None and flight.worker.engine is flight.engine:
                 flight.engine.abort(flight.leg)
             self.collect(flight.leg, flight.index)
-            self._settle(flight.worker)
+            if not self._gateway.live_rules:  # a move's next leg starts there yet, which plain rules overlook
+                self._settle(flight.worker)
         self._owner.freed()
 
     def _release(self, ticket: HandoffTicket) -> None:

@@ -77,6 +77,8 @@ class FleetChanges:
                 flight = self._flights.get(action.request)
                 if flight is not None:
                     self._move(flight, action.target_id)
+        if self._gateway.live_rules:
+            self._placer.pump()  # a worker on its way is reason enough to try again
 
     def _empty(self, worker: Worker) -> None:
         """Move what decodes on a worker that is to be emptied; again later for what could not move yet."""

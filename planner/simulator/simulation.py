@@ -143,7 +143,7 @@ class Simulation:
         if self.scaling is not None:
             self.timers.at(self.scaling.interval_s, self._scale)
         for time_s, worker_id in self.failures.at:
-            self.timers.at(time_s, functools.partial(self._fail, worker_id))
+            self.timers.at(time_s, functools.partial(self.fail, worker_id))
         self.kernel.run(until_s)
         self.sampler.sample(self.kernel.now_s, len(self.queue), len(self.live))
         return Result.of(self.kernel, self.records, self.fleet, self.driver, self.sampler)
@@ -157,16 +157,17 @@ class Simulation:
 
     def _arrive_next(self, index: int) -> None:
         self._next += 1
-        self._arrive(index)
+        self.arrive(index)
         self._schedule_arrival()
         if self.hooks.progress is not None and not self._next & 255:
             self.hooks.progress(self._next / len(self._line))
 
     def _arrive_due(self, index: int) -> None:
         self._due -= 1
-        self._arrive(index)
+        self.arrive(index)
 
-    def _arrive(self, index: int) -> None:
+    def arrive(self, index: int) -> None:
+        """A request of the workload comes."""
         now_s, gateway, columns = self.kernel.now_s, self.gateway, self.records.columns
         isl, reasoning = self._isl[index], self._reasoning[index]
         osl = reasoning + self._answer[index]
@@ -283,13 +284,20 @@ class Simulation:
 
             def die(_: object) -> None:
                 if worker.incarnation == incarnation:
-                    self._fail(worker.worker_id)
+                    self.fail(worker.worker_id)
 
             self.timers.at(self.kernel.now_s + life_s, die)
         self.placer.pump()
 
-    def _fail(self, worker_id: str, _: object = None) -> None:
+    def fail(self, worker_id: str, _: object = None) -> None:
+        """A worker dies.
+
+        Raises:
+            ConfigError: there is no such worker.
+        """
         fail_worker(worker_id, self.fleet, self.live, self.driver)
+        if self.gateway.live_rules:
+            self.placer.pump()  # another is on its way, so that a request may be preempted
 
     def _breaks(self) -> bool:
         share = self.failures.transfer_share

@@ -1,0 +1,387 @@
+"""The live gateway and the simulator decide alike, whatever happens: both get the same random events, one by one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from baton.internal.v1 import registry_pb2
+from cluster.errors import RequestRejected
+from cluster.spec.config import Role, parse
+from orchestrator.gateway import peaks
+from orchestrator.gateway.gateway import Gateway
+from orchestrator.policy.scaling_policy import DrainWorker, StartWorker
+from orchestrator.request import lifecycle as lc
+from planner.simulator.cost import AffineCost, AffineTransfer
+from planner.simulator.fleet import FleetSpec, PoolSpec, Worker
+from planner.simulator.forecast import LiveForecast
+from planner.simulator.gateway import GatewaySpec, Rules
+from planner.simulator.preemption import is_growing
+from planner.simulator.profile import EngineProfile
+from planner.simulator.records import Outcome
+from planner.simulator.simulation import Simulation
+from planner.simulator.workload import Workload
+from tests.fakes.live_cluster import ask
+from tests.fakes.scripted import BLOCK_SIZE_TOKENS, Clock, ScriptedEngine, ScriptedLink
+from tests.fakes.tokenizer import front
+
+MOST_TOKENS = 64
+"""Limit of every request's output. What is promised is never outgrown: what a gateway knows of a worker is then what
+the simulator knows."""
+MOST_QUEUED = 3
+PATIENCE_S = 0.33
+START_S = 2.21
+TICK_S = 0.1
+TENANTS = ("chat", "batch")
+WEIGHTS = {"batch": 0.5}
+COST = AffineCost(decode_base_s=0.01, prefill_token_s=0.002)
+SPEC = f"""
+model: {{path: m, served_name: fake, max_model_len_tokens: 1024}}
+pools: {{prefill: {{replicas: 1}}, decode: {{replicas: 1}}}}
+gateway: {{max_queued_requests: {MOST_QUEUED}, forecast_osl_tokens: {MOST_TOKENS}}}
+transfer: {{retry_budget: 2, local_prefill_after_s: 0.3}}
+tenants: {{batch: {{weight: 0.5}}}}
+autoscaling: {{enabled: true, interval_s: 1000, preempt_after_s: {PATIENCE_S}}}
+"""
+
+Decision = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request of a script."""
+
+    isl_tokens: int
+    osl_tokens: int
+    priority: int
+    tenant: int
+
+
+@dataclass(frozen=True)
+class Script:
+    """Workers, requests in the order in which they come, and what happens; numbers choose among what there is."""
+
+    prefill: int
+    decode: int
+    total_blocks: int
+    requests: list[Asked]
+    events: list[tuple[str, int, int]]
+
+
+requests = st.builds(
+    Asked, st.integers(1, 300), st.integers(1, MOST_TOKENS), st.sampled_from([-1, 0, 0, 0, 1]), st.integers(0, 1)
+)
+events = st.tuples(
+    st.sampled_from(["arrive"] * 5 + ["progress"] * 6 + ["lose", "drain", "start", "wait"]),
+    st.integers(0, 30),
+    st.integers(1, 40),
+)
+scripts = st.builds(
+    Script,
+    st.integers(1, 2),
+    st.integers(1, 3),
+    st.integers(14, 40),
+    st.lists(requests, min_size=2, max_size=14),
+    st.lists(events, min_size=5, max_size=40),
+)
+
+
+def plain(event: lc.Event, actions: list[lc.Action]) -> list[Decision]:
+    """What was decided with an event, without what two drivers cannot share."""
+    found: list[Decision] = []
+    match event:
+        case lc.Placed() if actions:
+            found.append(("placed", event.prefill_id, event.decode_id))
+        case lc.Moved() if actions:
+            found.append(("moved", event.decode_id))
+        case lc.Preempted() if actions:
+            found.append(("preempted",))
+        case lc.Displaced() if actions:
+            found.append(("displaced",))
+    for action in actions:
+        if isinstance(action, lc.AskPlacement):
+            found.append(("waits", tuple(sorted(action.avoid))))
+        elif isinstance(action, lc.StartLeg):
+            found.append(("leg", action.worker_id, len(action.token_ids), action.max_tokens, action.ticket is not None))
+        elif isinstance(action, lc.Fail) and not isinstance(event, lc.Cancelled | lc.Displaced):
+            found.append(("failed", type(action.error).__name__))
+        elif isinstance(action, lc.Finish):
+            found.append(("finished", action.reason))
+    return found
+
+
+@dataclass
+class Logs:
+    """Decisions of both drivers, in order, with the request's number."""
+
+    live: list[Decision] = field(default_factory=list)
+    virtual: list[Decision] = field(default_factory=list)
+
+    def take(self, request_id: str, event: lc.Event, actions: list[lc.Action]) -> None:
+        name, *rest = request_id.split(".")  # a gateway adds the choice and a number
+        log = self.live if rest else self.virtual
+        log += [(int(name), *each) for each in plain(event, actions)]
+
+    def alike(self) -> bool:
+        """Whether each request went the same way, and each kind of decision was taken in the same order.
+
+        Not the order of all: a gateway's runs take what was decided for them a moment later, each in its own task.
+        """
+        return all(_sorted(self.live, key) == _sorted(self.virtual, key) for key in (0, 1))
+
+
+def _sorted(log: list[Decision], key: int) -> list[Decision]:
+    return sorted(log, key=lambda each: each[key])  # stable: what is equal by the key keeps its order
+
+
+class Both:
+    """A gateway and a simulation over workers that do what the script says."""
+
+    def __init__(self, script: Script, clock: Clock) -> None:
+        self.script = script
+        self.clock = clock
+        self.begin_s = clock.now_s
+        self.arrived = 0
+        kind = EngineProfile(COST, COST, script.total_blocks, block_size_tokens=BLOCK_SIZE_TOKENS, mixed=COST)
+        self.rate = kind.prefill_tokens_per_s
+        size = len(script.requests)
+        column = {name: np.array([getattr(each, name) for each in script.requests]) for name in Asked.__annotations__}
+        self.simulation = Simulation(
+            FleetSpec(
+                [
+                    PoolSpec(Role.PREFILL, kind, script.prefill, START_S),
+                    PoolSpec(Role.DECODE, kind, script.decode, START_S),
+                ],
+                AffineTransfer(1e15),
+                local_prefill_after_s=0.3,
+            ),
+            Workload(
+                np.arange(size, dtype=float),
+                column["isl_tokens"],
+                np.zeros(size, int),
+                column["osl_tokens"],
+                priority=column["priority"],
+                tenant=column["tenant"],
+                tenants=TENANTS,
+            ),
+            GatewaySpec(
+                max_queued_requests=MOST_QUEUED,
+                deadline_s=3600.0,
+                max_output_tokens=MOST_TOKENS,
+                preempt_after_s=PATIENCE_S,
+                rules=Rules.LIVE,
+                weights=WEIGHTS,
+            ),
+            forecast=LiveForecast(MOST_TOKENS, MOST_TOKENS, BLOCK_SIZE_TOKENS),
+        )
+        self.links: dict[str, ScriptedLink] = {}
+        self.gateway = Gateway(parse(SPEC), front())
+        self.streams: list[asyncio.Task[None]] = []
+        self.published: tuple[Any, ...] = ()
+
+    def link(self, worker_id: str, address: str, **given: Any) -> ScriptedLink:
+        made = ScriptedLink(worker_id, address, self.script.total_blocks, self.rate, given["on_load"], self.clock.now_s)
+        self.links[worker_id] = made
+        return made
+
+    # --- the registry: a gateway hears of the workers that the simulator has ------------------------------------
+
+    def publish(self) -> bool:
+        """Publish the membership if it changed; whether it did."""
+        fleet = self.simulation.fleet
+        states = {each: each.state for each in fleet.workers.values() if each.engine is not None}
+        for worker in fleet.workers.values():
+            # A controller ends a worker only when the gateways, too, have nothing on it any more.
+            if (
+                worker.state == "gone"
+                and worker.worker_id in self.gateway.model.fleet.workers
+                and self.concerns(worker)
+            ):
+                states[worker] = "draining"
+        members = [
+            registry_pb2.Member(
+                worker_id=worker.worker_id,
+                role=worker.role.value,
+                state=state,
+                address=worker.incarnation,
+                incarnation=worker.incarnation,
+                total_blocks=self.script.total_blocks,
+                block_size_tokens=BLOCK_SIZE_TOKENS,
+                cpus=1,
+            )
+            for worker, state in states.items()
+        ]
+        present = (is_growing(fleet), *((each.incarnation, each.state) for each in members))
+        if present == self.published:
+            return False
+        self.published = present
+        self.gateway.update_members(
+            registry_pb2.WatchMembersResponse(members=members, starting_decode_workers=int(present[0]))
+        )
+        self.gateway.model.fleet._prefixes = None  # prompts share nothing
+        return True
+
+    def concerns(self, worker: Worker) -> bool:
+        """Whether a request of the gateway has anything on a worker, its KV before the first token included."""
+        lives = [run.life for run in self.gateway.model.runs.values()]
+        return any(
+            life.decode_id == worker.worker_id or (life.prefill_id == worker.worker_id and not life.has_output)
+            for life in lives
+        )
+
+    async def settle(self) -> None:
+        """Let the gateway's tasks and the simulator's present instant run, until nothing more follows."""
+        self.simulation.kernel.run(self.clock.now_s - self.begin_s)
+        for _ in range(3):
+            self.publish()
+            for _ in range(6):
+                await asyncio.sleep(0)
+            for worker_id in list(self.gateway.model.fleet.workers):
+                self.links[worker_id].report(self.clock.now_s)
+        for _ in range(4):
+            await asyncio.sleep(0)
+
+    async def wait(self, seconds: float) -> None:
+        """Let time pass on both sides."""
+        until_s = self.clock.now_s + seconds
+        while self.clock.now_s < until_s:
+            self.clock.now_s += TICK_S
+            await self.settle()
+
+    # --- events ---------------------------------------------------------------------------------------------
+
+    async def happens(self, what: str, which: int, count: int) -> None:
+        """One event on both sides; nothing where there is nothing for it to happen to."""
+        fleet = self.simulation.fleet
+        ready = [each for each in fleet.workers.values() if each.state == "ready"]
+        match what:
+            case "arrive" if self.arrived < len(self.script.requests):
+                self.arrive(self.arrived)
+                self.arrived += 1
+            case "progress":
+                running = [flight for flight in self.simulation.live.values() if flight.lifecycle.leg_id is not None]
+                if running:
+                    self.progress(running[which % len(running)], count)
+            case "lose" if len(ready) > 2:
+                self.simulation.fail(ready[which % len(ready)].worker_id)
+            case "drain" if len(ready) > 2:
+                self.drain(ready[which % len(ready)])
+            case "start" if len(fleet.workers) < 6:
+                role = Role.DECODE if which % 3 else Role.PREFILL
+                self.simulation.changes.apply(StartWorker(role, delay_s=START_S))
+            case "wait":
+                await self.wait(count / 8)
+        await self.settle()
+
+    def drain(self, worker: Worker) -> None:
+        self.simulation.changes.apply(DrainWorker(worker.worker_id, migrate=True))
+
+    def arrive(self, index: int) -> None:
+        asked = self.script.requests[index]
+        request = ask(
+            [65 + index] * asked.isl_tokens,
+            MOST_TOKENS,
+            request_id=str(index),
+            priority=asked.priority,
+            tenant=TENANTS[asked.tenant],
+        )
+
+        async def read() -> None:
+            async for _ in self.gateway.generate(request):
+                pass
+
+        self.streams.append(asyncio.create_task(read()))
+        self.simulation.arrive(index)
+
+    def progress(self, flight: Any, count: int) -> None:
+        number = flight.index
+        run = next(each for each in self.gateway.model.runs.values() if each.life.request_id.startswith(f"{number}."))
+        leg_id, left_tokens = run.life.leg_id, flight.osl_tokens - len(run.life.output_ids)
+        link = next(each for each in self.links.values() if leg_id in each.legs)
+        flight.engine.progress(flight.leg, count)
+        if flight.index in self.simulation.live:
+            self.simulation.driver.tell_progress(flight)
+        link.progress(leg_id, count, left_tokens)
+
+    def may_race(self) -> bool:
+        """Whether a gateway may decide otherwise because of what it learns a moment later.
+
+        It counts a worker as idle until the leg of a request placed in the same moment is sent, and may take back
+        two there. And it sees only by its next tick, within a second, that a move has landed; until then it preempts
+        others.
+        """
+        flights = self.simulation.live.values()
+        idle = [
+            each for each in self.simulation.fleet.views() if each.role is Role.DECODE and each.running_requests < 2
+        ]
+        moved = any(flight.lifecycle.moves for flight in flights)
+        return (bool(idle) and any(flight.waits_for_room for flight in flights)) or (
+            moved and is_growing(self.simulation.fleet)
+        )
+
+    def rejected(self) -> tuple[list[int], list[int]]:
+        """Requests that were refused, or lost their place, on each side."""
+        live = [
+            index
+            for index, stream in enumerate(self.streams)
+            if stream.done() and isinstance(stream.exception(), RequestRejected)
+        ]
+        outcomes = self.simulation.records["outcome"]
+        return live, [index for index in range(len(outcomes)) if outcomes[index] == Outcome.REJECTED]
+
+
+@contextmanager
+def scripted(script: Script) -> Iterator[tuple[Both, Logs]]:
+    real, logs, clock = lc.Lifecycle.handle, Logs(), Clock()
+
+    def handle(self: lc.Lifecycle, event: lc.Event) -> list[lc.Action]:
+        actions = real(self, event)
+        logs.take(self.request_id, event, actions)
+        return actions
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lc.Lifecycle, "handle", handle)
+        patch.setattr(time, "monotonic", clock)
+        patch.setattr(peaks, "FRESH_S", float("inf"))  # none is ever reckoned: the simulator ranks by what is promised
+        patch.setattr("planner.simulator.fleet.Engine", ScriptedEngine)
+        both = Both(script, clock)
+        patch.setattr("orchestrator.gateway.fleet.WorkerLink", both.link)
+        yield both, logs
+
+
+async def run(script: Script) -> Logs:
+    with scripted(script) as (both, logs):
+        try:
+            await both.settle()
+            for at, event in enumerate(script.events):
+                await both.happens(*event)
+                await both.wait(4 * TICK_S)  # a gateway may be between two ticks of a drain, or two samples
+                for _ in range(5):
+                    if not logs.alike():
+                        await both.wait(TICK_S)
+                if both.may_race():
+                    break
+                assert logs.alike(), (at, event, logs)
+                live, virtual = both.rejected()
+                assert live == virtual, (at, event)
+        finally:
+            for stream in both.streams:
+                stream.cancel()
+            await asyncio.gather(*both.streams, return_exceptions=True)
+            await both.gateway.close()
+    return logs
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(scripts)
+def test_both_drivers_decide_alike(script: Script) -> None:
+    asyncio.run(run(script))
