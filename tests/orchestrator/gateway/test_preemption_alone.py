@@ -1,0 +1,85 @@
+"""Preemption and peaks alone, over fakes."""
+
+from __future__ import annotations
+
+from orchestrator.gateway.forecast import OutputForecast
+from orchestrator.gateway.peaks import FRESH_S, Peaks
+from orchestrator.gateway.preemption import Preemption
+from tests.fakes.gateway_parts import BLOCK, Clock, FakeFleet, FakeRun, prepared
+
+
+class Room:
+    def __init__(self) -> None:
+        self.fleet = FakeFleet()
+        for worker_id in ("prefill-0", "decode-0"):
+            self.fleet.add(worker_id)
+        self.runs: dict[int, FakeRun] = {}
+        self.moving: set[str] = set()
+        self.counted = 0
+        self.preemption = Preemption(
+            self.fleet, self.runs, OutputForecast(512, BLOCK), is_moving=self.moving.__contains__,
+            local_prefill_below_tokens=0, on_preempted=self.count,
+        )  # fmt: skip
+
+    def count(self) -> None:
+        self.counted += 1
+
+    def run(self, tokens: int, priority: int = 0) -> FakeRun:
+        run = FakeRun(prepared(64, 500, priority=priority)).decodes("decode-0", tokens)
+        self.runs[run.number] = run
+        return run
+
+
+def test_it_is_allowed_only_while_a_worker_starts() -> None:
+    room = Room()
+    assert not room.preemption.allowed
+    room.preemption.growing = True
+    assert room.preemption.allowed
+
+
+def test_the_longest_goes_that_may() -> None:
+    room = Room()
+    short, long, fixed, away, urgent = room.run(5), room.run(50), room.run(90), room.run(80), room.run(99, 1)
+    fixed.life.resumable = False
+    room.moving.add(away.life.request_id)
+    victim = room.preemption.victim(0, 10)
+    assert victim is not None
+    assert victim.request == long.number
+    assert room.preemption.preempt(victim)
+    assert (long.preempted, short.preempted, urgent.preempted) == (True, False, False)
+    assert list(room.fleet.leaving.values()) == [-(-(64 + 50) // BLOCK)]
+    assert (room.counted, room.preemption.preempted_requests) == (1, 1)
+
+
+def test_nobody_is_chosen_in_between_and_one_at_its_end_is_none() -> None:
+    room = Room()
+    room.preemption.growing = True
+    run = room.run(5)
+    victim = room.preemption.victim(0, 10)
+    assert victim is not None
+    seen = []
+    run.preempt = lambda: seen.append(room.preemption.allowed) or False  # type: ignore[method-assign, func-returns-value]
+    assert not room.preemption.preempt(victim)
+    assert (seen, room.preemption.allowed) == ([False], True)
+    assert not room.fleet.leaving
+    assert room.counted == 0
+
+
+def test_peaks_count_others_as_they_are_and_are_computed_now_and_then() -> None:
+    runs: dict[int, FakeRun] = {}
+    clock = Clock()
+
+    class Used:
+        def decode_used_blocks(self) -> dict[str, int]:
+            return {"decode-0": 12, "decode-1": 0}
+
+    peaks = Peaks(Used(), runs, OutputForecast(512, BLOCK), clock)
+    run = FakeRun(prepared(64, 96)).decodes("decode-0", 32)
+    runs[run.number] = run
+    # It holds 3 blocks of the 12, and will hold 5.
+    assert peaks.blocks() == {"decode-0": 9 + 5, "decode-1": 0}
+    peaks.add("decode-1", 7)
+    peaks.add("colocated-0", 7)
+    assert peaks.blocks() == {"decode-0": 14, "decode-1": 7}
+    clock.advance(FRESH_S)
+    assert peaks.blocks() == {"decode-0": 14, "decode-1": 0}
