@@ -6,8 +6,6 @@ from orchestrator.gateway.run_view import RunView
 from orchestrator.policy.length import RecentLengths
 from orchestrator.request.prepare import PreparedRequest
 
-FORECAST_QUANTILE = 0.9
-
 
 class OutputForecast:
     """Owns the recent output lengths of one model.
@@ -27,13 +25,12 @@ class OutputForecast:
 
     def output_tokens(self, request: PreparedRequest) -> int:
         """Output tokens that a choice of the request is expected to have."""
-        return min(request.max_tokens, self._lengths.quantile(FORECAST_QUANTILE))
+        return self._lengths.expected_tokens(request.max_tokens)
 
     def remaining_tokens(self, run: RunView) -> int:
         """Output tokens still to come, at least a block's worth unless the limit is nearer."""
-        made = len(run.life.output_ids)
-        usual = self._lengths.quantile(FORECAST_QUANTILE) - made
-        return min(run.request.max_tokens - made, max(usual, self.block_size_tokens))
+        made_tokens = len(run.life.output_ids)
+        return self._lengths.remaining_tokens(run.request.max_tokens, made_tokens, self.block_size_tokens)
 
     def held_blocks(self, run: RunView) -> int:
         """Blocks that hold what the run has."""

@@ -12,8 +12,8 @@ from typing import Protocol
 
 from orchestrator.gateway.forecast import OutputForecast
 from orchestrator.gateway.run_view import RunView
-from orchestrator.policy.preemption import Running, victim
-from orchestrator.policy.router import WorkerView, holders_among
+from orchestrator.policy.preemption import Running, preempt_for
+from orchestrator.policy.router import WorkerView
 
 log = logging.getLogger("baton.gateway")
 
@@ -78,9 +78,14 @@ class Preemption:
 
     def victim(self, priority: int, need_blocks: int) -> Running | None:
         """The request to preempt so that one of this priority comes nearer to so many blocks."""
-        holders = holders_among(self._fleet.views(), self._local_prefill_below_tokens)
-        headroom = {view.worker_id: view.headroom_blocks for view in holders}
-        return victim(need_blocks, priority, headroom, self._running(headroom))
+        views = self._fleet.views()
+        return preempt_for(
+            need_blocks,
+            priority,
+            views,
+            self._running({view.worker_id for view in views}),
+            local_prefill_below_tokens=self._local_prefill_below_tokens,
+        )
 
     def preempt(self, victim: Running) -> bool:
         """Preempt a request; False if its last token was out, which frees KV in a moment."""

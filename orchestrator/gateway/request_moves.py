@@ -16,10 +16,11 @@ from cluster.spec.config import Role
 from orchestrator.gateway.forecast import OutputForecast
 from orchestrator.gateway.metrics import GatewayMetrics
 from orchestrator.gateway.run_view import RunView
-from orchestrator.policy.drain_moves import HeldRequest, Hold, next_moves
+from orchestrator.policy.drain_moves import HeldRequest, next_moves
 from orchestrator.policy.peak import shifts
 from orchestrator.policy.router import WorkerView, is_batch
 from orchestrator.request.lifecycle import Moved, State
+from orchestrator.request.moving import Moves, hold_of
 
 log = logging.getLogger("baton.gateway")
 
@@ -76,8 +77,7 @@ class RequestMoves:
         self._metrics = metrics
         self._moves_at_once = moves_at_once
         self._rebalances = rebalances
-        self._begun: dict[str, str] = {}
-        """Target of each move under way, by request."""
+        self._begun = Moves()
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
 
@@ -100,6 +100,7 @@ class RequestMoves:
 
     def tick(self) -> bool:
         """Begin what may begin; whether a worker that is to be emptied still has anything of ours."""
+        self._begun.forget_over({run.life.request_id: run.life for run in self._runs.values()})
         busy = False
         for worker_id in self._fleet.to_empty():
             busy |= self._empty(worker_id)
@@ -120,14 +121,14 @@ class RequestMoves:
     def _empty(self, worker_id: str) -> bool:
         """Begin moves off a worker; whether it still has anything of ours."""
         role = self._fleet.role(worker_id)
-        runs = {run.life.request_id: run for run in self._runs.values() if self._concerned(run, worker_id)}
-        self._forget_landed()
-        if role is None or not runs:
+        runs = {run.life.request_id: run for run in self._runs.values()}
+        held = [one for run in runs.values() if (one := self._held(run, worker_id)) is not None]
+        if role is None or not held:
             return False
-        if role is Role.COLOCATED or all(run.life.decode_id != worker_id for run in runs.values()):
+        if role is Role.COLOCATED or all(runs[one.request_id].life.decode_id != worker_id for one in held):
             return True  # prefills end by themselves; a colocated engine cannot export
         for move in next_moves(
-            [self._held(run, worker_id) for run in runs.values()],
+            held,
             self._fleet.views(),
             source_id=worker_id,
             block_size_tokens=self._forecast.block_size_tokens,
@@ -141,12 +142,12 @@ class RequestMoves:
 
     def _rebalance(self) -> None:
         """Move requests off decode workers that would run out of KV before those they have end."""
-        self._forget_landed()
+        runs = {run.life.request_id: run for run in self._runs.values()}
         held: dict[str, list[HeldRequest]] = {}
-        runs = {run.life.request_id: run for run in self._runs.values() if run.life.decode_id is not None}
         for run in runs.values():
-            worker_id = str(run.life.decode_id)
-            held.setdefault(worker_id, []).append(self._held(run, worker_id))
+            worker_id = run.life.decode_id
+            if worker_id is not None and (one := self._held(run, worker_id)) is not None:
+                held.setdefault(worker_id, []).append(one)
         for shift in shifts(
             held,
             self._fleet.views(),
@@ -157,42 +158,16 @@ class RequestMoves:
             self._begin(runs[shift.request_id], shift.source_id, shift.target_id, shift.reserve_blocks)
 
     def _begin(self, run: RunView, source_id: str, target_id: str, reserve_blocks: int) -> None:
-        request_id = run.life.request_id
-        if run.life.state is State.DECODING:
-            self._begun[request_id] = target_id
-        self._fleet.reserve(request_id, target_id, reserve_blocks)
-        log.info("request %s moves from %s to %s", request_id, source_id, target_id)
+        self._begun.begin(run.life, target_id)
+        self._fleet.reserve(run.life.request_id, target_id, reserve_blocks)
+        log.info("request %s moves from %s to %s", run.life.request_id, source_id, target_id)
         run.post(Moved(target_id))
 
-    def _forget_landed(self) -> None:
-        """Drop the moves whose requests decode where they were to go, or are over."""
-        live = {run.life.request_id: run.life for run in self._runs.values()}
-        self._begun = {
-            key: target
-            for key, target in self._begun.items()
-            if (life := live.get(key)) is not None and not (life.decode_id == target and life.has_output)
-        }
-
-    def _concerned(self, run: RunView, worker_id: str) -> bool:
-        """Whether the run has anything on the worker, or is still on its way off it."""
+    def _held(self, run: RunView, worker_id: str) -> HeldRequest | None:
+        """What the run has on the worker; None if nothing."""
         life = run.life
-        if life.decode_id == worker_id:
-            return True
-        return life.prefill_id == worker_id and (life.state is State.PREFILLING or not self._landed(run))
-
-    def _landed(self, run: RunView) -> bool:
-        life = run.life
-        return life.request_id not in self._begun or life.state is not State.DECODING or life.has_output
-
-    def _held(self, run: RunView, worker_id: str) -> HeldRequest:
-        life = run.life
-        if life.request_id in self._begun:
-            hold = Hold.MOVING
-        elif life.state is State.PREFILLING:
-            hold = Hold.RESERVED if life.decode_id == worker_id else Hold.BUSY
-        elif not run.movable:
-            hold = Hold.STAYS
-        else:
-            hold = Hold.DECODING if life.settled else Hold.BUSY
-        remaining_tokens = self._forecast.remaining_tokens(run)
-        return HeldRequest(life.request_id, hold, life.context_tokens, remaining_tokens, is_batch(run.request.priority))
+        hold = hold_of(life, worker_id, moving=life.request_id in self._begun)
+        if hold is None:
+            return None
+        remaining_tokens, batch = self._forecast.remaining_tokens(run), is_batch(run.request.priority)
+        return HeldRequest(life.request_id, hold, life.context_tokens, remaining_tokens, batch)

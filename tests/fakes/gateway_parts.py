@@ -43,7 +43,7 @@ class FakeRun:
         self.number = next(_numbers)
         self.hashes: list[int] = []
         self.life = Lifecycle(f"r.{self.number:x}", self.request.prompt_ids, self.request.max_tokens)
-        self.waits_for_room = self.preempted = False
+        self.waits_for_headroom = self.preempted = False
         self.answer_tokens = 0
         self.posted: list[Event] = []
         self.placements: list[tuple[str | None, str]] = []
@@ -57,14 +57,14 @@ class FakeRun:
         self.life.handle(event)
 
     def placed(self, prefill_id: str | None, decode_id: str) -> None:
-        self.waits_for_room = False
+        self.waits_for_headroom = False
         self.placements.append((prefill_id, decode_id))
         self.life.handle(Placed(prefill_id, decode_id))
 
     def preempt(self) -> bool:
         done = bool(self.life.handle(Preempted()))
         if done:
-            self.preempted = self.waits_for_room = True
+            self.preempted = self.waits_for_headroom = True
         return done
 
     def decodes(self, decode_id: str, tokens: int = 1) -> FakeRun:
@@ -113,7 +113,7 @@ class FakeFleet:
     def running_requests(self, worker_id: str) -> int:
         return self.others.get(worker_id, 0)
 
-    def promise(self, request_id: str, placement: Placement, uncached_tokens: int) -> None:
+    def reserve_placement(self, request_id: str, placement: Placement, uncached_tokens: int) -> None:
         self.reserve(request_id, placement.decode_id, placement.reserve_blocks)
 
     def reserve(self, request_id: str, worker_id: str, blocks: int) -> None:

@@ -199,11 +199,11 @@ async def test_preempted_it_takes_in_what_it_has_first_and_asks_for_workers() ->
     bench.owner.needs_workers = lambda run, avoid: bench.owner.asked.append(avoid)  # type: ignore[method-assign]
     assert bench.run.preempt()
     assert bench.run.life.output_ids == [65, 66, 67, 68]
-    assert (bench.run.waits_for_room, bench.run.preempted) == (True, True)
+    assert (bench.run.waits_for_headroom, bench.run.preempted) == (True, True)
     assert bench.fleet.done == [("abort", "decode-0"), ("free", "decode-0")]
     assert not bench.run.preempt()  # it has nothing to give up
     bench.run.placed(None, "decode-1")
-    assert not bench.run.waits_for_room
+    assert not bench.run.waits_for_headroom
     assert await bench.event() == "delta"
     assert list(bench.last.delta.token_ids) == [67, 68]
     await bench.stream.aclose()

@@ -27,7 +27,7 @@ class Owner:
     def fleet_changed(self) -> None:
         self.reports.append("changed")
 
-    def room_freed(self) -> None:
+    def kv_freed(self) -> None:
         self.reports.append("freed")
 
     def prompt_read(self) -> None:
@@ -95,7 +95,7 @@ async def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 async def test_a_promise_is_seen_by_the_router_until_it_is_freed(bench: Bench) -> None:
-    bench.fleet.promise("r", Placement("prefill-0", "decode-0", 7), 40)
+    bench.fleet.reserve_placement("r", Placement("prefill-0", "decode-0", 7), 40)
     prefill, decode = bench.fleet.views()
     assert (decode.headroom_blocks, prefill.queued_tokens) == (93, 40)
     bench.fleet.free("r", "decode-0")
@@ -105,7 +105,7 @@ async def test_a_promise_is_seen_by_the_router_until_it_is_freed(bench: Bench) -
 
 
 async def test_a_legs_first_token_and_its_end_are_noted_before_its_run_has_them(bench: Bench) -> None:
-    bench.fleet.promise("r", Placement("prefill-0", "decode-0", 7), 40)
+    bench.fleet.reserve_placement("r", Placement("prefill-0", "decode-0", 7), 40)
     outputs = bench.start("r/1", "prefill-0")
     bench.say("prefill-0", "r/1", token_ids=[5])
     assert bench.owner.reports == ["read"]

@@ -124,7 +124,7 @@ def test_after_its_patience_the_longest_is_preempted_and_comes_back_last() -> No
     assert newcomer.placements == [("prefill-0", "decode-0")]
     assert long.preempted
     assert room.preemption.preempted_requests == 1
-    assert long.waits_for_room
+    assert long.waits_for_headroom
     room.end(newcomer)
     assert long.placements == [("prefill-0", "decode-0"), (None, "decode-0")]
     room.clock.advance(TAKE_BACK_EVERY_S + 1)
@@ -140,10 +140,10 @@ def test_where_nothing_grows_nothing_is_preempted() -> None:
     assert not newcomer.placements
 
 
-def test_one_that_waits_for_room_does_not_go_where_others_fill() -> None:
+def test_one_that_waits_for_headroom_does_not_go_where_others_fill() -> None:
     room = Room()
     run = FakeRun(prepared(64, 100))
-    run.waits_for_room = True
+    run.waits_for_headroom = True
     room.preemption.growing = True
     room.fleet.others["decode-0"] = 3
     room.fleet.reserve("elsewhere", "decode-0", 4)
