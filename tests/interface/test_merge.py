@@ -1,4 +1,4 @@
-"""The streams of several prompts as one: order, cancellation, failures, and a reader who is slow."""
+"""The streams of several prompts as one: order, cancellation, failures, and a slow reader."""
 
 from __future__ import annotations
 

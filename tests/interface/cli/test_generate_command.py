@@ -43,9 +43,9 @@ def a_completion(**summary: Any) -> Completion:
 
 def test_an_answer_is_streamed_between_question_and_figures(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
     served[0].script = reply(("Hel", "lo"), ("let me ", "think"))
-    baton(served, "generate", "Who?")
+    baton(served, "generate", "Why?")
     out = capsys.readouterr().out
-    parts = ["> Who?", "reasoning", "let me think", "answer", "Hello", "what it took", "prefill-0 → decode-0"]
+    parts = ["> Why?", "reasoning", "let me think", "answer", "Hello", "what it took", "prefill-0 → decode-0"]
     places = [out.index(part) for part in parts]
     assert places == sorted(places), out
 
