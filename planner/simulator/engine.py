@@ -74,8 +74,6 @@ class Engine:
         self._starting = False
         self._alive = True
 
-    # --- what the router sees -------------------------------------------------------------------------------
-
     @property
     def requests(self) -> int:
         """Requests here, whatever their state."""
@@ -99,8 +97,6 @@ class Engine:
     def cached_tokens(self, hashes: tuple[int, ...]) -> int:
         """Leading prompt tokens that are in this engine's cache."""
         return self.pool.matched_units(hashes) * self._unit_tokens
-
-    # --- legs in and out ------------------------------------------------------------------------------------
 
     def submit(self, leg: Leg) -> None:
         """Give the engine a leg."""
@@ -146,8 +142,6 @@ class Engine:
             self.batch.leave(leg)
         self._alive = False
         self._wake_id += 1
-
-    # --- steps ----------------------------------------------------------------------------------------------
 
     def _nudge(self) -> None:
         """Something changed: take it up at the next step boundary, or at once (after all else) if idle."""
@@ -295,8 +289,6 @@ class Engine:
         for leg in batch.legs:
             assert batch.made_of(leg) <= leg.output_tokens
             assert leg.state is LegState.DECODING
-
-    # --- blocks ---------------------------------------------------------------------------------------------
 
     def _preempt_newest(self) -> bool:
         """Preempt the newest until the rest can make a step; whether any was."""

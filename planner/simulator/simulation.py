@@ -83,14 +83,11 @@ class Simulation:
         self._next = 0
         self._active_s = 0.0
         self.rng = np.random.default_rng(self.seed)
-        workload = self.workload
-        self._isl, self._reasoning = workload.isl_tokens.tolist(), workload.reasoning_tokens.tolist()
-        self._answer, self._cached = workload.answer_tokens.tolist(), workload.cached_tokens.tolist()
-        self._tenant, self._priority = workload.tenant.tolist(), workload.priority.tolist()
+        self._read_columns()
         self.fleet = Fleet(
             self.kernel,
             self.fleet_spec,
-            unit_tokens=workload.unit_tokens if len(workload.units) else 0,
+            unit_tokens=self.workload.unit_tokens if len(self.workload.units) else 0,
             slow_gap_s=self.gateway.slow_gap_s,
         )
         self.driver = LegDriver(
@@ -128,6 +125,13 @@ class Simulation:
         self.view = LiveFleetView(self.fleet, self.queue, self.live, self.traffic)
         self.sampler = Sampler(self.fleet)
         self.fleet.start(self.driver, on_ready=self._worker_ready, on_promoted=self.placer.pump)
+
+    def _read_columns(self) -> None:
+        """Columns as lists: one number of an array at a time is slow."""
+        workload = self.workload
+        self._isl, self._reasoning = workload.isl_tokens.tolist(), workload.reasoning_tokens.tolist()
+        self._answer, self._cached = workload.answer_tokens.tolist(), workload.cached_tokens.tolist()
+        self._tenant, self._priority = workload.tenant.tolist(), workload.priority.tolist()
 
     def run(self, until_s: float = float("inf")) -> Result:
         """Run to the end of the last request, or to ``until_s``."""
