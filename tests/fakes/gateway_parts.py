@@ -80,7 +80,7 @@ class FakeRun:
 
 @dataclass
 class FakeFleet:
-    """A fleet of nothing but views; promises take headroom."""
+    """A fleet of nothing but views; reservations take headroom."""
 
     workers: dict[str, WorkerView] = field(default_factory=dict)
     reserved: dict[str, dict[str, int]] = field(default_factory=dict)

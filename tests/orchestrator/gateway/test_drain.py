@@ -120,7 +120,7 @@ async def test_what_would_change_its_meaning_finishes_where_it_is(three: Cluster
     fleet = three.gateway.model.fleet
     await eventually(lambda: fleet.workers[source].draining, "the gateway learns of it")
     for _ in range(3):
-        await asyncio.sleep(0.06)  # looks of the drainer
+        await asyncio.sleep(0.06)  # ticks of the moves
     three.engine(source).hold(40).open()
     reply = await task
     assert reply.token_ids[0] == expected(PROMPT, 60)

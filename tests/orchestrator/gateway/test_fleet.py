@@ -94,7 +94,7 @@ async def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
     await made.fleet.close()
 
 
-async def test_a_promise_is_seen_by_the_router_until_it_is_freed(bench: Bench) -> None:
+async def test_a_reservation_is_seen_by_the_router_until_it_is_freed(bench: Bench) -> None:
     bench.fleet.reserve_placement("r", Placement("prefill-0", "decode-0", 7), 40)
     prefill, decode = bench.fleet.views()
     assert (decode.headroom_blocks, prefill.queued_tokens) == (93, 40)

@@ -1,4 +1,4 @@
-"""The placer alone: order, room, patience, and coming back."""
+"""The placer alone: order, headroom, patience, and coming back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orchestrator.request.lifecycle import Displaced
 from tests.fakes.gateway_parts import BLOCK, Clock, FakeFleet, FakeRun, prepared
 
 
-class Room:
+class Setup:
     """A placer over a fleet of a prefill and a decode worker of 10 blocks; a plain request takes 6."""
 
     def __init__(self, queued: int = 8, patience_s: float | None = None) -> None:
@@ -44,112 +44,112 @@ class Room:
 
     def end(self, run: FakeRun) -> None:
         del self.runs[run.number]
-        for promises in self.fleet.reserved.values():
-            promises.pop(run.life.request_id, None)
+        for reservations in self.fleet.reserved.values():
+            reservations.pop(run.life.request_id, None)
         self.placer.forget(run)
         self.placer.place_waiting()
 
 
-def test_the_first_is_placed_at_once_and_the_next_waits_for_its_room() -> None:
-    room = Room()
-    first, second = room.ask(), room.ask()
+def test_the_first_is_placed_at_once_and_the_next_waits_for_its_kv() -> None:
+    setup = Setup()
+    first, second = setup.ask(), setup.ask()
     assert first.placements == [("prefill-0", "decode-0")]
-    assert room.fleet.reserved == {"decode-0": {first.life.request_id: 6}}
+    assert setup.fleet.reserved == {"decode-0": {first.life.request_id: 6}}
     assert not second.placements
-    room.end(first)
+    setup.end(first)
     assert second.placements == [("prefill-0", "decode-0")]
 
 
 def test_a_small_one_does_not_overtake() -> None:
-    room = Room()
-    room.ask()
-    large = room.ask()
+    setup = Setup()
+    setup.ask()
+    large = setup.ask()
     small = FakeRun(prepared(8, 8))
-    room.ask(run=small)
+    setup.ask(run=small)
     assert not small.placements
-    room.end(large)  # as when its caller goes away: the small one is the head from here on
+    setup.end(large)  # as when its caller disconnects: the small one is the head from here on
     assert small.placements
 
 
-def test_without_workers_a_newcomer_is_refused_and_one_admitted_before_waits() -> None:
-    room = Room()
-    room.fleet.workers.clear()
+def test_without_workers_an_incoming_request_is_refused_and_one_admitted_before_waits() -> None:
+    setup = Setup()
+    setup.fleet.workers.clear()
     with pytest.raises(NoReadyWorker):
-        room.ask()
-    assert not room.ask(again=True).placements
-    assert len(room.queue.line) == 1
+        setup.ask()
+    assert not setup.ask(again=True).placements
+    assert len(setup.queue.line) == 1
 
 
 def test_a_full_queue_refuses_and_a_higher_priority_displaces() -> None:
-    room = Room(queued=1)
-    room.ask()
-    waits = room.ask(priority=-1)
-    urgent = room.ask(priority=1)
+    setup = Setup(queued=1)
+    setup.ask()
+    waits = setup.ask(priority=-1)
+    urgent = setup.ask(priority=1)
     (event,) = waits.posted
     assert isinstance(event, Displaced)
     assert isinstance(event.error, RequestRejected)
     assert not urgent.placements
     with pytest.raises(RequestRejected, match="queue is full"):
-        room.ask()
+        setup.ask()
 
 
 def test_it_is_charged_once_and_settled_by_what_it_took() -> None:
-    room = Room()
-    first, second = room.ask(tenant="a"), room.ask(tenant="a")
-    assert room.queue.settle(first, 10) == 74
-    assert room.queue.settle(first, 10) == 10
-    assert room.queue.settle(second, 0) == 0  # never placed: not even its prompt
-    room.end(first)
-    assert room.queue.settle(second, 5) == 69
+    setup = Setup()
+    first, second = setup.ask(tenant="a"), setup.ask(tenant="a")
+    assert setup.queue.settle(first, 10) == 74
+    assert setup.queue.settle(first, 10) == 10
+    assert setup.queue.settle(second, 0) == 0  # never placed: not even its prompt
+    setup.end(first)
+    assert setup.queue.settle(second, 5) == 69
 
 
 def test_after_its_patience_the_longest_is_preempted_and_comes_back_last() -> None:
-    room = Room(patience_s=2.0)
-    room.preemption.growing = True
-    long = room.ask().decodes("decode-0", 40)
-    newcomer = room.ask()
-    room.clock.advance(1.9)
-    assert not newcomer.placements
+    setup = Setup(patience_s=2.0)
+    setup.preemption.growing = True
+    long = setup.ask().decodes("decode-0", 40)
+    incoming = setup.ask()
+    setup.clock.advance(1.9)
+    assert not incoming.placements
     # What it gives up is given out at once, as the fleet's report of it would have it.
     real = long.preempt
 
     def preempt() -> bool:
         done = real()
-        room.fleet.reserved["decode-0"].pop(long.life.request_id, None)
-        room.ask(run=long, again=True)
+        setup.fleet.reserved["decode-0"].pop(long.life.request_id, None)
+        setup.ask(run=long, again=True)
         return done
 
     long.preempt = preempt  # type: ignore[method-assign]
-    room.clock.advance(0.2)
-    assert newcomer.placements == [("prefill-0", "decode-0")]
+    setup.clock.advance(0.2)
+    assert incoming.placements == [("prefill-0", "decode-0")]
     assert long.preempted
-    assert room.preemption.preempted_requests == 1
+    assert setup.preemption.preempted_requests == 1
     assert long.waits_for_headroom
-    room.end(newcomer)
+    setup.end(incoming)
     assert long.placements == [("prefill-0", "decode-0"), (None, "decode-0")]
-    room.clock.advance(TAKE_BACK_EVERY_S + 1)
-    assert not room.clock.timers or all(at_s > room.clock.now_s for at_s, _ in room.clock.timers)
+    setup.clock.advance(TAKE_BACK_EVERY_S + 1)
+    assert not setup.clock.timers or all(at_s > setup.clock.now_s for at_s, _ in setup.clock.timers)
 
 
 def test_where_nothing_grows_nothing_is_preempted() -> None:
-    room = Room(patience_s=2.0)
-    long = room.ask().decodes("decode-0", 40)
-    newcomer = room.ask()
-    room.clock.advance(10)
+    setup = Setup(patience_s=2.0)
+    long = setup.ask().decodes("decode-0", 40)
+    incoming = setup.ask()
+    setup.clock.advance(10)
     assert not long.preempted
-    assert not newcomer.placements
+    assert not incoming.placements
 
 
 def test_one_that_waits_for_headroom_does_not_go_where_others_fill() -> None:
-    room = Room()
+    setup = Setup()
     run = FakeRun(prepared(64, 100))
     run.waits_for_headroom = True
-    room.preemption.growing = True
-    room.fleet.others["decode-0"] = 3
-    room.fleet.reserve("elsewhere", "decode-0", 4)
-    room.ask(run=run, again=True)
+    setup.preemption.growing = True
+    setup.fleet.others["decode-0"] = 3
+    setup.fleet.reserve("elsewhere", "decode-0", 4)
+    setup.ask(run=run, again=True)
     assert not run.placements
-    del room.fleet.reserved["decode-0"]
-    room.fleet.others.clear()
-    room.placer.prompt_read()
+    del setup.fleet.reserved["decode-0"]
+    setup.fleet.others.clear()
+    setup.placer.prompt_read()
     assert run.placements == [(None, "decode-0")]

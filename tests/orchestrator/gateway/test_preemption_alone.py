@@ -8,7 +8,7 @@ from orchestrator.gateway.preemption import Preemption
 from tests.fakes.gateway_parts import BLOCK, Clock, FakeFleet, FakeRun, prepared
 
 
-class Room:
+class Setup:
     def __init__(self) -> None:
         self.fleet = FakeFleet()
         for worker_id in ("prefill-0", "decode-0"):
@@ -31,38 +31,38 @@ class Room:
 
 
 def test_it_is_allowed_only_while_a_worker_starts() -> None:
-    room = Room()
-    assert not room.preemption.allowed
-    room.preemption.growing = True
-    assert room.preemption.allowed
+    setup = Setup()
+    assert not setup.preemption.allowed
+    setup.preemption.growing = True
+    assert setup.preemption.allowed
 
 
 def test_the_longest_goes_that_may() -> None:
-    room = Room()
-    short, long, fixed, away, urgent = room.run(5), room.run(50), room.run(90), room.run(80), room.run(99, 1)
+    setup = Setup()
+    short, long, fixed, away, urgent = setup.run(5), setup.run(50), setup.run(90), setup.run(80), setup.run(99, 1)
     fixed.life.resumable = False
-    room.moving.add(away.life.request_id)
-    victim = room.preemption.victim(0, 10)
+    setup.moving.add(away.life.request_id)
+    victim = setup.preemption.victim(0, 10)
     assert victim is not None
     assert victim.request == long.number
-    assert room.preemption.preempt(victim)
+    assert setup.preemption.preempt(victim)
     assert (long.preempted, short.preempted, urgent.preempted) == (True, False, False)
-    assert list(room.fleet.leaving.values()) == [-(-(64 + 50) // BLOCK)]
-    assert (room.counted, room.preemption.preempted_requests) == (1, 1)
+    assert list(setup.fleet.leaving.values()) == [-(-(64 + 50) // BLOCK)]
+    assert (setup.counted, setup.preemption.preempted_requests) == (1, 1)
 
 
 def test_nobody_is_chosen_in_between_and_one_at_its_end_is_none() -> None:
-    room = Room()
-    room.preemption.growing = True
-    run = room.run(5)
-    victim = room.preemption.victim(0, 10)
+    setup = Setup()
+    setup.preemption.growing = True
+    run = setup.run(5)
+    victim = setup.preemption.victim(0, 10)
     assert victim is not None
     seen = []
-    run.preempt = lambda: seen.append(room.preemption.allowed) or False  # type: ignore[method-assign, func-returns-value]
-    assert not room.preemption.preempt(victim)
-    assert (seen, room.preemption.allowed) == ([False], True)
-    assert not room.fleet.leaving
-    assert room.counted == 0
+    run.preempt = lambda: seen.append(setup.preemption.allowed) or False  # type: ignore[method-assign, func-returns-value]
+    assert not setup.preemption.preempt(victim)
+    assert (seen, setup.preemption.allowed) == ([False], True)
+    assert not setup.fleet.leaving
+    assert setup.counted == 0
 
 
 def test_peaks_count_others_as_they_are_and_are_computed_now_and_then() -> None:

@@ -9,7 +9,7 @@ from orchestrator.request.lifecycle import Moved, State
 from tests.fakes.gateway_parts import BLOCK, FakeFleet, FakeRun, prepared
 
 
-class Room:
+class Setup:
     def __init__(self, *, rebalances: bool = False, at_once: int = 2) -> None:
         self.fleet, self.metrics = FakeFleet(), GatewayMetrics()
         for worker_id in ("prefill-0", "decode-0", "decode-1"):
@@ -30,63 +30,63 @@ class Room:
 
 
 def test_a_draining_worker_is_emptied_a_few_at_a_time() -> None:
-    room = Room()
-    runs = [room.run() for _ in range(3)]
-    assert not room.moves.tick()
-    room.fleet.emptying.append("decode-0")
-    assert room.moves.tick()
-    assert len(room.moving()) == 2
-    assert all(isinstance(run.posted[0], Moved) and run.life.decode_id == "decode-1" for run in room.moving())
-    assert set(room.fleet.reserved["decode-1"]) == {run.life.request_id for run in room.moving()}
-    room.moves.tick()
-    assert len(room.moving()) == 2
+    setup = Setup()
+    runs = [setup.run() for _ in range(3)]
+    assert not setup.moves.tick()
+    setup.fleet.emptying.append("decode-0")
+    assert setup.moves.tick()
+    assert len(setup.moving()) == 2
+    assert all(isinstance(run.posted[0], Moved) and run.life.decode_id == "decode-1" for run in setup.moving())
+    assert set(setup.fleet.reserved["decode-1"]) == {run.life.request_id for run in setup.moving()}
+    setup.moves.tick()
+    assert len(setup.moving()) == 2
     # One lands: it makes tokens where it is, and the third may go.
-    landed = room.moving()[0]
+    landed = setup.moving()[0]
     landed.decodes("decode-1", 0)
     landed.decodes("decode-1", 2)
     assert landed.life.has_output
-    room.moves.tick()
+    setup.moves.tick()
     assert sum(bool(run.posted) for run in runs) == 3
-    assert room.metrics.moves._value.get() == 3
+    assert setup.metrics.moves._value.get() == 3
 
 
 def test_one_that_would_change_its_meaning_stays_and_keeps_the_worker_busy() -> None:
-    room = Room()
-    room.run().life.resumable = False
-    room.fleet.emptying.append("decode-0")
-    assert room.moves.tick()
-    assert not room.moving()
+    setup = Setup()
+    setup.run().life.resumable = False
+    setup.fleet.emptying.append("decode-0")
+    assert setup.moves.tick()
+    assert not setup.moving()
 
 
-def test_a_promise_moves_without_counting() -> None:
-    room = Room()
-    run = room.run(0)
+def test_a_reservation_moves_without_counting() -> None:
+    setup = Setup()
+    run = setup.run(0)
     run.placed("prefill-0", "decode-0")
-    room.fleet.emptying.append("decode-0")
-    assert room.moves.tick()
+    setup.fleet.emptying.append("decode-0")
+    assert setup.moves.tick()
     assert (run.life.state, run.life.decode_id) == (State.PREFILLING, "decode-1")
-    assert not room.moving()
-    assert room.metrics.moves._value.get() == 0
+    assert not setup.moving()
+    assert setup.metrics.moves._value.get() == 0
 
 
 def test_a_move_is_forgotten_when_its_request_ends() -> None:
-    room = Room()
-    run = room.run()
-    room.fleet.emptying.append("decode-0")
-    room.moves.tick()
-    assert room.moving() == [run]
-    room.runs.clear()
-    assert not room.moves.tick()
-    assert not room.moves.is_moving(run.life.request_id)
+    setup = Setup()
+    run = setup.run()
+    setup.fleet.emptying.append("decode-0")
+    setup.moves.tick()
+    assert setup.moving() == [run]
+    setup.runs.clear()
+    assert not setup.moves.tick()
+    assert not setup.moves.is_moving(run.life.request_id)
 
 
 def test_requests_leave_a_worker_that_will_run_out_only_where_the_cluster_is_scaled() -> None:
     for rebalances in (False, True):
-        room = Room(rebalances=rebalances)
-        room.fleet.workers.pop("decode-0")
-        room.fleet.add("decode-0", 20)
+        setup = Setup(rebalances=rebalances)
+        setup.fleet.workers.pop("decode-0")
+        setup.fleet.add("decode-0", 20)
         for _ in range(2):
-            room.run()
-        room.moves.tick()
-        assert len(room.moving()) == rebalances
-        assert room.metrics.rebalanced._value.get() == rebalances
+            setup.run()
+        setup.moves.tick()
+        assert len(setup.moving()) == rebalances
+        assert setup.metrics.rebalanced._value.get() == rebalances

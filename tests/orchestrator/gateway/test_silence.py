@@ -1,4 +1,4 @@
-"""Who is given up for silence: never anyone while the gateway itself was away, and always one that alone is silent."""
+"""Workers are given up for silence, but never while the gateway itself was away."""
 
 from __future__ import annotations
 
