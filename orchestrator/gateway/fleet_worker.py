@@ -60,7 +60,7 @@ class FleetWorker:
         self.unqueue(_request_of(leg_id))
 
     def unqueue(self, request_id: str) -> None:
-        """Count a request's prompt no more, unless a leg of it runs: a later one, or one whose promise moved."""
+        """Count a request's prompt no more, unless a leg of it runs: a later one, or one whose reservation moved."""
         if request_id in self.queued_tokens and not any(_request_of(leg_id) == request_id for leg_id in self.legs):
             del self.queued_tokens[request_id]
 

@@ -1,6 +1,6 @@
 """Workers that do what a script says, for the live gateway and for the simulator, and a clock that it sets.
 
-Both stand for the same workers: blocks are promised, held and given back alike, so that both drivers decide from the
+Both stand for the same workers: blocks are reserved, held and given back alike, so that both drivers decide from the
 same.
 """
 
@@ -48,7 +48,7 @@ class ScriptedEngine:
 
     def __init__(self, kernel: Kernel, owner: Any, profile: Any, worker_id: str, **_: Any) -> None:
         self.worker_id = worker_id
-        self.promised_blocks = 0
+        self.unclaimed_blocks = 0
         self.batch = _Batch(kernel)
         self._owner = owner
         self._total_blocks = profile.total_blocks
@@ -69,7 +69,7 @@ class ScriptedEngine:
 
     @property
     def reserved_blocks(self) -> int:
-        return self.promised_blocks + sum(
+        return self.unclaimed_blocks + sum(
             max(0, leg.reserve_blocks - blocks_of(leg.known_tokens)) for leg in self._legs
         )
 

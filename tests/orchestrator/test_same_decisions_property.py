@@ -35,7 +35,7 @@ from tests.fakes.scripted import BLOCK_SIZE_TOKENS, Clock, ScriptedEngine, Scrip
 from tests.fakes.tokenizer import front
 
 MOST_TOKENS = 64
-"""Limit of every request's output. What is promised is never outgrown: what a gateway knows of a worker is then what
+"""Limit of every request's output. What is reserved is never outgrown: what a gateway knows of a worker is then what
 the simulator knows."""
 MOST_QUEUED = 3
 PATIENCE_S = 0.33
@@ -193,7 +193,7 @@ class Both:
         self.links[worker_id] = made
         return made
 
-    # --- the registry: a gateway hears of the workers that the simulator has ------------------------------------
+    # --- the registry: a gateway learns of the workers that the simulator has ------------------------------------
 
     def publish(self) -> bool:
         """Publish the membership if it changed; whether it did."""
@@ -324,7 +324,7 @@ class Both:
             each for each in self.simulation.fleet.views() if each.role is Role.DECODE and each.running_requests < 2
         ]
         moved = any(flight.lifecycle.moves for flight in flights)
-        return (bool(idle) and any(flight.waits_for_room for flight in flights)) or (
+        return (bool(idle) and any(flight.waits_for_headroom for flight in flights)) or (
             moved and is_growing(self.simulation.fleet)
         )
 
@@ -351,7 +351,7 @@ def scripted(script: Script) -> Iterator[tuple[Both, Logs]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lc.Lifecycle, "handle", handle)
         patch.setattr(time, "monotonic", clock)
-        patch.setattr(peaks, "FRESH_S", float("inf"))  # none is ever reckoned: the simulator ranks by what is promised
+        patch.setattr(peaks, "FRESH_S", float("inf"))  # none is ever reckoned: the simulator ranks by what is reserved
         patch.setattr("planner.simulator.fleet.Engine", ScriptedEngine)
         both = Both(script, clock)
         patch.setattr("orchestrator.gateway.fleet.WorkerLink", both.link)
