@@ -1,4 +1,4 @@
-"""Which pod of a release is taken, and how labels of Kubernetes' nodes reach placement."""
+"""How labels of Kubernetes' nodes reach placement, also while the API server does not answer."""
 
 from __future__ import annotations
 
@@ -10,85 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.errors import ConfigError, NoReadyWorker, WorkerError
+from cluster.errors import WorkerError
 from cluster.kubernetes.nodes import RETRY_S, NodeLabels, ray_labels
 from cluster.kubernetes.provisioner import KubeNode, KubernetesProvisioner
-from cluster.kubernetes.release import ReleasePod, _pod, choose
 from cluster.topology import NodeView, node_view
-
-# --- pods -----------------------------------------------------------------------------------------------------------
-
-pods = st.lists(
-    st.builds(
-        ReleasePod, st.sampled_from("abcdef"), st.just("head"), st.sampled_from(["r1", "r2"]), st.booleans(),
-        st.just("ray-head"), st.just({}),
-    ),
-    min_size=1,
-    max_size=6,
-)  # fmt: skip
-
-
-@given(pods, st.sampled_from([None, "r1", "r2"]))
-def test_a_ready_pod_of_the_revision_is_taken_or_the_refusal_says_why(
-    found: list[ReleasePod], revision: str | None
-) -> None:
-    revisions = {pod.revision for pod in found}
-    fitting = [pod for pod in found if revision in (None, pod.revision)]
-    if (revision is None and len(revisions) > 1) or not fitting:
-        with pytest.raises(ConfigError, match="r1"):
-            choose(found, revision, "release trial")
-    elif not any(pod.ready for pod in fitting):
-        with pytest.raises(NoReadyWorker, match=rf"none of its {len(fitting)} head pods is ready"):
-            choose(found, revision, "release trial")
-    else:
-        chosen = choose(found, revision, "release trial")
-        assert chosen.ready
-        assert chosen in fitting
-        assert chosen.name == min(pod.name for pod in fitting if pod.ready)
-
-
-def pod(*, ready: str | None = "True", deleted: bool = False, **more: Any) -> Any:
-    metadata = {"name": "p", "labels": None, "annotations": None, "deletion_timestamp": "now" if deleted else None}
-    conditions = None if ready is None else [SimpleNamespace(type="Ready", status=ready)]
-    container = SimpleNamespace(name="gateway", ports=None)
-    spec = {"containers": [container, SimpleNamespace(name="sidecar", ports=None)], "volumes": None}
-    return SimpleNamespace(
-        metadata=SimpleNamespace(**(metadata | more)),
-        status=SimpleNamespace(conditions=conditions),
-        spec=SimpleNamespace(**spec),
-    )
-
-
-@pytest.mark.parametrize(
-    ("item", "ready"),
-    [
-        (pod(), True),
-        (pod(ready="False"), False),
-        (pod(ready=None), False),
-        (pod(deleted=True), False),  # it answers until it ends, and is about to
-    ],
-)
-def test_readiness(item: Any, ready: bool) -> None:
-    assert _pod(item).ready is ready
-
-
-def test_a_pod_without_anything_has_empty_fields() -> None:
-    found = _pod(pod())
-    assert (found.component, found.revision, dict(found.ports), found.tls, found.server_name) == ("", "", {}, False, "")
-    assert found.container == "gateway"
-
-
-def test_ports_tls_and_the_certificates_name_are_read() -> None:
-    item = pod(annotations={"baton.io/server-name": "gw.internal"}, labels={"baton.io/revision": "r2"})
-    item.spec.containers[0].ports = [SimpleNamespace(name="grpc", container_port=50051)]
-    item.spec.volumes = [SimpleNamespace(name="tls")]
-    found = _pod(item)
-    assert (found.revision, found.server_name, found.tls, dict(found.ports)) == (
-        "r2", "gw.internal", True, {"grpc": 50051}
-    )  # fmt: skip
-
-
-# --- labels ---------------------------------------------------------------------------------------------------------
 
 
 @given(st.sampled_from(["", "h100"]), st.sampled_from(["", "d1"]), st.sampled_from(["", "rack-1"]), st.booleans())
