@@ -68,11 +68,7 @@ class Simulation:
         self.timers = Timers(self.kernel)
         self.records = Records(len(self.workload))
         self.live: dict[int, Flight] = {}
-        self.queue: AdmissionQueue[Flight] = AdmissionQueue(
-            self.gateway.max_queued_requests,
-            lambda tenant: self.gateway.weights.get(tenant, 1.0),
-            Discipline.FAIR if self.gateway.live_rules else Discipline.PLAIN,
-        )
+        self.queue = self._empty_queue()
         self.traffic = Traffic(listed=self.scaling is not None)
         # Turns that wait for the one before are not in the line of those that come by themselves.
         before = self.workload.turn_before
@@ -125,6 +121,13 @@ class Simulation:
         self.view = LiveFleetView(self.fleet, self.queue, self.live, self.traffic)
         self.sampler = Sampler(self.fleet)
         self.fleet.start(self.driver, on_ready=self._worker_ready, on_promoted=self.placer.pump)
+
+    def _empty_queue(self) -> AdmissionQueue[Flight]:
+        return AdmissionQueue(
+            self.gateway.max_queued_requests,
+            lambda tenant: self.gateway.weights.get(tenant, 1.0),
+            Discipline.FAIR if self.gateway.live_rules else Discipline.PLAIN,
+        )
 
     def _read_columns(self) -> None:
         """Columns as lists: one number of an array at a time is slow."""

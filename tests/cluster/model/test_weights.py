@@ -53,14 +53,15 @@ def test_a_token_goes_through_no_more_weights_than_there_are(used: int, more: in
 
 
 def test_what_is_asked_for_by_hand_is_checked() -> None:
-    by_hand = {"layers": 2, "hidden": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "vocab": 100, "intermediate": 128}
-    assert ModelChoice(name="mine", by_hand=by_hand).geometry() == replace(SMALL, name="mine", layers=2)
+    by_hand = {"layers": 4, "hidden": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "vocab": 100, "intermediate": 128}
+    assert ModelChoice(name="mine", by_hand=by_hand).geometry() == replace(SMALL, name="mine")
     assert ModelChoice(by_hand=by_hand, precision="fp8").geometry().precision is Precision.FP8
-    for changes, named in (
+    wrong = (
         ({"depth": 2}, "by_hand.depth"),
         ({"precision": "int3"}, "int3"),
         ({"layers": 0}, "layers=0"),
-    ):
+    )
+    for changes, named in wrong:
         with pytest.raises(ConfigError, match=named):
             ModelChoice(by_hand={**by_hand, **changes}).geometry()
 
