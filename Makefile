@@ -4,6 +4,9 @@ VENV_PYTHON := .venv/bin/python
 PROMPT ?= Why is the sky blue? Answer in two sentences.
 export BATON_CACHE ?= $(HOME)/.cache/baton
 
+# Engines are shared by the tests of one process, so only tests without them run side by side.
+PURE := $(VENV_PYTHON) -m pytest -m "not engine and not ray" -q -n auto --dist loadfile
+
 include models/Makefile.inc
 
 .PHONY: help setup model demo test check proto chart bench clean
@@ -22,14 +25,14 @@ demo: model  ## Ask a real model a question through prefill, handoff and decode:
 	@PROMPT='$(subst ','\'',$(PROMPT))'; bash scripts/demo.sh "$$PROMPT"
 
 test: setup model  ## Run all tests, engines included
-	@$(VENV_PYTHON) -m pytest
+	@$(PURE); pure=$$?; $(VENV_PYTHON) -m pytest -m "engine or ray" && exit $$pure
 
 check: setup  ## Format, lint, types, import direction and the pure tests; seconds
 	$(VENV_PYTHON) -m ruff format --check .
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m mypy
 	.venv/bin/lint-imports
-	$(VENV_PYTHON) -m pytest -m "not engine and not ray" -q
+	$(PURE)
 
 proto: setup  ## Generate the stubs in baton/ from proto/
 	@PYTHON=$(VENV_PYTHON) scripts/generate_proto.sh
