@@ -120,7 +120,7 @@ def export_params(imported: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 class TicketGuard:
-    """Which tickets were redeemed and which engine incarnations are alive; `redeem` is the only way to the blocks."""
+    """Which tickets were redeemed and which engine incarnations are alive: the gateway's check before decode."""
 
     def __init__(self) -> None:
         self._used: dict[str, float] = {}

@@ -1,1 +1,1 @@
-"""Deciding what runs where: policies, lifecycle, live gateway and controller, simulator, planner, APIs, CLI."""
+"""Deciding what runs where, and seeing to it: policies, request lifecycle, gateway, controller, node."""

@@ -199,7 +199,7 @@ class Fleet:
             self._tickets.redeem(action.ticket, now_s=now_s)
             message.ticket.CopyFrom(ticket_message(action.ticket, now_s))
         worker.legs.add(action.leg_id)
-        worker.link.submit(message, partial(self._take_output, action.worker_id, handler))
+        worker.link.submit(message, partial(self._route_output, action.worker_id, handler))
         if self._prefixes:
             self._prefixes.record(action.worker_id, hashes)
 
@@ -241,7 +241,7 @@ class Fleet:
         if worker := self.workers.get(worker_id) or next(others, None):
             worker.link.release(ticket, now_s)
 
-    def _take_output(self, worker_id: str, handler: OutputHandler, output: worker_pb2.LegOutput) -> None:
+    def _route_output(self, worker_id: str, handler: OutputHandler, output: worker_pb2.LegOutput) -> None:
         """A leg's message: note its first token and its end, and hand it to its run."""
         worker = self.workers.get(worker_id)
         if worker is not None:
