@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cluster.errors import WorkerDied
 from workers.progress import ProgressWatch
 
 
@@ -13,6 +14,10 @@ class EngineHealth:
         self._must_step_from_s: dict[str, float] = {}
         self.died = False
         """The engine core is gone, though this process lives."""
+
+    def leg_failed(self, error: Exception) -> None:
+        """A leg ended with an error; some errors say that the engine core is gone."""
+        self.died |= isinstance(error, WorkerDied)
 
     def must_step(self, leg_id: str, from_s: float) -> None:
         """From this time on the leg is work that makes the engine step."""

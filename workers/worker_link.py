@@ -95,10 +95,6 @@ class WorkerLink:
         """Stop a leg. Its handler stays until the worker has ended it, to catch a late ticket."""
         self._commands.put_nowait(worker_pb2.WorkerCommand(abort=worker_pb2.AbortLeg(leg_id=leg_id)))
 
-    def forget(self, leg_id: str) -> None:
-        """Drop the handler of a leg."""
-        self._handlers.pop(leg_id, None)
-
     def release(self, ticket: HandoffTicket, now_s: float) -> None:
         """Have the ticket's blocks freed at its source."""
         message = worker_pb2.ReleaseTicket(ticket=ticket_message(ticket, now_s))

@@ -15,7 +15,7 @@ from typing import Any
 
 from baton.internal.v1 import worker_pb2, worker_pb2_grpc
 from cluster.engine.protocol import Engine, EngineInfo
-from cluster.errors import EngineFailed, InvalidRequest, ServingError, WorkerDied, WorkerDraining
+from cluster.errors import EngineFailed, InvalidRequest, ServingError, WorkerDraining
 from workers.connection import Connection
 from workers.engine_health import EngineHealth
 from workers.leg_run import LegKind, LegRun
@@ -145,7 +145,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
                 raise InvalidRequest("the worker runs no leg of this kind", worker_id=self.worker_id)
             await kind.run(leg)
         except ServingError as error:
-            self.health.died |= isinstance(error, WorkerDied)
+            self.health.leg_failed(error)
             connection.put(error_message(leg_id, error))
             if self.health.died:
                 connection.report()

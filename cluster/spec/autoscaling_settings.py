@@ -36,7 +36,7 @@ class AutoscalingSettings(Settings):
     report_interval_s: float = Field(1.0, gt=0)
     """Seconds between the reports of a gateway, on which decisions rest."""
     start_s: float = Field(120.0, gt=0)
-    """Seconds from the order of a worker until it serves; replaced by what is measured once one has started."""
+    """Seconds from the order of a worker until it serves: what `baton up` takes on these nodes."""
     max_gpus: int | None = Field(None, ge=1)
     """GPUs of both pools together, a CPU worker counting as one; left out, the pools' own bounds alone."""
     patience_s: float | None = Field(None, ge=0)

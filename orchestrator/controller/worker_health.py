@@ -49,7 +49,10 @@ class HealthChecks:
         """Check every interval, until cancelled."""
         while True:
             await asyncio.sleep(self._spec.health.interval_s)
-            await self.check()
+            try:
+                await self.check()
+            except Exception:
+                log.exception("a round of health checks failed; the next one comes")
 
     async def check(self) -> None:
         """Ask all workers that serve or are on standby once, and act on the answers."""
@@ -72,7 +75,7 @@ class HealthChecks:
         except ServingError as error:
             log.error("worker %s is lost: %s", worker.worker_id, error)
             return Health.LOST
-        if load["draining"] and not worker.draining:
+        if load["draining"] and worker.up and not worker.draining:
             log.warning("worker %s was asked to end; it is drained and replaced", worker.worker_id)
             self._drains.drain([worker.worker_id], self._spec.drain.timeout_s, replace=True)
         return Health.WELL

@@ -95,7 +95,8 @@ class WorkerReplacement:
                 await self._pool.call(worker, "forget_kv")
             except (ServingError, TimeoutError) as error:
                 log.error("worker %s keeps KV that may be wrong, and is replaced: %s", worker_id, error)
-                await self.replace(worker)
+                if worker.up:  # it may have been drained or replaced meanwhile
+                    await self.replace(worker)
 
     async def _restart(self, worker: ManagedWorker, once_gone: str | None) -> None:
         if once_gone is not None:

@@ -1,4 +1,4 @@
-"""The queue before the workers, live and simulated; nothing queues between prefill and decode. Pure: time is an argument.
+"""The queue before the workers, live and simulated: nothing queues between prefill and decode. Pure.
 
 Higher priority first, strictly. Within a priority, tenants share by weight (`fair_share`). Within a tenant, the
 earliest deadline first, then the earliest arrival. A request that was preempted waits behind all others of its

@@ -41,12 +41,6 @@ class ForecastBand:
         self.covered = 0
         self.judged = 0
 
-    @property
-    def median_error(self) -> float:
-        """Median of the absolute log errors remembered; 0 before any."""
-        seen = list(self._recent)[max(0, min(_ASSUMED, len(self._recent) - self.judged)) :]
-        return float(np.median(np.abs(seen))) if seen else 0.0
-
     def observe(self, now_s: float, actual: float, forecast: float, ahead_s: float) -> tuple[float, float]:
         """Judge the forecasts that were for ``now_s`` by ``actual``; take a new one and return its band's ratios."""
         while self._waiting and self._waiting[0][0] <= now_s + 1e-6:

@@ -177,10 +177,6 @@ class Lifecycle:
             case DeadlinePassed():
                 return self._end(DeadlineExceeded("the deadline passed", request_id=self.request_id))
 
-    def fail(self, error: ServingError) -> list[Action]:
-        """End the request with an error that no retry can fix."""
-        return self._end(error)
-
     def validate(self) -> None:
         """Check the invariants; for tests.
 

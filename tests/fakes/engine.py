@@ -91,7 +91,7 @@ class _Leg:
 
 
 class FakeEngine:
-    """`cluster.engine.Engine` with programmable faults.
+    """`cluster.engine.protocol.Engine` with programmable faults.
 
     ``holds`` maps a point (``prefill``, ``import``, or the number of output tokens) to where legs wait;
     ``fail_next`` is raised by the next ``fail_times`` legs, each after ``fail_after`` tokens; ``deaf`` ignores aborts.
