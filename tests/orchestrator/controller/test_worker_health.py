@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -151,3 +152,26 @@ async def test_a_refused_link_has_its_reader_drop_what_it_read(tmp_path: Path) -
     await over(tasks)
     assert len(parts.published) == before + 1
     assert parts.runtime.calls[-1] == ("decode-1", "forget_kv")
+
+
+async def test_a_round_that_fails_is_not_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = await started(tmp_path)
+    often = parts.spec.model_copy(update={"health": parts.spec.health.model_copy(update={"interval_s": 0.001})})
+    health = HealthChecks(often, parts.pool, cast(Any, Drained()), cast(Any, Replaced(parts.pool)))
+    rounds: list[int] = []
+    second = asyncio.Event()
+
+    async def check() -> None:
+        rounds.append(len(rounds))
+        if len(rounds) == 2:
+            second.set()
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr(health, "check", check)
+    task = asyncio.create_task(health.run())
+    await second.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert "a round of health checks failed" in caplog.text
