@@ -185,6 +185,7 @@ class Both:
         )
         self.links: dict[str, ScriptedLink] = {}
         self.gateway = Gateway(parse(SPEC), front())
+        self.gateway.model.placer._clock = clock  # its default was bound before the clock was replaced
         self.streams: list[asyncio.Task[None]] = []
         self.published: tuple[Any, ...] = ()
 
