@@ -1,9 +1,9 @@
 """Which requests get workers, and when: from the queue to the router, for gateway and simulator. Pure.
 
-A request that nobody waits before is tried at once; others wait (`AdmissionQueue.goes_first`). When something was
-freed, requests are placed from the head of the queue on, until one finds no KV: a small request does not overtake a
-large one for ever. For that one a running request may be preempted (`orchestrator.policy.preemption`), and then it is
-tried again.
+A request that nobody waits before is tried at once, whether it need not wait (`AdmissionQueue.goes_first`) or comes to
+the head of the queue; others wait. When something was freed, requests are placed from the head of the queue on, until
+one finds no KV: a small request does not overtake a large one for ever. For that one a running request may be preempted
+(`orchestrator.policy.preemption`), and then it is tried again.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Placing(Generic[Item]):
         Raises:
             RequestRejected: it can neither be placed nor wait.
         """
-        queue = self.queue
+        queue, head = self.queue, self.queue.head
         again = again or waits_for_headroom
         direct = queue.goes_first(priority, waits_for_headroom=waits_for_headroom)
         if direct and not isinstance(found := self._owner.route(item), Wait):
@@ -86,13 +86,12 @@ class Placing(Generic[Item]):
                 again=again,
                 waits_for_headroom=waits_for_headroom,
             )
-        if queue.discipline is Discipline.PLAIN:
-            if queue.head is item:
-                self.place_waiting(now_s)
-            if not again:
-                queue.check_wait(item)
-        elif again:
-            self.place_waiting(now_s)  # it went to the head, and nothing else may happen that would try it
+        fair = queue.discipline is Discipline.FAIR
+        # Nothing else may happen that would try it, or what is the head since another lost its place to it.
+        if (fair and again) or (queue.head is not head and not direct):
+            self.place_waiting(now_s)
+        if not fair and not again:
+            queue.check_wait(item)
         return displaced
 
     def place_waiting(self, now_s: float) -> None:

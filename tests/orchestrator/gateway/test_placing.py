@@ -71,6 +71,24 @@ def test_a_small_one_does_not_overtake() -> None:
     assert small.placements
 
 
+def test_one_that_comes_to_the_head_of_the_queue_is_tried_at_once() -> None:
+    setup = Setup()
+    setup.ask()
+    large = setup.ask()
+    small = setup.ask(run=FakeRun(prepared(8, 8, priority=1)))
+    assert small.placements
+    assert not large.placements
+
+
+def test_what_is_the_head_since_another_lost_its_place_is_tried_at_once() -> None:
+    setup = Setup(queued=1)
+    setup.ask()
+    large = setup.ask(priority=-1)
+    small = setup.ask(run=FakeRun(prepared(8, 8)))
+    assert [type(each) for each in large.posted] == [Displaced]
+    assert small.placements
+
+
 def test_without_workers_an_incoming_request_is_refused_and_one_admitted_before_waits() -> None:
     setup = Setup()
     setup.fleet.workers.clear()
