@@ -158,14 +158,18 @@ class Fleet:
 
     def reserve(self, request_id: str, worker_id: str, blocks: int) -> None:
         """Reserve a request blocks of a worker."""
-        self.workers[worker_id].reserved[request_id] = blocks
+        self.workers[worker_id].reserve(request_id, blocks)
+
+    def holds(self, request_id: str, worker_id: str) -> bool:
+        """Whether a request has blocks reserved on a worker."""
+        return worker_id in self.workers and request_id in self.workers[worker_id].reserved
 
     def free(self, request_id: str, worker_id: str) -> None:
         """Take back what was reserved for a request."""
         for worker in self.workers.values():
             worker.unqueue(request_id)
         if holder := self.workers.get(worker_id):
-            holder.reserved.pop(request_id, None)
+            holder.free(request_id)
         self._owner.kv_freed()
 
     def freed_by(self, worker_id: str, request_id: str, held_blocks: int) -> int:
@@ -200,7 +204,7 @@ class Fleet:
             now_s = time.monotonic()
             self._tickets.redeem(action.ticket, now_s=now_s)
             message.ticket.CopyFrom(ticket_message(action.ticket, now_s))
-        worker.legs.add(action.leg_id)
+        worker.add_leg(action.leg_id)
         worker.link.submit(message, partial(self._route_output, action.worker_id, handler))
         if self._prefixes:
             self._prefixes.record(action.worker_id, hashes)
@@ -208,8 +212,8 @@ class Fleet:
     def abort_leg(self, leg_id: str, worker_id: str) -> None:
         """Stop a leg."""
         if worker := self.workers.get(worker_id):
-            worker.link.abort(leg_id)
             worker.drop_leg(leg_id)
+            worker.link.abort(leg_id)
 
     def issue_ticket(self, worker_id: str, params_json: str, now_s: float) -> HandoffTicket:
         """Check what prefill returned.
@@ -263,16 +267,22 @@ class Fleet:
         self.pairs.update(pairs)
         wanted = {member.worker_id: member for member in members if member.state in KNOWN_STATES}
         self._wanted = wanted
+        lost = False
         for worker_id, worker in list(self.workers.items()):
             member = wanted.get(worker_id)
             if member is None or member.incarnation != worker.member.incarnation:
                 self._drop(worker_id)
+                lost = True
             else:
                 worker.member = member
         for worker_id, member in wanted.items():
             if worker_id not in self.workers:
                 self._add(member)
-        self._owner.fleet_changed()
+        if lost:
+            # Those that lost a worker hear of it first: they give back what they have elsewhere, and go before others.
+            asyncio.get_running_loop().call_soon(self._owner.fleet_changed)
+        else:
+            self._owner.fleet_changed()
 
     def drop_silent(self, now_s: float) -> None:
         """Give up workers that have been silent for too long; see `SilenceWatch`."""

@@ -25,6 +25,8 @@ class FleetWorker:
     """Blocks reserved, by request."""
     queued_tokens: dict[str, int] = field(default_factory=dict)
     """Uncached prompt tokens of legs not yet prefilled."""
+    unsent: set[str] = field(default_factory=set)
+    """Requests with a reservation that no leg here has taken up yet: the worker's load says nothing of them."""
     legs: set[str] = field(default_factory=set)
     connected: bool = False
     """Whether the worker has reported on this link; until then nothing is sent there."""
@@ -48,11 +50,33 @@ class FleetWorker:
         """Blocks in use, without those that are being freed."""
         return max(0, min(self.load.used_blocks, self.member.total_blocks) - sum(self.leaving.values()))
 
+    @property
+    def running_requests(self) -> int:
+        """Requests with a leg here, those included whose first leg is about to be sent."""
+        return len(self.legs) + sum(request_id in self.queued_tokens for request_id in self.unsent)
+
+    def reserve(self, request_id: str, blocks: int) -> None:
+        """Reserve blocks to a request."""
+        self.reserved[request_id] = blocks
+        if not self._has_leg(request_id):
+            self.unsent.add(request_id)
+
+    def free(self, request_id: str) -> None:
+        """Take back what was reserved to a request."""
+        self.reserved.pop(request_id, None)
+        self.unsent.discard(request_id)
+
     def freed_by(self, request_id: str, held_blocks: int) -> int:
         """Blocks of headroom that a request would leave which holds so many, and has its reservation."""
         used, reserved = self.used_blocks, sum(self.reserved.values())
-        without = max(0, used - held_blocks, reserved - self.reserved.get(request_id, 0))
-        return max(used, reserved) - without
+        unsent = self._unsent_blocks()
+        without = max(unsent, used + unsent - held_blocks, reserved - self.reserved.get(request_id, 0))
+        return max(used + unsent, reserved) - without
+
+    def add_leg(self, leg_id: str) -> None:
+        """A leg is sent."""
+        self.legs.add(leg_id)
+        self.unsent.discard(_request_of(leg_id))
 
     def drop_leg(self, leg_id: str) -> None:
         """A leg no longer occupies the worker."""
@@ -61,7 +85,7 @@ class FleetWorker:
 
     def unqueue(self, request_id: str) -> None:
         """Count a request's prompt no more, unless a leg of it runs: a later one, or one whose reservation moved."""
-        if request_id in self.queued_tokens and not any(_request_of(leg_id) == request_id for leg_id in self.legs):
+        if request_id in self.queued_tokens and not self._has_leg(request_id):
             del self.queued_tokens[request_id]
 
     def prompt_read(self, leg_id: str) -> bool:
@@ -87,7 +111,10 @@ class FleetWorker:
         peak_blocks: int | None = None,
         refuses: frozenset[str] = frozenset(),
     ) -> WorkerView:
-        """The router's view. A running request's blocks are in the reservation already, so the larger counts.
+        """The router's view.
+
+        A running request's blocks are in the reservation already, so the larger counts; beside both, what is in use
+        and what is not even sent.
 
         ``usual_tokens_per_s`` stands in for a prefill rate that the worker has not shown yet.
         """
@@ -97,8 +124,8 @@ class FleetWorker:
             role=self.role,
             total_blocks=self.member.total_blocks,
             free_blocks=self.member.total_blocks - used,
-            reserved_blocks=max(0, sum(self.reserved.values()) - used),
-            running_requests=len(self.legs),
+            reserved_blocks=max(self._unsent_blocks(), sum(self.reserved.values()) - used),
+            running_requests=self.running_requests,
             queued_tokens=sum(self.queued_tokens.values()),
             prefill_tokens_per_s=self.load.prefill_tokens_per_s or usual_tokens_per_s,
             domain=self.member.domain or self.member.node,
@@ -108,6 +135,12 @@ class FleetWorker:
             spot=self.member.spot,
             refuses=refuses,
         )
+
+    def _unsent_blocks(self) -> int:
+        return sum(self.reserved[request_id] for request_id in self.unsent)
+
+    def _has_leg(self, request_id: str) -> bool:
+        return any(_request_of(leg_id) == request_id for leg_id in self.legs)
 
 
 def _request_of(leg_id: str) -> str:

@@ -198,6 +198,8 @@ class ScriptedLink:
             if leg.message.export:
                 output.transfer_params_json = self._params(leg_id, leg.input_tokens)
         leg.handler(output)
+        if output.finish_reason:
+            self._report_load()
 
     def report(self, now_s: float) -> None:
         """Say what is over, and the load."""

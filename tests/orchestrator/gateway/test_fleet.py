@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any, cast
 
@@ -104,6 +105,37 @@ async def test_a_reservation_is_seen_by_the_router_until_it_is_freed(bench: Benc
     assert bench.owner.reports == ["freed"]
 
 
+async def test_what_is_not_sent_yet_is_seen_beside_blocks_that_a_stale_load_still_counts(bench: Bench) -> None:
+    bench.load("decode-0", used_blocks=40)  # of a leg that has ended since
+    bench.fleet.reserve_placement("r", Placement("prefill-0", "decode-0", 7), 40)
+    decode = bench.fleet.views()[1]
+    assert (decode.running_requests, decode.reserved_blocks, decode.headroom_blocks) == (0, 7, 53)
+    bench.start("r/2", "decode-0")
+    decode = bench.fleet.views()[1]
+    assert (decode.running_requests, decode.headroom_blocks) == (1, 60)  # its blocks are in use from here on
+    assert bench.fleet.freed_by("decode-0", "r", 3) == 3
+    bench.fleet.reserve_placement("s", Placement("prefill-0", "decode-0", 5), 40)
+    bench.fleet.free("s", "decode-0")
+    assert bench.fleet.views()[1].headroom_blocks == 60
+
+
+async def test_a_worker_that_is_to_prefill_by_itself_runs_the_request_before_its_leg_is_sent(bench: Bench) -> None:
+    bench.fleet.reserve_placement("r", Placement(None, "decode-0", 7), 40)
+    bench.fleet.reserve_placement("s", Placement(None, "decode-0", 7), 40)
+    assert bench.fleet.views()[1].running_requests == 2
+    bench.start("r/1", "decode-0")
+    assert bench.fleet.views()[1].running_requests == 2
+    bench.fleet.free("s", "decode-0")
+    assert bench.fleet.views()[1].running_requests == 1
+
+
+async def test_those_that_lost_a_worker_hear_of_it_before_others_are_placed(bench: Bench) -> None:
+    bench.publish("prefill-0")
+    assert bench.owner.reports == ["lost decode-0"]
+    await asyncio.sleep(0)
+    assert bench.owner.reports == ["lost decode-0", "changed"]
+
+
 async def test_a_legs_first_token_and_its_end_are_noted_before_its_run_has_them(bench: Bench) -> None:
     bench.fleet.reserve_placement("r", Placement("prefill-0", "decode-0", 7), 40)
     outputs = bench.start("r/1", "prefill-0")
@@ -165,6 +197,7 @@ async def test_members_come_go_and_return_as_others(bench: Bench) -> None:
     assert all(view.accepting for view in bench.fleet.views())
     old = bench.link("decode-0")
     bench.publish("prefill-0", "decode-0", incarnation="new")
+    await asyncio.sleep(0)
     assert bench.owner.reports[2:] == ["lost prefill-0", "lost decode-0", "lost decode-1", "changed"]
     assert bench.link("decode-0") is not old
 
