@@ -14,6 +14,7 @@ from orchestrator.gateway.forecast import OutputForecast
 from orchestrator.gateway.run_view import RunView
 from orchestrator.policy.preemption import Running, preempt_for
 from orchestrator.policy.router import WorkerView
+from orchestrator.request.lifecycle import Lifecycle
 
 log = logging.getLogger("baton.gateway")
 
@@ -56,7 +57,7 @@ class Preemption:
         runs: Mapping[int, RunView],
         forecast: OutputForecast,
         *,
-        is_moving: Callable[[str], bool],
+        is_moving: Callable[[Lifecycle], bool],
         local_prefill_below_tokens: int,
         on_preempted: Callable[[], None],
     ) -> None:
@@ -110,7 +111,7 @@ class Preemption:
         """What decodes on these workers and could go on from its ledger with every token as if it had stayed."""
         for run in self._runs.values():
             life, worker_id = run.life, str(run.life.decode_id)
-            if worker_id not in worker_ids or not life.settled or self._is_moving(life.request_id) or not run.movable:
+            if worker_id not in worker_ids or not life.settled or self._is_moving(life) or not run.movable:
                 continue
             freed = self._fleet.freed_by(worker_id, life.request_id, self._forecast.held_blocks(run))
             yield Running(run.number, worker_id, run.request.priority, freed, len(life.output_ids), run.preempted)

@@ -19,7 +19,7 @@ from orchestrator.gateway.run_view import RunView
 from orchestrator.policy.drain_moves import HeldRequest, next_moves
 from orchestrator.policy.peak import shifts
 from orchestrator.policy.router import WorkerView, is_batch
-from orchestrator.request.lifecycle import Moved, State
+from orchestrator.request.lifecycle import Lifecycle, Moved, State
 from orchestrator.request.moving import Moves, hold_of
 
 log = logging.getLogger("baton.gateway")
@@ -46,6 +46,10 @@ class MovesFleet(Protocol):
 
     def reserve(self, request_id: str, worker_id: str, blocks: int) -> None:
         """Reserve a request blocks of a worker."""
+        ...
+
+    def holds(self, request_id: str, worker_id: str) -> bool:
+        """Whether a request has blocks reserved on a worker."""
         ...
 
 
@@ -94,13 +98,13 @@ class RequestMoves:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def is_moving(self, request_id: str) -> bool:
+    def is_moving(self, life: Lifecycle) -> bool:
         """Whether the request is on its way to another worker, or about to be."""
-        return request_id in self._begun
+        return self._begun.under_way(life)
 
     def tick(self) -> bool:
         """Begin what may begin; whether a worker that is to be emptied still has anything of ours."""
-        self._begun.forget_over({run.life.request_id: run.life for run in self._runs.values()})
+        self._begun.forget_over({run.life.request_id: run.life for run in self._runs.values()}, self._fleet.holds)
         busy = False
         for worker_id in self._fleet.to_empty():
             busy |= self._empty(worker_id)
@@ -166,7 +170,7 @@ class RequestMoves:
     def _held(self, run: RunView, worker_id: str) -> HeldRequest | None:
         """What the run has on the worker; None if nothing."""
         life = run.life
-        hold = hold_of(life, worker_id, moving=life.request_id in self._begun)
+        hold = hold_of(life, worker_id, moving=self._begun.under_way(life))
         if hold is None:
             return None
         remaining_tokens, batch = self._forecast.remaining_tokens(run), is_batch(run.request.priority)

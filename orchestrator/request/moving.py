@@ -5,7 +5,7 @@ What `orchestrator.policy.drain` and `peak` decide from; gateways and the simula
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from orchestrator.policy.drain_moves import Hold
@@ -45,29 +45,47 @@ class _Move:
 
 
 class Moves:
-    """Owns which requests are on their way, from the decision until they make tokens at the target."""
+    """Owns which requests are on their way, from the decision until they make tokens at the target.
+
+    Example:
+        >>> life, moves = Lifecycle("r", (1, 2), 8, state=State.DECODING, decode_id="d0"), Moves()
+        >>> moves.begin(life, "d1")
+        >>> moves.under_way(life)
+        True
+        >>> life.retries += 1  # the target was lost, and the request is prefilled again
+        >>> moves.under_way(life)
+        False
+    """
 
     def __init__(self) -> None:
         self._begun: dict[str, _Move] = {}
 
-    def __contains__(self, request_id: str) -> bool:
-        return request_id in self._begun
+    def under_way(self, life: Lifecycle) -> bool:
+        """Whether a request is on its way: it has neither landed nor failed, so that it is prefilled again."""
+        move = self._begun.get(life.request_id)
+        return (
+            move is not None
+            and life.retries == move.retries
+            and not (life.decode_id == move.target_id and life.has_output)
+        )
 
     def begin(self, life: Lifecycle, target_id: str) -> None:
         """A decoding request is to move. A reservation alone that changes its place is none."""
         if life.state is State.DECODING:
             self._begun[life.request_id] = _Move(target_id, life.retries)
 
-    def forget_over(self, lives: Mapping[str, Lifecycle]) -> None:
-        """Drop moves that are over: landed, ended, or failed (the request was prefilled again, perhaps elsewhere).
+    def forget_over(self, lives: Mapping[str, Lifecycle], holds: Callable[[str, str], bool] | None = None) -> None:
+        """Drop moves that are over: landed, ended, failed, or refused.
 
         Args:
             lives: Every request that has not ended, by its id.
+            holds: Whether a request has blocks reserved on a worker: it gives them back if it could not move after
+                all. None: requests take a move at once.
         """
         self._begun = {
             request_id: move
             for request_id, move in self._begun.items()
             if (life := lives.get(request_id)) is not None
-            and life.retries == move.retries
-            and not (life.decode_id == move.target_id and life.has_output)
+            and self.under_way(life)
+            and (holds is None or holds(request_id, move.target_id))
         }

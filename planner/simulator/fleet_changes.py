@@ -107,7 +107,7 @@ class FleetChanges:
     def _hold(self, flight: Flight, worker: Worker) -> Hold | None:
         life = flight.lifecycle
         if self._gateway.live_rules:
-            moving = life.request_id in self._moves
+            moving = self._moves.under_way(life)
         else:  # off this worker alone: one that comes to it and has its next move ahead of it counts for that
             moving = life.prefill_id == worker.worker_id and life.moves > 0 and not life.has_output
         return hold_of(life, worker.worker_id, moving=moving)

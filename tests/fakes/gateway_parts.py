@@ -119,6 +119,9 @@ class FakeFleet:
     def reserve(self, request_id: str, worker_id: str, blocks: int) -> None:
         self.reserved.setdefault(worker_id, {})[request_id] = blocks
 
+    def holds(self, request_id: str, worker_id: str) -> bool:
+        return request_id in self.reserved.get(worker_id, {})
+
     def to_empty(self) -> list[str]:
         return self.emptying
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +19,7 @@ from cluster.errors import RequestRejected
 from cluster.spec.config import Role, parse
 from orchestrator.gateway import peaks
 from orchestrator.gateway.gateway import Gateway
+from orchestrator.policy.router import Placement
 from orchestrator.policy.scaling_policy import DrainWorker, StartWorker
 from orchestrator.request import lifecycle as lc
 from planner.simulator.cost import AffineCost, AffineTransfer
@@ -99,8 +100,6 @@ def plain(event: lc.Event, actions: list[lc.Action]) -> list[Decision]:
     """What was decided with an event, without what two drivers cannot share."""
     found: list[Decision] = []
     match event:
-        case lc.Placed() if actions:
-            found.append(("placed", event.prefill_id, event.decode_id))
         case lc.Moved() if actions:
             found.append(("moved", event.decode_id))
         case lc.Preempted() if actions:
@@ -131,12 +130,24 @@ class Logs:
         log = self.live if rest else self.virtual
         log += [(int(name), *each) for each in plain(event, actions)]
 
+    def placed(self, log: list[Decision], placer: Any, number_of: Callable[[Any], int]) -> None:
+        """Have what a driver's placer decides in a log, when it decides it."""
+        real = placer.placed
+
+        def placed(item: Any, placement: Placement, charged_tokens: float) -> None:
+            log.append((number_of(item), "placed", placement.prefill_id, placement.decode_id))
+            real(item, placement, charged_tokens)
+
+        placer.placed = placed
+
     def alike(self) -> bool:
         """Whether each request went the same way, and each kind of decision was taken in the same order.
 
-        Not the order of all: a gateway's runs take what was decided for them a moment later, each in its own task.
+        Not the order of all, nor of legs: a gateway's runs take what was decided for them a moment later, each in its
+        own task.
         """
-        return all(_sorted(self.live, key) == _sorted(self.virtual, key) for key in (0, 1))
+        kinds = [[each for each in log if each[1] != "leg"] for log in (self.live, self.virtual)]
+        return _sorted(self.live, 0) == _sorted(self.virtual, 0) and _sorted(kinds[0], 1) == _sorted(kinds[1], 1)
 
 
 def _sorted(log: list[Decision], key: int) -> list[Decision]:
@@ -313,22 +324,6 @@ class Both:
             self.simulation.driver.tell_progress(flight)
         link.progress(leg_id, count, left_tokens)
 
-    def may_race(self) -> bool:
-        """Whether a gateway may decide otherwise because of what it learns a moment later.
-
-        It counts a worker as idle until the leg of a request placed in the same moment is sent, and may take back
-        two there. And it sees only by its next tick, within a second, that a move has landed; until then it preempts
-        others.
-        """
-        flights = self.simulation.live.values()
-        idle = [
-            each for each in self.simulation.fleet.views() if each.role is Role.DECODE and each.running_requests < 2
-        ]
-        moved = any(flight.lifecycle.moves for flight in flights)
-        return (bool(idle) and any(flight.waits_for_headroom for flight in flights)) or (
-            moved and is_growing(self.simulation.fleet)
-        )
-
     def rejected(self) -> tuple[list[int], list[int]]:
         """Requests that were refused, or lost their place, on each side."""
         live = [
@@ -356,6 +351,8 @@ def scripted(script: Script) -> Iterator[tuple[Both, Logs]]:
         patch.setattr("planner.simulator.fleet.Engine", ScriptedEngine)
         both = Both(script, clock)
         patch.setattr("orchestrator.gateway.fleet.WorkerLink", both.link)
+        logs.placed(logs.live, both.gateway.model.placer, lambda run: int(run.request.request_id))
+        logs.placed(logs.virtual, both.simulation.placer, lambda flight: flight.index)
         yield both, logs
 
 
@@ -369,8 +366,6 @@ async def run(script: Script) -> Logs:
                 for _ in range(5):
                     if not logs.alike():
                         await both.wait(TICK_S)
-                if both.may_race():
-                    break
                 assert logs.alike(), (at, event, logs)
                 live, virtual = both.rejected()
                 assert live == virtual, (at, event)

@@ -17,7 +17,7 @@ class Setup:
         self.moving: set[str] = set()
         self.counted = 0
         self.preemption = Preemption(
-            self.fleet, self.runs, OutputForecast(512, BLOCK), is_moving=self.moving.__contains__,
+            self.fleet, self.runs, OutputForecast(512, BLOCK), is_moving=lambda life: life.request_id in self.moving,
             local_prefill_below_tokens=0, on_preempted=self.count,
         )  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from orchestrator.gateway.forecast import OutputForecast
 from orchestrator.gateway.metrics import GatewayMetrics
 from orchestrator.gateway.request_moves import RequestMoves
-from orchestrator.request.lifecycle import Moved, State
+from orchestrator.request.lifecycle import Event, FreeReservation, Moved, State, Turned, WorkerLost
 from tests.fakes.gateway_parts import BLOCK, FakeFleet, FakeRun, prepared
 
 
@@ -26,7 +26,7 @@ class Setup:
         return run.decodes("decode-0", tokens) if tokens else run
 
     def moving(self) -> list[FakeRun]:
-        return [run for run in self.runs.values() if self.moves.is_moving(run.life.request_id)]
+        return [run for run in self.runs.values() if self.moves.is_moving(run.life)]
 
 
 def test_a_draining_worker_is_emptied_a_few_at_a_time() -> None:
@@ -77,7 +77,46 @@ def test_a_move_is_forgotten_when_its_request_ends() -> None:
     assert setup.moving() == [run]
     setup.runs.clear()
     assert not setup.moves.tick()
-    assert not setup.moves.is_moving(run.life.request_id)
+    assert not setup.moves.is_moving(run.life)
+
+
+def test_one_that_has_landed_is_not_on_its_way_before_the_next_tick_either() -> None:
+    setup = Setup()
+    run = setup.run()
+    setup.fleet.emptying.append("decode-0")
+    setup.moves.tick()
+    run.decodes("decode-1", 0)
+    assert setup.moving() == [run]
+    run.decodes("decode-1", 2)
+    assert not setup.moving()
+
+
+def test_one_whose_target_is_lost_moves_again() -> None:
+    setup = Setup()
+    run = setup.run()
+    setup.fleet.emptying.append("decode-0")
+    setup.moves.tick()
+    run.life.handle(WorkerLost("decode-1"))
+    assert not setup.moving()
+    run.decodes("decode-0")
+    setup.moves.tick()
+    assert run.posted == [Moved("decode-1")] * 2
+    assert setup.moving() == [run]
+
+
+def test_one_that_could_not_move_after_all_moves_later() -> None:
+    setup = Setup()
+    run = setup.run()
+    setup.fleet.emptying.append("decode-0")
+    posted: list[Event] = []
+    run.post = posted.append  # type: ignore[method-assign]  # its caller does not read at present
+    setup.moves.tick()
+    run.life.handle(Turned((66,)))
+    assert run.life.handle(posted[0]) == [FreeReservation("decode-1")]
+    del setup.fleet.reserved["decode-1"][run.life.request_id]
+    run.decodes("decode-0")
+    setup.moves.tick()
+    assert posted == [Moved("decode-1")] * 2
 
 
 def test_requests_leave_a_worker_that_will_run_out_only_where_the_cluster_is_scaled() -> None:
