@@ -33,7 +33,8 @@ async def send(edge: Edge, data: Any, path: str = CHAT, headers: dict[str, str] 
         (b"null", "expected an object, got null"),
         (b'"x"', "expected an object, got a string"),
         (b'{"model": "\xff\xfe"}', "not UTF-8: byte 11"),
-        (b"\xef\xbb\xbf{}", "not JSON"),
+        (b"\xef\xbb\xbf", "empty"),
+        (b"\xef\xbb\xbf\xef\xbb\xbf{}", "not JSON"),
         (b'{"model": NaN}', "NaN"),
         (b'{"model": -Infinity}', "Infinity"),
         (b'{"model": "m", "prompt": "\\ud800"}', "lone surrogate"),
@@ -84,13 +85,6 @@ async def test_a_chunked_body_is_read_up_to_the_limit_and_no_further(edge: Edge)
     assert str(LIMIT_BYTES) in error["message"]
 
 
-async def test_a_compressed_body_is_refused(edge: Edge) -> None:
-    for encoding in ("gzip", "br", "wat"):
-        status, error = await send(edge, b"\x1f\x8b", headers={**JSON, "Content-Encoding": encoding})
-        assert status == 400
-        assert "uncompressed" in error["message"]
-
-
 async def test_broken_http_is_an_error_and_not_logged(edge: Edge, caplog: pytest.LogCaptureFixture) -> None:
     host, _, port = edge.url.removeprefix("http://").partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
@@ -104,13 +98,6 @@ async def test_broken_http_is_an_error_and_not_logged(edge: Edge, caplog: pytest
     assert caplog.records == []
     writer.close()
     await writer.wait_closed()
-
-
-async def test_the_content_type_must_be_json(edge: Edge) -> None:
-    for kind in ("text/plain", "application/x-www-form-urlencoded", "x", ""):
-        status, error = await send(edge, b"{}", headers={"Content-Type": kind})
-        assert status == 400
-        assert "Content-Type: application/json" in error["message"]
 
 
 async def test_unknown_paths_and_methods(edge: Edge) -> None:
