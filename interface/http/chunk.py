@@ -37,7 +37,9 @@ class Chunks:
         self._started: set[int] = set()
         self._usages: list[inference_pb2.Usage] = []
         self._prompt_tokens: dict[int, int] = {}
-        self._completion_tokens: dict[int, int] = {}
+        self._cached_tokens: dict[int, int] = {}
+        self._output_tokens: dict[int, list[int]] = {}
+        """By choice: tokens of the reasoning, and of the answer."""
         self._logprobs: dict[int, CompletionLogprobs] = {}
 
     def take(self, prompt: int, event: inference_pb2.GenerateResponse) -> bytes:
@@ -49,6 +51,8 @@ class Chunks:
                 self._usages.append(event.finished.usage)
             case "admitted":
                 self._prompt_tokens[prompt] = event.admitted.prompt_tokens
+            case "first_token":
+                self._cached_tokens[prompt] = event.first_token.cached_tokens
         return b""
 
     def end(self) -> bytes:
@@ -86,16 +90,20 @@ class Chunks:
             rest["token_ids"] = list(delta.token_ids)
             if first:
                 rest["prompt_token_ids"] = prompt_token_ids(call.requests[prompt])
-        tail = self._tail
-        if call.continuous_usage:
-            count = self._completion_tokens.get(index, 0) + len(delta.token_ids)
-            self._completion_tokens[index] = count
-            prompt_tokens = self._prompt_tokens.get(prompt, 0)
-            tail = (
-                f'],"usage":{{"prompt_tokens":{prompt_tokens},"completion_tokens":{count},'
-                f'"total_tokens":{prompt_tokens + count}}}}}\n\n'
-            )
+        tail = f'],"usage":{self._usage_until(prompt, index, delta)}}}\n\n' if call.continuous_usage else self._tail
         return f'{self._head}{{"index":{index},{body},{json.dumps(rest, separators=(",", ":"))[1:]}{tail}'
+
+    def _usage_until(self, prompt: int, index: int, delta: inference_pb2.Delta) -> str:
+        """The ``usage`` of a choice up to and with this delta."""
+        counts = self._output_tokens.setdefault(index, [0, 0])
+        counts[delta.phase != _REASONING] += len(delta.token_ids)
+        usage = inference_pb2.Usage(
+            prompt_tokens=self._prompt_tokens.get(prompt, 0),
+            cached_tokens=self._cached_tokens.get(prompt, 0),
+            reasoning_tokens=counts[0],
+            answer_tokens=counts[1],
+        )
+        return json.dumps(usage_object([usage]), separators=(",", ":"))
 
     def _logprobs_of(self, index: int, delta: inference_pb2.Delta) -> dict[str, Any] | None:
         top = self._call.logprobs

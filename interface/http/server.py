@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
@@ -33,9 +33,11 @@ LINGER_S = 1.0
 SHUTDOWN_S = 5.0
 """Seconds that running replies have to end by themselves when the server stops."""
 
-HEALTH_PATH = "/health"
+HEALTH_PATHS = frozenset({"/health", "/v1/health", "/ping"})
+"""Served without a key. SageMaker asks for /ping."""
 
 Read = Callable[[Any, str], HttpCall]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def _is_our_matter(record: logging.LogRecord) -> bool:
@@ -58,28 +60,34 @@ class HttpServer:
         self._limit_bytes = settings.max_request_bytes
         # More prompts than may wait could never all be admitted.
         self._max_prompts = max(1, settings.max_queued_requests)
+        self._posts: dict[str, Handler] = {
+            "/v1/chat/completions": self._chat,
+            "/v1/completions": self._completion,
+            "/ping": self._health,
+        }
+        self._gets: dict[str, Handler] = {
+            "/v1/models": self._models,
+            "/v1/models/{model:.*[^/]}": self._model,
+            "/v1/status": self._status,
+            "/version": self._version,
+            **dict.fromkeys(HEALTH_PATHS, self._health),
+        }
 
     def app(self) -> web.Application:
-        """The application, ready to be run."""
+        """The application, ready to be run. Each path may end with a slash, and each that takes GET takes HEAD."""
         app = web.Application(
             middlewares=[self.sweeper.middleware, _errors_as_json, self._authorised], client_max_size=self._limit_bytes
         )
-        app.add_routes(
-            [
-                web.post("/v1/chat/completions", self._chat),
-                web.post("/v1/completions", self._completion),
-                web.get("/v1/models", self._models),
-                web.get("/v1/models/{model:.+}", self._model),
-                web.get("/v1/status", self._status),
-                web.get(HEALTH_PATH, self._health),
-            ]
-        )
+        for path, handler in self._posts.items():
+            app.add_routes([web.post(path, handler), web.post(f"{path}/", handler)])
+        for path, handler in self._gets.items():
+            app.add_routes([web.get(path, handler), web.get(f"{path}/", handler)])
         return app
 
     @web.middleware
     async def _authorised(self, request: web.Request, handler: Any) -> web.StreamResponse:
         """Serve health to anybody, and the rest to callers with a valid key."""
-        if request.path != HEALTH_PATH:
+        if request.path.rstrip("/") not in HEALTH_PATHS:
             # Set for every request: those of one connection share a task.
             current_caller.set(self._authentication.check(request.headers.get("Authorization", "")))
         response: web.StreamResponse = await handler(request)
@@ -106,6 +114,9 @@ class HttpServer:
 
     async def _status(self, request: web.Request) -> web.Response:
         return _json(to_json(self._backend.status()))
+
+    async def _version(self, request: web.Request) -> web.Response:
+        return _json({"version": self._backend.status().version})
 
     async def _health(self, request: web.Request) -> web.Response:
         return _json({"status": "ok"})

@@ -81,6 +81,20 @@ async def test_usage_with_every_chunk(edge: Edge) -> None:
     counts = [(event["usage"]["prompt_tokens"], event["usage"]["completion_tokens"]) for event in events]
     assert counts == [(5, 1), (5, 2), (5, 2)]
     assert events[-1]["choices"] == []
+    assert {event["usage"]["prompt_tokens_details"]["cached_tokens"] for event in events} == {2}
+
+
+async def test_usage_with_every_chunk_counts_the_reasoning(edge: Edge) -> None:
+    edge.backend.script = reply(reasoning=("Hm", "m"), answer=("4", "2"))
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    events = [json.loads(event[6:]) for event in (await edge.stream(CHAT, **BODY, n=2, stream_options=options))[:-1]]
+    for index in (0, 1):
+        usages = [event["usage"] for event in events[:-1] if event["choices"][0]["index"] == index]
+        assert [usage["completion_tokens"] for usage in usages] == [1, 2, 3, 4]
+        assert [usage["completion_tokens_details"]["reasoning_tokens"] for usage in usages] == [1, 2, 2, 2]
+        assert {usage["total_tokens"] - usage["completion_tokens"] for usage in usages} == {5}
+        assert all(usage.keys() == events[-1]["usage"].keys() for usage in usages)
+    assert events[-1]["usage"]["completion_tokens"] == 8
 
 
 async def test_several_choices_are_distinguished(edge: Edge) -> None:
