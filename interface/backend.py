@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Protocol, TypeVar
 
@@ -20,6 +20,26 @@ class Backend(Protocol):
         Raises:
             ServingError: before or during the stream.
         """
+        ...
+
+    async def tokenize(self, request: inference_pb2.GenerateRequest, *, special_tokens: bool) -> list[int]:
+        """The ids of the request's prompt or chat; ``special_tokens`` adds the model's own to a prompt. No worker runs.
+
+        Raises:
+            ServingError: the request is bad.
+        """
+        ...
+
+    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
+        """The text of tokens; an empty name stands for the model served.
+
+        Raises:
+            ServingError: there is no such model, or no such token.
+        """
+        ...
+
+    def token_texts(self, token_ids: Sequence[int]) -> list[str]:
+        """Each token as the vocabulary writes it."""
         ...
 
     def models(self) -> list[inference_pb2.Model]:

@@ -23,6 +23,7 @@ from interface.http.idle import IdleSweeper
 from interface.http.reply import Reply
 from interface.http.request import HttpCall, read_chat_call, read_completion_call
 from interface.http.status import model_object, to_json
+from interface.http.tokens import read_detokenize_call, read_tokenize_call, tokens_object
 from interface.listening import listen
 from interface.merge import Event, run_all
 from interface.slow_reader import reading_within
@@ -63,6 +64,8 @@ class HttpServer:
         self._posts: dict[str, Handler] = {
             "/v1/chat/completions": self._chat,
             "/v1/completions": self._completion,
+            "/tokenize": self._tokenize,
+            "/detokenize": self._detokenize,
             "/ping": self._health,
         }
         self._gets: dict[str, Handler] = {
@@ -102,6 +105,16 @@ class HttpServer:
             lambda tree, request_id: read_completion_call(tree, request_id=request_id, max_prompts=self._max_prompts),
         )
 
+    async def _tokenize(self, request: web.Request) -> web.Response:
+        call = read_tokenize_call(await self._body(request))
+        ids = await self._backend.tokenize(call.request, special_tokens=call.special_tokens)
+        texts = self._backend.token_texts(ids) if call.texts else None
+        models = [model for model in self._backend.models() if call.request.model in ("", model.name)]
+        return _json(tokens_object(ids, texts, models[0].max_model_len_tokens))
+
+    async def _detokenize(self, request: web.Request) -> web.Response:
+        return _json({"prompt": await self._backend.detokenize(*read_detokenize_call(await self._body(request)))})
+
     async def _models(self, request: web.Request) -> web.Response:
         return _json({"object": "list", "data": [model_object(model) for model in self._backend.models()]})
 
@@ -121,9 +134,11 @@ class HttpServer:
     async def _health(self, request: web.Request) -> web.Response:
         return _json({"status": "ok"})
 
+    async def _body(self, request: web.Request) -> Any:
+        return await read_json(request, self._limit_bytes, self._settings.body_timeout_s)
+
     async def _run(self, request: web.Request, read: Read) -> web.StreamResponse:
-        tree = await read_json(request, self._limit_bytes, self._settings.body_timeout_s)
-        call = read(tree, request.headers.get(REQUEST_ID_KEY, ""))
+        call = read(await self._body(request), request.headers.get(REQUEST_ID_KEY, ""))
         try:
             for item in call.requests:
                 fold_deadline(item, None)

@@ -18,7 +18,7 @@ from functools import partial
 from baton.internal.v1 import registry_pb2
 from baton.v1 import cluster_pb2
 from baton.v1 import inference_pb2 as pb
-from cluster.errors import RequestRejected, ServingError
+from cluster.errors import ModelNotFound, RequestRejected, ServingError
 from cluster.internal_rpc import InternalRpc
 from cluster.spec.config import ClusterSpec
 from orchestrator.gateway.choice_run import ChoiceRun
@@ -28,6 +28,7 @@ from orchestrator.gateway.gateway_status import set_gauges, worker_rows
 from orchestrator.gateway.journal import RequestJournal
 from orchestrator.gateway.metrics import GatewayMetrics
 from orchestrator.gateway.model_serving import ModelServing
+from orchestrator.gateway.tokenization import Tokenization
 from orchestrator.gateway.traffic import Traffic
 from orchestrator.request.model_front import ModelFront
 from orchestrator.request.prepare import PreparedRequest, prepare
@@ -48,6 +49,7 @@ class Gateway:
         self._traffic = Traffic()
         self.journal = RequestJournal(self._traffic, self.model.runs)
         self._entry = Entry(spec)
+        self._tokenization = Tokenization(front)
         self._started_s = time.monotonic()
         self._counts: Counter[str] = Counter()
 
@@ -77,6 +79,30 @@ class Gateway:
         if self.spec.security.log_text:
             self._log_text(prepared, runs)
         yield pb.GenerateResponse(finished=self._finished(prepared, runs))
+
+    async def tokenize(self, request: pb.GenerateRequest, *, special_tokens: bool) -> list[int]:
+        """The ids of the request's prompt or chat.
+
+        Raises:
+            ModelNotFound: another model was asked for.
+            InvalidRequest: the input is malformed.
+        """
+        self._check_model(request.model)
+        return await self._tokenization.tokenize(request, special_tokens=special_tokens)
+
+    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
+        """The text of tokens.
+
+        Raises:
+            ModelNotFound: another model was asked for.
+            InvalidRequest: an id is out of the vocabulary.
+        """
+        self._check_model(model)
+        return await self._tokenization.detokenize(token_ids)
+
+    def token_texts(self, token_ids: Sequence[int]) -> list[str]:
+        """Each token as the vocabulary writes it."""
+        return self._tokenization.token_texts(token_ids)
 
     def models(self) -> list[pb.Model]:
         """The one model served."""
@@ -135,6 +161,10 @@ class Gateway:
     async def close(self) -> None:
         """End all links; streams still open end with an error."""
         await self.model.close()
+
+    def _check_model(self, name: str) -> None:
+        if name and name != self.model.front.name:
+            raise ModelNotFound(f"no model {name[:256]!r} here; this cluster serves {self.model.front.name!r}")
 
     # --- one request ----------------------------------------------------------------------------------------
 

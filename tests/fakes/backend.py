@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from baton.v1 import cluster_pb2, inference_pb2
+from cluster.errors import ModelNotFound
 
 MODEL = "tiny-thinker"
 Event = inference_pb2.GenerateResponse
@@ -58,6 +59,21 @@ class FakeBackend:
                 self.idle.set()
             if not done:
                 self.cancelled.set()
+
+    async def tokenize(self, request: inference_pb2.GenerateRequest, *, special_tokens: bool) -> list[int]:
+        """Its tokens are bytes; 256 is bos."""
+        if request.model not in ("", MODEL):
+            raise ModelNotFound(f"no model {request.model!r} here")
+        text = "".join(message.content for message in request.chat.messages) or request.prompt
+        return [256] * special_tokens + list(text.encode())
+
+    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
+        if model not in ("", MODEL):
+            raise ModelNotFound(f"no model {model!r} here")
+        return bytes(token_ids).decode()
+
+    def token_texts(self, token_ids: Sequence[int]) -> list[str]:
+        return [chr(token) if token < 256 else "<s>" for token in token_ids]
 
     def models(self) -> list[inference_pb2.Model]:
         return [inference_pb2.Model(name=MODEL, max_model_len_tokens=2048, reasoning=True)]
