@@ -34,6 +34,8 @@ class GatewaySettings(Settings):
     """Seconds in which an HTTP body must have come, and an idle HTTP connection must send its next request."""
     slow_reader_timeout_s: float = Field(60, gt=0)
     """Seconds that a reply may wait for its reader to take the next piece before the request is ended."""
+    http_keep_alive_s: float | None = Field(15, gt=0)
+    """Seconds of silence after which an HTTP stream gets a comment, so that no proxy closes it; null sends none."""
     max_choices: int = Field(16, ge=1)
     """Largest ``n``."""
     max_logprobs: int = Field(20, ge=0)

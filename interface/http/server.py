@@ -11,7 +11,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from cluster.errors import ConfigError, InvalidRequest, ModelNotFound, RequestAborted
+from cluster.errors import ConfigError, InvalidRequest, ModelNotFound
 from cluster.spec.config import GatewaySettings
 from interface.authentication import Authentication, current_caller
 from interface.backend import Backend, closing
@@ -19,6 +19,7 @@ from interface.deadline import fold_deadline
 from interface.failure import report
 from interface.http.body import read_json
 from interface.http.chunk import Chunks, error_chunk
+from interface.http.event_stream import EventStream
 from interface.http.idle import IdleSweeper
 from interface.http.reply import Reply
 from interface.http.request import HttpCall, read_chat_call, read_completion_call
@@ -26,7 +27,6 @@ from interface.http.status import model_object, to_json
 from interface.http.tokens import read_detokenize_call, read_tokenize_call, tokens_object
 from interface.listening import listen
 from interface.merge import Event, run_all
-from interface.slow_reader import reading_within
 from interface.status import REQUEST_ID_KEY, http_headers, openai_error, status_of
 
 LINGER_S = 1.0
@@ -147,13 +147,23 @@ class HttpServer:
             async with closing(run_all(self._backend, call.requests)) as events:
                 created_unix_s = int(time.time())
                 if call.stream:
-                    return await _stream(request, call, events, created_unix_s, self._settings.slow_reader_timeout_s)
+                    async with self._event_stream(request, call) as stream:
+                        await _stream(stream, call, events, created_unix_s)
+                    return stream.response
                 reply = Reply(call, created_unix_s)
                 async for prompt, event in events:
                     reply.add(prompt, event)
                 return _json(reply.object(), headers=_id_header(call))
         except Exception as error:
             return _failed(error, call.request_id, _id_header(call))
+
+    def _event_stream(self, request: web.Request, call: HttpCall) -> EventStream:
+        return EventStream(
+            request,
+            _id_header(call),
+            keep_alive_s=self._settings.http_keep_alive_s,
+            slow_reader_timeout_s=self._settings.slow_reader_timeout_s,
+        )
 
 
 async def serve_http(
@@ -193,49 +203,21 @@ async def serve_http(
     return runner, port
 
 
-async def _stream(
-    request: web.Request,
-    call: HttpCall,
-    events: AsyncIterator[Event],
-    created_unix_s: int,
-    slow_reader_timeout_s: float,
-) -> web.StreamResponse:
-    """Write each event as it comes; nothing before the first token, so that an error until then has a status."""
+async def _stream(stream: EventStream, call: HttpCall, events: AsyncIterator[Event], created_unix_s: int) -> None:
+    """Write each event as it comes, and an error that comes too late for a status as an event."""
     chunks = Chunks(call, created_unix_s)
-    response = web.StreamResponse(
-        headers={
-            "Content-Type": "text/event-stream; charset=utf-8",
-            "Cache-Control": "no-cache",
-            # nginx would hold tokens back to fill a buffer.
-            "X-Accel-Buffering": "no",
-            **_id_header(call),
-        }
-    )
     try:
         async for prompt, event in events:
             if chunk := chunks.take(prompt, event):
-                if not response.prepared:
-                    await response.prepare(request)
-                async with reading_within(slow_reader_timeout_s):
-                    await response.write(chunk)
+                await stream.write(chunk)
         last = chunks.end()
     except ConnectionResetError:
-        return response
+        return
     except Exception as error:
-        if not response.prepared:
+        if not stream.begun:
             raise
         last = error_chunk(report(error, call.request_id))
-    if not response.prepared:
-        await response.prepare(request)
-    try:
-        async with reading_within(slow_reader_timeout_s):
-            await response.write(last)
-            await response.write_eof()
-    except (ConnectionResetError, RequestAborted):
-        # What the transport still holds for a reader who stopped is thrown away with the connection.
-        if request.transport is not None:
-            request.transport.abort()
-    return response
+    await stream.end(last)
 
 
 @web.middleware

@@ -17,7 +17,8 @@ class Stall:
     """Wait for ever, until the stream is closed."""
 
 
-Step = Event | BaseException | Stall
+Step = Event | BaseException | Stall | asyncio.Event
+"""An ``asyncio.Event`` is waited for."""
 Script = Callable[[inference_pb2.GenerateRequest], Sequence[Step]]
 
 
@@ -47,6 +48,8 @@ class FakeBackend:
                     case BaseException():
                         done = True
                         raise step
+                    case asyncio.Event():
+                        await step.wait()
                     case Stall():
                         await asyncio.Event().wait()
                     case _:

@@ -83,7 +83,15 @@ async def test_without_a_valid_key_nothing_but_health_answers(
         "/baton.v1.Cluster/WatchStatus": cluster_pb2.WatchStatusRequest(),
         "/no.such/Method": cluster_pb2.GetStatusRequest(),
     }
-    paths = ["/v1/models", "/v1/models/tiny-thinker", "/v1/status", "/", "/no/such", "/health/", "/metrics"]
+    paths = [
+        "/v1/models",
+        "/v1/models/tiny-thinker",
+        "/v1/status",
+        "/",
+        "/no/such",
+        "/health/x",
+        "/metrics",
+    ]
     async with house(security) as place, grpc.aio.insecure_channel(place.grpc) as channel:
         for method, message in calls.items():
             call = channel.unary_stream(method, request_serializer=lambda m: m.SerializeToString())(

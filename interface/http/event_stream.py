@@ -1,0 +1,117 @@
+"""A reply of server-sent events: when it begins, what keeps it alive while nothing comes, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+
+from aiohttp import web
+
+from cluster.errors import RequestAborted
+from interface.slow_reader import reading_within
+
+COMMENT = b": keep-alive\n\n"
+"""Clients of server-sent events pass over lines that begin with a colon."""
+
+_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    # nginx would hold tokens back to fill a buffer.
+    "X-Accel-Buffering": "no",
+}
+
+
+class EventStream:
+    """Owns the response. Every dialect's stream is written through one of these, whole events at a time.
+
+    It begins with the first event, so that an error until then has its HTTP status. A stream that was silent for
+    ``keep_alive_s`` gets a comment, and begins with it if need be: proxies close a connection on which nothing came
+    for a minute, and a model may think, or wait for a worker, for longer.
+    """
+
+    def __init__(
+        self,
+        request: web.Request,
+        headers: dict[str, str],
+        *,
+        keep_alive_s: float | None,
+        slow_reader_timeout_s: float,
+    ) -> None:
+        self.response = web.StreamResponse(headers={**_HEADERS, **headers})
+        self._request = request
+        self._keep_alive_s = keep_alive_s
+        self._slow_reader_timeout_s = slow_reader_timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._beginning = asyncio.Lock()
+        self._writing = False
+        self._written_s = self._loop.time()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> EventStream:
+        if self._keep_alive_s is not None:
+            self._task = self._loop.create_task(self._keep_alive(self._keep_alive_s))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._end_keep_alive()
+
+    @property
+    def begun(self) -> bool:
+        """Whether the status is sent: an error can now come as an event only."""
+        return self.response.prepared
+
+    async def write(self, events: bytes) -> None:
+        """Write whole events.
+
+        Raises:
+            ConnectionResetError: the reader has disconnected.
+            RequestAborted: it takes nothing; comments make no difference to that.
+        """
+        self._writing = True
+        try:
+            if not self.response.prepared:
+                await self._begin()
+            async with reading_within(self._slow_reader_timeout_s):
+                await self.response.write(events)
+        finally:
+            self._writing = False
+            self._written_s = self._loop.time()
+
+    async def end(self, last: bytes) -> None:
+        """Write the last events and end the stream. A reader that takes nothing loses its connection."""
+        self._end_keep_alive()
+        try:
+            await self.write(last)
+            async with reading_within(self._slow_reader_timeout_s):
+                await self.response.write_eof()
+        except (ConnectionResetError, RequestAborted):
+            # What the transport still holds for a reader who stopped is thrown away with the connection.
+            if self._request.transport is not None:
+                self._request.transport.abort()
+
+    async def _begin(self) -> None:
+        # Two begin at once where the first event comes while a comment is due; the headers must be before both.
+        async with self._beginning:
+            await self.response.prepare(self._request)
+
+    def _end_keep_alive(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _keep_alive(self, interval_s: float) -> None:
+        while True:
+            await asyncio.sleep(max(0, self._written_s + interval_s - self._loop.time()))
+            if self._loop.time() < self._written_s + interval_s:
+                continue
+            self._written_s = self._loop.time()
+            # A reader that does not read is found by the next event; comments would only fill the transport.
+            if self._writing or self._request.protocol.writing_paused:
+                continue
+            try:
+                await self._begin()
+                # It goes to the transport at once and whole, so never into the midst of an event.
+                await self.response.write(COMMENT)
+            except ConnectionResetError:
+                return
