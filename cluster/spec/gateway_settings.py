@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import Field, field_validator
 
 from cluster.spec.settings import Settings
+
+Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s?#@,A-Z]+)$")]
+"""As a browser sends it: scheme, host in lower case, and the port where it is not the scheme's own. No path."""
 
 
 class GatewaySettings(Settings):
@@ -36,6 +41,8 @@ class GatewaySettings(Settings):
     """Seconds that a reply may wait for its reader to take the next piece before the request is ended."""
     http_keep_alive_s: float | None = Field(15, gt=0)
     """Seconds of silence after which an HTTP stream gets a comment, so that no proxy closes it; null sends none."""
+    cors_origins: tuple[Origin, ...] = ()
+    """Origins (`https://chat.example`) whose pages may use the HTTP interface; `*` alone is every one."""
     max_choices: int = Field(16, ge=1)
     """Largest ``n``."""
     max_logprobs: int = Field(20, ge=0)
@@ -46,6 +53,13 @@ class GatewaySettings(Settings):
     """Output limit of a request that names none; left out, what fits the model's length."""
     forecast_osl_tokens: int = Field(512, ge=1)
     """Output length assumed before any request has finished, for reserving KV."""
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _any_stands_alone(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        if "*" in origins and len(origins) > 1:
+            raise ValueError("expected * alone, or origins without it")
+        return origins
 
 
 class TenantSettings(Settings):

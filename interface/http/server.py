@@ -19,6 +19,7 @@ from interface.deadline import fold_deadline
 from interface.failure import report
 from interface.http.body import read_json
 from interface.http.chunk import Chunks, error_chunk
+from interface.http.cors import Cors
 from interface.http.event_stream import EventStream
 from interface.http.idle import IdleSweeper
 from interface.http.reply import Reply
@@ -58,6 +59,7 @@ class HttpServer:
         self._settings = settings
         self._authentication = authentication
         self.sweeper = IdleSweeper(settings.body_timeout_s)
+        self._cors = Cors(settings.cors_origins)
         self._limit_bytes = settings.max_request_bytes
         # More prompts than may wait could never all be admitted.
         self._max_prompts = max(1, settings.max_queued_requests)
@@ -79,8 +81,10 @@ class HttpServer:
     def app(self) -> web.Application:
         """The application, ready to be run. Each path may end with a slash, and each that takes GET takes HEAD."""
         app = web.Application(
-            middlewares=[self.sweeper.middleware, _errors_as_json, self._authorised], client_max_size=self._limit_bytes
+            middlewares=[self.sweeper.middleware, _errors_as_json, self._cors.middleware, self._authorised],
+            client_max_size=self._limit_bytes,
         )
+        app.on_response_prepare.append(self._cors.on_response_prepare)
         for path, handler in self._posts.items():
             app.add_routes([web.post(path, handler), web.post(f"{path}/", handler)])
         for path, handler in self._gets.items():
