@@ -41,6 +41,8 @@ class GatewaySettings(Settings):
     """Seconds that a reply may wait for its reader to take the next piece before the request is ended."""
     http_keep_alive_s: float | None = Field(15, gt=0)
     """Seconds of silence after which an HTTP stream gets a comment, so that no proxy closes it; null sends none."""
+    access_log: bool = False
+    """Log a line for each call: method, status, bytes, duration, peer, tenant and request id; no text."""
     cors_origins: tuple[Origin, ...] = ()
     """Origins (`https://chat.example`) whose pages may use the HTTP interface; `*` alone is every one."""
     max_choices: int = Field(16, ge=1)

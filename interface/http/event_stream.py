@@ -32,12 +32,11 @@ class EventStream:
     def __init__(
         self,
         request: web.Request,
-        headers: dict[str, str],
         *,
         keep_alive_s: float | None,
         slow_reader_timeout_s: float,
     ) -> None:
-        self.response = web.StreamResponse(headers={**_HEADERS, **headers})
+        self.response = web.StreamResponse(headers=_HEADERS)
         self._request = request
         self._keep_alive_s = keep_alive_s
         self._slow_reader_timeout_s = slow_reader_timeout_s

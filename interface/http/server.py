@@ -24,6 +24,7 @@ from interface.http.event_stream import EventStream
 from interface.http.idle import IdleSweeper
 from interface.http.reply import Reply
 from interface.http.request import HttpCall, read_chat_call, read_completion_call
+from interface.http.request_log import RequestLog, name_request, request_id
 from interface.http.status import model_object, to_json
 from interface.http.tokens import read_detokenize_call, read_tokenize_call, tokens_object
 from interface.listening import listen
@@ -59,6 +60,7 @@ class HttpServer:
         self._settings = settings
         self._authentication = authentication
         self.sweeper = IdleSweeper(settings.body_timeout_s)
+        self._log = RequestLog(settings.access_log)
         self._cors = Cors(settings.cors_origins)
         self._limit_bytes = settings.max_request_bytes
         # More prompts than may wait could never all be admitted.
@@ -81,10 +83,16 @@ class HttpServer:
     def app(self) -> web.Application:
         """The application, ready to be run. Each path may end with a slash, and each that takes GET takes HEAD."""
         app = web.Application(
-            middlewares=[self.sweeper.middleware, _errors_as_json, self._cors.middleware, self._authorised],
+            middlewares=[
+                self._log.middleware,
+                self.sweeper.middleware,
+                _errors_as_json,
+                self._cors.middleware,
+                self._authorised,
+            ],
             client_max_size=self._limit_bytes,
         )
-        app.on_response_prepare.append(self._cors.on_response_prepare)
+        app.on_response_prepare.extend([self._log.on_response_prepare, self._cors.on_response_prepare])
         for path, handler in self._posts.items():
             app.add_routes([web.post(path, handler), web.post(f"{path}/", handler)])
         for path, handler in self._gets.items():
@@ -142,7 +150,8 @@ class HttpServer:
         return await read_json(request, self._limit_bytes, self._settings.body_timeout_s)
 
     async def _run(self, request: web.Request, read: Read) -> web.StreamResponse:
-        call = read(await self._body(request), request.headers.get(REQUEST_ID_KEY, ""))
+        call = read(await self._body(request), request.headers.get(REQUEST_ID_KEY) or request_id(request))
+        name_request(request, call.request_id)
         try:
             for item in call.requests:
                 fold_deadline(item, None)
@@ -151,20 +160,19 @@ class HttpServer:
             async with closing(run_all(self._backend, call.requests)) as events:
                 created_unix_s = int(time.time())
                 if call.stream:
-                    async with self._event_stream(request, call) as stream:
+                    async with self._event_stream(request) as stream:
                         await _stream(stream, call, events, created_unix_s)
                     return stream.response
                 reply = Reply(call, created_unix_s)
                 async for prompt, event in events:
                     reply.add(prompt, event)
-                return _json(reply.object(), headers=_id_header(call))
+                return _json(reply.object())
         except Exception as error:
-            return _failed(error, call.request_id, _id_header(call))
+            return _failed(error, call.request_id)
 
-    def _event_stream(self, request: web.Request, call: HttpCall) -> EventStream:
+    def _event_stream(self, request: web.Request) -> EventStream:
         return EventStream(
             request,
-            _id_header(call),
             keep_alive_s=self._settings.http_keep_alive_s,
             slow_reader_timeout_s=self._settings.slow_reader_timeout_s,
         )
@@ -232,14 +240,13 @@ async def _errors_as_json(request: web.Request, handler: Any) -> web.StreamRespo
     except web.HTTPException as error:
         return _http_error(error)
     except Exception as error:
-        return _failed(error, request.headers.get(REQUEST_ID_KEY, ""))
+        return _failed(error, request_id(request))
     return response
 
 
-def _failed(error: Exception, request_id: str, headers: dict[str, str] | None = None) -> web.Response:
-    failure = report(error, request_id)
-    headers = {**(headers or {}), **http_headers(failure)}
-    return _json(openai_error(failure), status=status_of(failure).http, headers=headers)
+def _failed(error: Exception, own_id: str) -> web.Response:
+    failure = report(error, own_id)
+    return _json(openai_error(failure), status=status_of(failure).http, headers=http_headers(failure))
 
 
 def _http_error(error: web.HTTPException) -> web.Response:
@@ -255,10 +262,6 @@ def _http_error(error: web.HTTPException) -> web.Response:
         case _:
             text = error.reason
     return _json(openai_error(InvalidRequest(text)), status=error.status, headers=headers)
-
-
-def _id_header(call: HttpCall) -> dict[str, str]:
-    return {REQUEST_ID_KEY: call.request_id}
 
 
 def _json(tree: object, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
