@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
@@ -15,12 +15,13 @@ from grpc_reflection.v1alpha import reflection
 from baton.v1 import cluster_pb2, inference_pb2
 from cluster.errors import ConfigError, InvalidRequest, ServingError
 from cluster.spec.config import GatewaySettings
+from interface.access_log import request_id_of, write_line
 from interface.authentication import Authentication, current_caller
 from interface.backend import Backend, closing
 from interface.deadline import fold_deadline
 from interface.failure import report
 from interface.slow_reader import reading_within
-from interface.status import MAX_MESSAGE_CHARS, status_of, trailing_metadata
+from interface.status import MAX_MESSAGE_CHARS, REQUEST_ID_KEY, status_of, trailing_metadata
 
 INFERENCE_SERVICE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 CLUSTER_SERVICE = cluster_pb2.DESCRIPTOR.services_by_name["Cluster"].full_name
@@ -63,7 +64,7 @@ class InferenceService:
     async def generate(self, request: inference_pb2.GenerateRequest, context: Any) -> None:
         """Stream one generation."""
         # Made up here and not behind, so that the log of a failure and the caller name the same id.
-        request.request_id = request.request_id or uuid.uuid4().hex
+        request.request_id = request.request_id or request_id_of(_metadata(context).get(REQUEST_ID_KEY, ""))
         if caller := current_caller.get():
             request.tenant = caller.tenant
         fold_deadline(request, context.time_remaining())
@@ -121,19 +122,17 @@ async def serve_grpc(
     cluster = ClusterService(backend, settings.slow_reader_timeout_s)
     server.add_generic_rpc_handlers(
         (
-            grpc.method_handlers_generic_handler(
+            _service(
                 INFERENCE_SERVICE,
-                {
-                    "Generate": _stream(inference.generate, inference_pb2.GenerateRequest),
-                    "ListModels": _unary(inference.list_models, inference_pb2.ListModelsRequest),
-                },
+                settings.access_log,
+                Generate=(_stream, inference.generate, inference_pb2.GenerateRequest),
+                ListModels=(_unary, inference.list_models, inference_pb2.ListModelsRequest),
             ),
-            grpc.method_handlers_generic_handler(
+            _service(
                 CLUSTER_SERVICE,
-                {
-                    "GetStatus": _unary(cluster.get_status, cluster_pb2.GetStatusRequest),
-                    "WatchStatus": _stream(cluster.watch_status, cluster_pb2.WatchStatusRequest),
-                },
+                settings.access_log,
+                GetStatus=(_unary, cluster.get_status, cluster_pb2.GetStatusRequest),
+                WatchStatus=(_stream, cluster.watch_status, cluster_pb2.WatchStatusRequest),
             ),
         )
     )
@@ -150,6 +149,46 @@ async def serve_grpc(
         raise ConfigError(f"gateway.grpc_port={settings.grpc_port}: cannot listen on {host}: {error}") from error
     await server.start()
     return server, port
+
+
+def _metadata(context: Any) -> dict[str, str]:
+    return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+
+
+def _service(name: str, access_log: bool, **methods: tuple[Callable[[Handler, Any], Any], Handler, Any]) -> Any:
+    """A service of these methods; each is how it answers, its handler and its request."""
+    handlers = {
+        method: make(_access_logged(f"/{name}/{method}", handler) if access_log else handler, message)
+        for method, (make, handler, message) in methods.items()
+    }
+    return grpc.method_handlers_generic_handler(name, handlers)
+
+
+def _access_logged(path: str, handler: Handler) -> Handler:
+    """Log a line for each call of ``handler`` when it has ended."""
+
+    async def logged(request: Any, context: Any) -> Any:
+        started_s = time.monotonic()
+        status = grpc.StatusCode.CANCELLED
+        try:
+            result = await handler(request, context)
+            status = grpc.StatusCode.OK
+            return result
+        except Exception as error:
+            if not context.cancelled():
+                status = status_of(error).grpc if isinstance(error, ServingError) else grpc.StatusCode.INTERNAL
+            raise
+        finally:
+            write_line(
+                method="gRPC",
+                path=path,
+                status=status.name,
+                duration_s=time.monotonic() - started_s,
+                peer=context.peer(),
+                request_id=getattr(request, "request_id", ""),
+            )
+
+    return logged
 
 
 def _unary(handler: Handler, message: Any) -> Any:

@@ -209,3 +209,53 @@ async def test_a_taken_port_is_a_config_error(edge: Edge) -> None:
     port = int(edge.grpc_address.rpartition(":")[2])
     with pytest.raises(ConfigError, match=f"gateway.grpc_port={port}"):
         await serve_grpc(FakeBackend(), GatewaySettings(grpc_port=port))
+
+
+@pytest.mark.parametrize(("given_id", "own_id"), [("mine", "mine"), ("two words", None), (None, None)])
+async def test_the_requests_id_may_come_as_metadata(
+    edge: Edge, channel: Any, given_id: str | None, own_id: str | None
+) -> None:
+    metadata = [("x-request-id", given_id)] if given_id else []
+    call = channel.unary_stream(GENERATE, response_deserializer=inference_pb2.GenerateResponse.FromString)
+    for request_id in ("", "of the message"):
+        request = inference_pb2.GenerateRequest(prompt="Hi", request_id=request_id)
+        async for _ in call(request.SerializeToString(), metadata=metadata, timeout=10):
+            pass
+    without, within = [request.request_id for request in edge.backend.requests]
+    assert without == own_id if own_id else len(without) == 32
+    assert within == "of the message"
+
+
+async def test_the_access_log_has_calls_and_no_text(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="baton.access")
+    backend = FakeBackend()
+    settings = GatewaySettings(grpc_port=0, http_port=0, access_log=True)
+    server, port = await serve_grpc(backend, settings)
+
+    def lines() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.name == "baton.access"]
+
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        request = inference_pb2.GenerateRequest(prompt="SECRET", request_id='a"b', tenant="SECRET")
+        async for _ in generate(channel, request):
+            pass
+        for step in (WorkerDied("SECRET"), KeyError("SECRET")):
+            backend.script = script(admitted(), step)
+            await failure(generate(channel, request))
+        backend.script = script(admitted(), Stall())
+        call = generate(channel, request)
+        await call.read()
+        call.cancel()
+        async with asyncio.timeout(10):
+            while len(lines()) < 4:  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+    await server.stop(0)
+    start = 'method="gRPC" path="/baton.v1.Inference/Generate" status='
+    assert [line.removeprefix(start).split(" ")[0] for line in lines()] == [
+        '"OK"',
+        '"UNAVAILABLE"',
+        '"INTERNAL"',
+        '"CANCELLED"',
+    ]
+    assert all(line.endswith(' request_id="a\\"b"') for line in lines())
+    assert not any("SECRET" in line for line in lines())
