@@ -14,6 +14,9 @@ class Effort(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     EFFORT_LOW: _ClassVar[Effort]
     EFFORT_MEDIUM: _ClassVar[Effort]
     EFFORT_HIGH: _ClassVar[Effort]
+    EFFORT_MINIMAL: _ClassVar[Effort]
+    EFFORT_XHIGH: _ClassVar[Effort]
+    EFFORT_MAX: _ClassVar[Effort]
 
 class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -32,6 +35,9 @@ EFFORT_NONE: Effort
 EFFORT_LOW: Effort
 EFFORT_MEDIUM: Effort
 EFFORT_HIGH: Effort
+EFFORT_MINIMAL: Effort
+EFFORT_XHIGH: Effort
+EFFORT_MAX: Effort
 PHASE_UNSPECIFIED: Phase
 PHASE_REASONING: Phase
 PHASE_ANSWER: Phase
@@ -87,28 +93,34 @@ class TokenIds(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Chat(_message.Message):
-    __slots__ = ("messages", "tools_json", "add_generation_prompt")
+    __slots__ = ("messages", "tools_json", "add_generation_prompt", "template_variables_json", "continue_final_message")
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     TOOLS_JSON_FIELD_NUMBER: _ClassVar[int]
     ADD_GENERATION_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    TEMPLATE_VARIABLES_JSON_FIELD_NUMBER: _ClassVar[int]
+    CONTINUE_FINAL_MESSAGE_FIELD_NUMBER: _ClassVar[int]
     messages: _containers.RepeatedCompositeFieldContainer[ChatMessage]
     tools_json: str
     add_generation_prompt: bool
-    def __init__(self, messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., tools_json: _Optional[str] = ..., add_generation_prompt: _Optional[bool] = ...) -> None: ...
+    template_variables_json: str
+    continue_final_message: bool
+    def __init__(self, messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., tools_json: _Optional[str] = ..., add_generation_prompt: _Optional[bool] = ..., template_variables_json: _Optional[str] = ..., continue_final_message: _Optional[bool] = ...) -> None: ...
 
 class ChatMessage(_message.Message):
-    __slots__ = ("role", "content", "name", "tool_calls_json", "tool_call_id")
+    __slots__ = ("role", "content", "name", "tool_calls_json", "tool_call_id", "reasoning")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     TOOL_CALLS_JSON_FIELD_NUMBER: _ClassVar[int]
     TOOL_CALL_ID_FIELD_NUMBER: _ClassVar[int]
+    REASONING_FIELD_NUMBER: _ClassVar[int]
     role: str
     content: str
     name: str
     tool_calls_json: str
     tool_call_id: str
-    def __init__(self, role: _Optional[str] = ..., content: _Optional[str] = ..., name: _Optional[str] = ..., tool_calls_json: _Optional[str] = ..., tool_call_id: _Optional[str] = ...) -> None: ...
+    reasoning: str
+    def __init__(self, role: _Optional[str] = ..., content: _Optional[str] = ..., name: _Optional[str] = ..., tool_calls_json: _Optional[str] = ..., tool_call_id: _Optional[str] = ..., reasoning: _Optional[str] = ...) -> None: ...
 
 class Sampling(_message.Message):
     __slots__ = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed", "max_tokens", "min_tokens", "stop", "stop_token_ids", "include_stop_in_output", "ignore_eos", "logprobs", "logit_bias", "allowed_token_ids", "bad_words", "structured_output", "n", "skip_special_tokens", "stop_in_reasoning")
@@ -185,12 +197,16 @@ class StructuredOutput(_message.Message):
     def __init__(self, json_schema: _Optional[str] = ..., regex: _Optional[str] = ..., grammar: _Optional[str] = ..., choices: _Optional[_Union[StructuredOutput.Choices, _Mapping]] = ..., json_object: _Optional[bool] = ...) -> None: ...
 
 class Reasoning(_message.Message):
-    __slots__ = ("budget_tokens", "effort")
+    __slots__ = ("budget_tokens", "effort", "enabled", "exclude")
     BUDGET_TOKENS_FIELD_NUMBER: _ClassVar[int]
     EFFORT_FIELD_NUMBER: _ClassVar[int]
+    ENABLED_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDE_FIELD_NUMBER: _ClassVar[int]
     budget_tokens: int
     effort: Effort
-    def __init__(self, budget_tokens: _Optional[int] = ..., effort: _Optional[_Union[Effort, str]] = ...) -> None: ...
+    enabled: bool
+    exclude: bool
+    def __init__(self, budget_tokens: _Optional[int] = ..., effort: _Optional[_Union[Effort, str]] = ..., enabled: _Optional[bool] = ..., exclude: _Optional[bool] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("admitted", "first_token", "delta", "finished")
@@ -291,20 +307,22 @@ class Finished(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., choices: _Optional[_Iterable[_Union[ChoiceSummary, _Mapping]]] = ..., cost_usd: _Optional[float] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("prompt_tokens", "cached_tokens", "reasoning_tokens", "answer_tokens", "reduced_budget_tokens", "clipped_traces")
+    __slots__ = ("prompt_tokens", "cached_tokens", "reasoning_tokens", "answer_tokens", "reduced_budget_tokens", "clipped_traces", "thinking_budget_tokens")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     REASONING_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ANSWER_TOKENS_FIELD_NUMBER: _ClassVar[int]
     REDUCED_BUDGET_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CLIPPED_TRACES_FIELD_NUMBER: _ClassVar[int]
+    THINKING_BUDGET_TOKENS_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     cached_tokens: int
     reasoning_tokens: int
     answer_tokens: int
     reduced_budget_tokens: int
     clipped_traces: int
-    def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ..., answer_tokens: _Optional[int] = ..., reduced_budget_tokens: _Optional[int] = ..., clipped_traces: _Optional[int] = ...) -> None: ...
+    thinking_budget_tokens: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ..., answer_tokens: _Optional[int] = ..., reduced_budget_tokens: _Optional[int] = ..., clipped_traces: _Optional[int] = ..., thinking_budget_tokens: _Optional[int] = ...) -> None: ...
 
 class ChoiceSummary(_message.Message):
     __slots__ = ("choice", "finish_reason", "usage", "workers", "timings", "handoff", "retries", "moves", "moved_recomputed_tokens", "resumed_tokens", "preempted", "reasoning_closed")

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from cluster.spec.settings import Settings
 
-Effort = Literal["none", "low", "medium", "high"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 """How hard a caller asks the model to think."""
 
 
@@ -25,7 +25,8 @@ class ReasoningSettings(Settings):
         "medium": 4096,
         "high": 32768,
     }
-    """Thinking budget in tokens for each effort a caller may name."""
+    """Thinking budget in tokens for each effort a caller may name. ``minimal``, ``xhigh`` and ``max`` take the nearest
+    effort that is here."""
     answer_reserve_tokens: int = Field(64, ge=1)
     """Tokens of ``max_tokens`` kept for the answer: the reasoning is closed before it takes them. At most half of
     ``max_tokens`` is kept."""
@@ -54,5 +55,11 @@ class ModelSettings(Settings):
     """Type of KV blocks; ``auto`` follows ``dtype``."""
     trust_remote_code: bool = False
     """Let the model folder run code of its own."""
+    chat_template: str | None = Field(None, min_length=1)
+    """File with a Jinja chat template to use in place of the model's own; a relative path is below ``path``. ``~`` and
+    ``${VAR}`` are expanded. Gateways read it when they start."""
+    accept_reasoning_effort: bool = False
+    """Let a model without ``reasoning`` take requests for an effort or a thinking budget, and answer without thinking;
+    for clients that send one to every model. Otherwise they are refused, as OpenAI does."""
     reasoning: ReasoningSettings | None = None
     """Reasoning markers and budgets, for a model that thinks."""

@@ -168,7 +168,9 @@ def generate(
     endpoint: EndpointOption = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most output tokens.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
-    effort: Annotated[str | None, typer.Option(help="Thinking effort: none, low, medium or high.")] = None,
+    effort: Annotated[
+        str | None, typer.Option(help="Thinking effort: none, minimal, low, medium, high, xhigh or max.")
+    ] = None,
     budget: Annotated[int | None, typer.Option(help="Thinking budget in tokens.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Send the prompt as it is, without the chat template.")] = False,
     deadline_s: Annotated[float, typer.Option("--deadline-s", help="Seconds the request may take.")] = 600.0,
@@ -197,7 +199,9 @@ def generate(
 def chat(
     name: NameOption = None,
     endpoint: EndpointOption = None,
-    effort: Annotated[str | None, typer.Option(help="Thinking effort: none, low, medium or high.")] = None,
+    effort: Annotated[
+        str | None, typer.Option(help="Thinking effort: none, minimal, low, medium, high, xhigh or max.")
+    ] = None,
     *,
     credentials: Credentials,
 ) -> None:

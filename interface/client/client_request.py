@@ -9,22 +9,26 @@ from typing import Any, Literal, TypedDict
 from baton.v1 import inference_pb2
 from cluster.errors import InvalidRequest
 
-Effort = Literal["none", "low", "medium", "high"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 _EFFORTS: dict[str, inference_pb2.Effort] = {
     "none": inference_pb2.EFFORT_NONE,
+    "minimal": inference_pb2.EFFORT_MINIMAL,
     "low": inference_pb2.EFFORT_LOW,
     "medium": inference_pb2.EFFORT_MEDIUM,
     "high": inference_pb2.EFFORT_HIGH,
+    "xhigh": inference_pb2.EFFORT_XHIGH,
+    "max": inference_pb2.EFFORT_MAX,
 }
 
 
 class GenerateOptions(TypedDict, total=False):
     """Everything `generate` takes by name. Give one of ``prompt``, ``messages`` and ``prompt_token_ids``.
 
-    ``model`` may be left out: a cluster serves one. ``messages`` are OpenAI's: role, content and, for tools,
-    name, tool_calls and tool_call_id. ``reasoning_budget_tokens`` wins over ``reasoning_effort``. The rest is
-    `Sampling` of the proto, by the same names.
+    ``model`` may be left out: a cluster serves one. ``messages`` are OpenAI's: role, content (text, or parts of text)
+    and, for tools, name, tool_calls and tool_call_id; ``reasoning`` of an earlier turn. ``chat_template_kwargs`` are
+    further variables for the chat template. ``reasoning_budget_tokens`` wins over ``reasoning_effort``;
+    ``exclude_reasoning`` leaves the reasoning's text out. The rest is `Sampling` of the proto, by the same names.
     """
 
     model: str
@@ -32,8 +36,13 @@ class GenerateOptions(TypedDict, total=False):
     messages: Sequence[Mapping[str, Any]]
     prompt_token_ids: Sequence[int]
     tools: Sequence[Mapping[str, Any]]
+    chat_template_kwargs: Mapping[str, Any]
+    add_generation_prompt: bool
+    continue_final_message: bool
     reasoning_budget_tokens: int
     reasoning_effort: Effort
+    enable_reasoning: bool
+    exclude_reasoning: bool
     priority: int
     tenant: str
     session: str
@@ -63,9 +72,11 @@ class GenerateOptions(TypedDict, total=False):
 
 
 _NOT_SAMPLING = frozenset(
-    {"model", "prompt", "messages", "prompt_token_ids", "tools", "reasoning_budget_tokens", "reasoning_effort"}
-    | {"priority", "tenant", "session", "request_id"}
+    {"model", "prompt", "messages", "prompt_token_ids", "tools", "priority", "tenant", "session", "request_id"}
+    | {"reasoning_budget_tokens", "reasoning_effort", "enable_reasoning", "exclude_reasoning"}
+    | {"chat_template_kwargs", "add_generation_prompt", "continue_final_message"}
 )
+_OF_CHATS = ("tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
 
 
 def build_request(options: GenerateOptions) -> inference_pb2.GenerateRequest:
@@ -90,7 +101,7 @@ def build_request(options: GenerateOptions) -> inference_pb2.GenerateRequest:
         request = inference_pb2.GenerateRequest(sampling=inference_pb2.Sampling(**sampling), **plain)
         _put_input(request, given)
         _put_reasoning(request, given)
-    except (TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InvalidRequest(f"an option has the wrong type or value: {error}") from error
     return request
 
@@ -104,16 +115,25 @@ def _put_input(request: inference_pb2.GenerateRequest, given: dict[str, Any]) ->
     else:
         request.chat.SetInParent()
         request.chat.messages.extend(_message(message) for message in given["messages"])
+    if "messages" not in given:
+        if alone := next((name for name in _OF_CHATS if given.get(name)), None):
+            raise InvalidRequest(f"{alone} go with messages", field=alone)
+        return
     if tools := given.get("tools"):
-        if "messages" not in given:
-            raise InvalidRequest("tools go with messages", field="tools")
         request.chat.tools_json = json.dumps(list(tools))
+    if variables := given.get("chat_template_kwargs"):
+        request.chat.template_variables_json = json.dumps(dict(variables))
+    if "add_generation_prompt" in given:
+        request.chat.add_generation_prompt = given["add_generation_prompt"]
+    request.chat.continue_final_message = given.get("continue_final_message", False)
 
 
 def _message(message: Mapping[str, Any]) -> inference_pb2.ChatMessage:
     fields = {key: value for key, value in message.items() if value is not None}
     if tool_calls := fields.pop("tool_calls", None):
         fields["tool_calls_json"] = json.dumps(tool_calls)
+    if isinstance(parts := fields.get("content"), list | tuple):
+        fields["content"] = "\n".join(part["text"] for part in parts)
     return inference_pb2.ChatMessage(**fields)
 
 
@@ -124,3 +144,7 @@ def _put_reasoning(request: inference_pb2.GenerateRequest, given: dict[str, Any]
         if effort not in _EFFORTS:
             raise InvalidRequest(f"reasoning_effort: expected one of {', '.join(_EFFORTS)}", field="reasoning_effort")
         request.reasoning.effort = _EFFORTS[effort]
+    if "enable_reasoning" in given:
+        request.reasoning.enabled = given["enable_reasoning"]
+    if given.get("exclude_reasoning"):
+        request.reasoning.exclude = True

@@ -202,8 +202,10 @@ class ChoiceOutput:
         return "stop" if self.stop_found else None
 
     def _delta(self, piece: Piece) -> pb.Delta:
-        delta = pb.Delta(choice=self._index, phase=PHASES[piece.phase], text=piece.text, token_ids=piece.token_ids)
-        if logprobs := self._logprobs.send(len(piece.token_ids)):
+        excluded = self._request.reasoning_excluded and piece.phase is Phase.REASONING
+        text = "" if excluded else piece.text
+        delta = pb.Delta(choice=self._index, phase=PHASES[piece.phase], text=text, token_ids=piece.token_ids)
+        if (logprobs := self._logprobs.send(len(piece.token_ids))) and not excluded:
             delta.logprobs.extend(logprobs)
         return delta
 

@@ -217,6 +217,7 @@ class Gateway:
                 answer_tokens=sum(usage.answer_tokens for usage in usages),
                 reduced_budget_tokens=prepared.thinking_budget_tokens or 0 if prepared.reduced_budget else None,
                 clipped_traces=sum(usage.clipped_traces for usage in usages),
+                thinking_budget_tokens=prepared.thinking_budget_tokens,
             ),
             choices=[run.summary for run in runs],
             cost_usd=sum(run.cost_usd for run in runs),

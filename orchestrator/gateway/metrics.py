@@ -87,6 +87,12 @@ class GatewayMetrics:
         self.finished = Counter("baton_requests_finished", "Requests finished by reason", ["reason"], **make)
         self.failed = Counter("baton_requests_failed", "Requests failed by error", ["error"], **make)
         self.rejected = Counter("baton_requests_rejected", "Requests refused by reason", ["reason"], **make)
+        self._ignored_fields = Counter(
+            "baton_ignored_fields",
+            "Requests over HTTP with a field that was let through without effect",
+            ["field"],
+            **make,
+        )
         self.retries = Counter("baton_retries", "Ledgers prefilled again after a failure", **make)
         self.moves = Counter("baton_moves", "Requests moved off a draining worker with their KV", **make)
         self.rebalanced = Counter(
@@ -110,6 +116,10 @@ class GatewayMetrics:
 
         self.canary = CanaryMetrics()
         self.registry.register(self.canary)
+
+    def count_ignored(self, field: str) -> None:
+        """Count a request with a field that was let through without effect; callers have few names for it."""
+        self._ignored_fields.labels(field).inc()
 
     def serve(self, refresh: Callable[[], None], check: Callable[[str], object] = lambda _: None) -> web.Application:
         """A web application with ``/metrics``; ``refresh`` sets the gauges before each scrape.

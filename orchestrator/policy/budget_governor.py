@@ -16,7 +16,7 @@ RISE_PER_S = 0.05
 """Severity that a pressure of twice the target adds a second: the worst is reached in 20 s."""
 FALL_PER_S = 0.01
 """Slower, so that budgets do not swing with the traces that they shorten."""
-EFFORT_SHARE = {"none": 0.4, "low": 0.4, "medium": 0.2}
+EFFORT_SHARE = {"none": 0.4, "minimal": 0.4, "low": 0.4, "medium": 0.2}
 """What a small effort adds to the rank: little is to be had from small budgets."""
 
 

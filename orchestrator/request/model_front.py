@@ -10,6 +10,7 @@ from typing import Any
 from cluster.errors import ConfigError
 from cluster.spec.config import ClusterSpec
 from orchestrator.policy.phases import ReasoningMarkers
+from orchestrator.request.chat_template import ChatTemplate, read_template_file
 
 _DEFAULTED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -22,7 +23,7 @@ class ModelFront:
     max_model_len_tokens: int
     vocab_size: int
     tokenizer: Any  # tokenizers.Tokenizer
-    template: Any  # transformers tokenizer, for its chat template
+    template: ChatTemplate
     sampling_defaults: dict[str, Any] = field(default_factory=dict)
     markers: ReasoningMarkers | None = None
     eos_ids: frozenset[int] = frozenset()
@@ -37,8 +38,10 @@ def load_model_front(spec: ClusterSpec, folder: Path) -> ModelFront:
     """Read tokeniser, template and defaults from the model folder.
 
     Raises:
-        ConfigError: no fast tokeniser, or the reasoning markers cannot be encoded.
+        ConfigError: no fast tokeniser, the reasoning markers cannot be encoded, or the spec's chat template is no
+            template.
     """
+    template_text = read_template_file(spec.model.chat_template, folder)
     from transformers import AutoTokenizer
 
     template = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=spec.model.trust_remote_code)
@@ -67,7 +70,7 @@ def load_model_front(spec: ClusterSpec, folder: Path) -> ModelFront:
         max_model_len_tokens=spec.model.max_model_len_tokens,
         vocab_size=int(config.get("vocab_size") or tokenizer.get_vocab_size()),
         tokenizer=tokenizer,
-        template=template,
+        template=ChatTemplate(template, template_text),
         sampling_defaults=defaults,
         markers=markers,
         eos_ids=frozenset(

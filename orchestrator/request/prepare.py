@@ -14,10 +14,12 @@ from baton.v1.inference_pb2 import GenerateRequest, Sampling
 from cluster.errors import DeadlineExceeded, InvalidRequest, ModelNotFound
 from cluster.spec.config import ClusterSpec
 from orchestrator.policy.phases import open_at_end
+from orchestrator.request.chat_template import THINKING_SWITCHES
 from orchestrator.request.fields import MAX_LABEL_CHARS, check_labels
 from orchestrator.request.lifecycle_messages import Handoff
 from orchestrator.request.model_front import ModelFront
-from orchestrator.request.prompt import prompt_ids
+from orchestrator.request.prompt import prompt_ids, template_variables, tools_of
+from orchestrator.request.reasoning_ask import ReasoningAsk, read_ask
 from orchestrator.request.resume import Resumed, resumed
 from orchestrator.request.sampling import checked_sampling, handoff_of
 from orchestrator.request.thinking import closed_reasoning, effort_of, reasoning_limit_tokens, thinking_budget
@@ -43,6 +45,8 @@ class PreparedRequest:
     """Reasoning tokens after which the trace is closed: the budget, and what leaves tokens for the answer."""
     reasoning_closed: bool
     """The prompt closes the reasoning: none was asked for, or there are no tokens for any."""
+    reasoning_excluded: bool
+    """The deltas of the reasoning are to have no text."""
     stops: tuple[str, ...]
     skip_special_tokens: bool
     deadline_s: float
@@ -70,13 +74,15 @@ def prepare(
         raise ModelNotFound(f"no model {request.model[:MAX_LABEL_CHARS]!r} here; this cluster serves {front.name!r}")
     check_labels(request)
     deadline_s = _deadline_s(request, spec)
-    prompt = list(prompt_ids(request, front))
+    variables = template_variables(request)
+    ask = read_ask(request, variables, spec.model.reasoning)
+    prompt = list(prompt_ids(request, front, {**ask.template_variables(), **variables}))
     sampling = checked_sampling(request.sampling, front, spec)
     priority = max(-1000, min(spec.tenant(request.tenant).max_priority, request.priority))
-    budget = thinking_budget(request, front, spec, priority=priority, severity=severity)
+    budget = thinking_budget(request, ask, front, spec, priority=priority, severity=severity)
     closed = budget.tokens == 0 and front.markers is not None
     if closed and front.markers is not None:
-        prompt += closed_reasoning(prompt, front.markers)
+        prompt += closed_reasoning(prompt, front.markers, template_closed=_template_closed(request, ask, front))
     most = _most_tokens(prompt, front)
     wanted = _wanted_tokens(sampling, spec, most)
     limit = reasoning_limit_tokens(budget, front, spec, max_tokens=min(wanted, most), ignore_eos=sampling.ignore_eos)
@@ -87,7 +93,7 @@ def prepare(
             most, closed = most - width, True
     thinks = front.markers is not None and open_at_end(prompt, front.markers)
     handoff = handoff_of(sampling, thinks=thinks)
-    effort = effort_of(request, spec)
+    effort = effort_of(ask, spec)
     return PreparedRequest(
         request_id=request.request_id or uuid.uuid4().hex,
         prompt_ids=tuple(prompt),
@@ -100,6 +106,7 @@ def prepare(
         thinking_budget_tokens=budget.tokens,
         reasoning_limit_tokens=limit,
         reasoning_closed=closed,
+        reasoning_excluded=request.reasoning.exclude,
         stops=tuple(sampling.stop),
         skip_special_tokens=sampling.skip_special_tokens if sampling.HasField("skip_special_tokens") else True,
         deadline_s=now_s + min(deadline_s, MAX_DEADLINE_S),
@@ -118,6 +125,14 @@ def _deadline_s(request: GenerateRequest, spec: ClusterSpec) -> float:
     if math.isnan(deadline_s) or deadline_s <= 0:
         raise DeadlineExceeded("the deadline was past when the request came")
     return deadline_s
+
+
+def _template_closed(request: GenerateRequest, ask: ReasoningAsk, front: ModelFront) -> bool:
+    """Whether only an open trace is left to close: the template has a switch of its own, or an answer goes on."""
+    if request.WhichOneof("input") != "chat":
+        return False
+    switched = ask.wanted is False and any(front.template.reads(name, tools_of(request)) for name in THINKING_SWITCHES)
+    return switched or request.chat.continue_final_message
 
 
 def _most_tokens(prompt: list[int], front: ModelFront) -> int:

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
-from baton.v1.inference_pb2 import Chat, GenerateRequest
+from baton.v1.inference_pb2 import ChatMessage, GenerateRequest
 from cluster.errors import InvalidRequest
 from orchestrator.request.fields import json_field
 from orchestrator.request.model_front import ModelFront
 
 
-def prompt_ids(request: GenerateRequest, front: ModelFront) -> Sequence[int]:
-    """Tokenise the prompt.
+def template_variables(request: GenerateRequest) -> dict[str, Any]:
+    """What the caller gives the chat template beside the messages.
+
+    Raises:
+        InvalidRequest: it is no JSON object.
+    """
+    text = request.chat.template_variables_json
+    variables = json_field(text, "template_variables_json") if text else {}
+    if not isinstance(variables, dict):
+        raise InvalidRequest("template_variables_json: expected a JSON object", field="template_variables_json")
+    return variables
+
+
+def prompt_ids(request: GenerateRequest, front: ModelFront, variables: dict[str, Any] | None = None) -> Sequence[int]:
+    """Tokenise the prompt; a chat's template gets the variables.
 
     Raises:
         InvalidRequest: it is empty, malformed, out of the vocabulary, or longer than the model can take in any case.
@@ -37,7 +51,7 @@ def prompt_ids(request: GenerateRequest, front: ModelFront) -> Sequence[int]:
                     f"token id {bad} is out of the vocabulary (0 to {front.vocab_size - 1})", field="prompt_token_ids"
                 )
         case "chat":
-            ids = _chat_ids(request.chat, front)
+            ids = _chat_ids(request, front, variables or {})
         case _:
             raise InvalidRequest("give a prompt, prompt_token_ids or chat messages", field="input")
     if not ids:
@@ -45,36 +59,84 @@ def prompt_ids(request: GenerateRequest, front: ModelFront) -> Sequence[int]:
     return ids
 
 
-def _chat_ids(chat: Chat, front: ModelFront) -> Sequence[int]:
+def tools_of(request: GenerateRequest) -> list[Any] | None:
+    """The tools for the chat template; None without any.
+
+    Raises:
+        InvalidRequest: they are no JSON array.
+    """
+    if not request.chat.tools_json:
+        return None
+    tools = json_field(request.chat.tools_json, "tools_json")
+    if not isinstance(tools, list):
+        raise InvalidRequest("tools_json: expected a JSON array", field="tools_json")
+    return tools
+
+
+def _chat_ids(request: GenerateRequest, front: ModelFront, variables: dict[str, Any]) -> Sequence[int]:
+    chat = request.chat
     if not chat.messages:
         raise InvalidRequest("messages is empty", field="messages")
-    if sum(len(message.content) for message in chat.messages) > 64 * front.max_model_len_tokens:
+    most_chars = 64 * front.max_model_len_tokens
+    if sum(len(message.content) + len(message.reasoning) for message in chat.messages) > most_chars:
         raise InvalidRequest("the messages are longer than the model can take", field="messages")
-    messages: list[dict[str, Any]] = []
-    for index, message in enumerate(chat.messages):
-        if not message.role:
-            raise InvalidRequest(f"messages[{index}].role is empty", field=f"messages[{index}].role")
-        entry: dict[str, Any] = {"role": message.role, "content": message.content}
-        if message.name:
-            entry["name"] = message.name
-        if message.tool_call_id:
-            entry["tool_call_id"] = message.tool_call_id
-        if message.tool_calls_json:
-            entry["tool_calls"] = json_field(message.tool_calls_json, f"messages[{index}].tool_calls_json")
-        messages.append(entry)
-    if not front.template.chat_template:
-        raise InvalidRequest("the model has no chat template; send a prompt", field="messages")
-    try:
-        text = front.template.apply_chat_template(
-            messages,
-            tools=json_field(chat.tools_json, "tools_json") if chat.tools_json else None,
-            tokenize=False,
-            add_generation_prompt=chat.add_generation_prompt if chat.HasField("add_generation_prompt") else True,
+    goes_on = chat.continue_final_message
+    opens = chat.add_generation_prompt if chat.HasField("add_generation_prompt") else not goes_on
+    if goes_on and opens:
+        raise InvalidRequest(
+            "continue_final_message goes on in the last message and add_generation_prompt begins another; give one",
+            field="continue_final_message",
         )
-    except InvalidRequest:
-        raise
-    except Exception as error:  # templates are code of the model's author and raise anything
-        raise InvalidRequest(f"the model's chat template refused the messages: {error}", field="messages") from error
+    text = front.template.render(
+        [_entry(message, f"messages[{index}]") for index, message in enumerate(chat.messages)],
+        tools=tools_of(request),
+        variables=variables,
+        add_generation_prompt=opens,
+        continue_final_message=goes_on,
+    )
+    if len(text) > most_chars:
+        raise InvalidRequest("the messages are longer than the model can take", field="messages")
     # The template writes bos and the like itself.
     ids: list[int] = front.tokenizer.encode(text, add_special_tokens=False).ids
     return ids
+
+
+def _entry(message: ChatMessage, path: str) -> dict[str, Any]:
+    """A message as templates expect it."""
+    if not message.role:
+        raise InvalidRequest(f"{path}.role is empty", field=f"{path}.role")
+    entry: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.name:
+        entry["name"] = message.name
+    if message.tool_call_id:
+        entry["tool_call_id"] = message.tool_call_id
+    if message.reasoning:
+        # The two names that templates have for it.
+        entry["reasoning"] = entry["reasoning_content"] = message.reasoning
+    if message.tool_calls_json:
+        calls = json_field(message.tool_calls_json, f"{path}.tool_calls_json")
+        if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+            raise InvalidRequest(
+                f"{path}.tool_calls_json: expected a JSON array of objects", field=f"{path}.tool_calls_json"
+            )
+        if calls:
+            entry["tool_calls"] = [_with_arguments_read(call) for call in calls]
+    return entry
+
+
+def _with_arguments_read(call: dict[str, Any]) -> dict[str, Any]:
+    """A tool call with its arguments as an object, which templates write as they need: OpenAI has JSON text there.
+
+    Arguments that are no JSON object become an empty one, as with vLLM: a model wrote them, and the conversation
+    would have no way on.
+    """
+    function = call.get("function")
+    if not isinstance(function, dict):
+        return call
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            arguments = {}
+    return {**call, "function": {**function, "arguments": arguments if isinstance(arguments, dict) else {}}}

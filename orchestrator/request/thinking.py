@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from baton.v1.inference_pb2 import Effort, GenerateRequest
+from baton.v1.inference_pb2 import GenerateRequest
 from cluster.errors import InvalidRequest
 from cluster.spec.config import ClusterSpec
 from orchestrator.policy.budget_governor import BudgetAsk
@@ -13,13 +13,7 @@ from orchestrator.policy.budget_governor import budget as budget_under
 from orchestrator.policy.closing import reasoning_limit
 from orchestrator.policy.phases import ReasoningMarkers, open_at_end
 from orchestrator.request.model_front import ModelFront
-
-_EFFORT_NAMES = {
-    Effort.EFFORT_NONE: "none",
-    Effort.EFFORT_LOW: "low",
-    Effort.EFFORT_MEDIUM: "medium",
-    Effort.EFFORT_HIGH: "high",
-}
+from orchestrator.request.reasoning_ask import ReasoningAsk
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,63 +24,51 @@ class Budget:
     reduced: bool = False
 
 
-def effort_of(request: GenerateRequest, spec: ClusterSpec) -> str:
+def effort_of(ask: ReasoningAsk, spec: ClusterSpec) -> str:
     """Effort by name, empty without one; a budget in tokens counts as the least effort that allows it."""
-    effort = ""
-    if request.HasField("reasoning"):
-        effort = _EFFORT_NAMES.get(request.reasoning.effort, "")
-        if request.reasoning.HasField("budget_tokens") and spec.model.reasoning is not None:
-            budgets = sorted((tokens, name) for name, tokens in spec.model.reasoning.effort_budgets_tokens.items())
-            enough = (name for tokens, name in budgets if tokens >= request.reasoning.budget_tokens)
-            effort = next(enough, "high")
-    return effort
+    if ask.wanted is False:
+        return "none"
+    reasoning = spec.model.reasoning
+    if ask.budget_tokens is not None and reasoning is not None:
+        budgets = sorted((tokens, name) for name, tokens in reasoning.effort_budgets_tokens.items())
+        return next((name for tokens, name in budgets if tokens >= ask.budget_tokens), "high")
+    return ask.effort
 
 
 def thinking_budget(
-    request: GenerateRequest, front: ModelFront, spec: ClusterSpec, *, priority: int, severity: float
+    request: GenerateRequest, ask: ReasoningAsk, front: ModelFront, spec: ClusterSpec, *, priority: int, severity: float
 ) -> Budget:
     """The budget that the request has where KV is as scarce as ``severity`` says.
 
     Raises:
-        InvalidRequest: the model does not reason, or there is no budget for that effort.
+        InvalidRequest: the model does not reason.
     """
-    asked = _asked_tokens(request, front, spec)
+    asked = _asked_tokens(ask, front, spec)
     if severity > 0 and front.markers is not None and not request.HasField("resume"):
-        ask = BudgetAsk(asked, request.tenant, priority, effort_of(request, spec), front.max_model_len_tokens)
-        given = budget_under(ask, severity, spec.autoscaling.thinking_budgets)
+        wanted = BudgetAsk(asked, request.tenant, priority, effort_of(ask, spec), front.max_model_len_tokens)
+        given = budget_under(wanted, severity, spec.autoscaling.thinking_budgets)
         if given is not None:
             return Budget(given, reduced=True)
     return Budget(asked)
 
 
-def _asked_tokens(request: GenerateRequest, front: ModelFront, spec: ClusterSpec) -> int | None:
+def _asked_tokens(ask: ReasoningAsk, front: ModelFront, spec: ClusterSpec) -> int | None:
     """Budget in tokens as asked for: the caller's, else the effort's; None without one."""
-    if not request.HasField("reasoning"):
-        return None
-    wants = request.reasoning.HasField("budget_tokens") or request.reasoning.effort not in (
-        Effort.EFFORT_UNSPECIFIED,
-        Effort.EFFORT_NONE,
-    )
     reasoning = spec.model.reasoning
     if reasoning is None or front.markers is None:
-        if wants:
+        if ask.by_message and not spec.model.accept_reasoning_effort:
             raise InvalidRequest(
-                f"{front.name} does not reason; leave out reasoning (or its markers are missing in the spec)",
+                f"{front.name} does not reason; leave out reasoning (or its markers are missing in the spec, or "
+                "model.accept_reasoning_effort, which lets such requests through)",
                 field="reasoning",
             )
         return None
-    if request.reasoning.HasField("budget_tokens"):
-        return min(int(request.reasoning.budget_tokens), front.max_model_len_tokens)
-    effort = request.reasoning.effort
-    if effort == Effort.EFFORT_UNSPECIFIED:
-        return None
-    name = _EFFORT_NAMES.get(effort)
-    if name is None:
-        raise InvalidRequest(f"reasoning.effort={effort}: unknown", field="reasoning.effort")
-    budgets: Mapping[str, int] = {str(key): value for key, value in reasoning.effort_budgets_tokens.items()}
-    if name not in budgets:
-        raise InvalidRequest(f"this cluster has no budget for effort {name!r}", field="reasoning.effort")
-    return min(budgets[name], front.max_model_len_tokens)
+    if ask.wanted is False:
+        return 0
+    tokens = ask.budget_tokens
+    if tokens is None and ask.effort:
+        tokens = {str(name): budget for name, budget in reasoning.effort_budgets_tokens.items()}[ask.effort]
+    return None if tokens is None else min(tokens, front.max_model_len_tokens)
 
 
 def reasoning_limit_tokens(
@@ -107,6 +89,14 @@ def reasoning_limit_tokens(
     )
 
 
-def closed_reasoning(prompt: Sequence[int], markers: ReasoningMarkers) -> tuple[int, ...]:
-    """Tokens that close the reasoning before it begins, so that a budget of 0 holds for the first token too."""
-    return markers.end_ids if open_at_end(prompt, markers) else markers.start_ids + markers.end_ids
+def closed_reasoning(
+    prompt: Sequence[int], markers: ReasoningMarkers, *, template_closed: bool = False
+) -> tuple[int, ...]:
+    """Tokens that close the reasoning before it begins, so that a budget of 0 holds for the first token too.
+
+    ``template_closed``: the chat template was asked not to think and has done its part, or the prompt ends in
+    mid-answer, so only what is open is closed.
+    """
+    if open_at_end(prompt, markers):
+        return markers.end_ids
+    return () if template_closed else markers.start_ids + markers.end_ids

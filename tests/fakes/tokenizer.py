@@ -7,6 +7,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from orchestrator.policy.phases import ReasoningMarkers
+from orchestrator.request.chat_template import ChatTemplate
 from orchestrator.request.model_front import ModelFront
 
 THINK, END_THINK = 256, 257
@@ -36,6 +37,9 @@ class Template:
 
     chat_template: str | None = "fake"
 
+    def get_chat_template(self, chat_template: str | None, tools: Any) -> str | None:
+        return self.chat_template
+
     def apply_chat_template(self, messages: list[dict[str, Any]], *, tools: Any, **options: Any) -> str:
         if any(message["role"] == "refused" for message in messages):
             raise RuntimeError("roles must alternate")
@@ -49,6 +53,6 @@ def front(*, markers: ReasoningMarkers | None = None, max_model_len_tokens: int 
         max_model_len_tokens=max_model_len_tokens,
         vocab_size=258,
         tokenizer=byte_tokenizer(),
-        template=Template(),
+        template=ChatTemplate(Template()),
         markers=markers,
     )

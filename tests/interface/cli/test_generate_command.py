@@ -124,7 +124,9 @@ def test_the_deadline_ends_it(served: Served) -> None:
 
 
 def test_an_effort_that_is_none_is_refused_before_anything_is_sent(served: Served) -> None:
-    with pytest.raises(InvalidRequest, match="reasoning_effort: expected one of none, low, medium, high"):
+    with pytest.raises(
+        InvalidRequest, match="reasoning_effort: expected one of none, minimal, low, medium, high, xhigh, max"
+    ):
         baton(served, "generate", "Hi", "--effort", "huge")
     assert not served[0].requests
 

@@ -110,6 +110,30 @@ def test_a_message_of_another_form_is_refused(message: Any) -> None:
         build_request({"messages": [message]})
 
 
+def test_what_a_chat_template_and_the_reasoning_are_given() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    request = build_request(
+        {
+            "messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "", "reasoning": "Hm"}],
+            "chat_template_kwargs": {"tone": "dry"},
+            "add_generation_prompt": False,
+            "continue_final_message": True,
+            "reasoning_effort": "max",
+            "enable_reasoning": True,
+            "exclude_reasoning": True,
+        }
+    )
+    assert [message.content for message in request.chat.messages] == ["a\nb", ""]
+    assert request.chat.messages[1].reasoning == "Hm"
+    assert json.loads(request.chat.template_variables_json) == {"tone": "dry"}
+    assert request.chat.HasField("add_generation_prompt")
+    assert not request.chat.add_generation_prompt
+    assert request.chat.continue_final_message
+    assert request.reasoning == pb.Reasoning(effort=pb.EFFORT_MAX, enabled=True, exclude=True)
+    with pytest.raises(InvalidRequest, match="chat_template_kwargs go with messages"):
+        build_request({"prompt": "a", "chat_template_kwargs": {"tone": "dry"}})
+
+
 # --- credentials ----------------------------------------------------------------------------------------------------
 
 

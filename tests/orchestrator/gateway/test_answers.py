@@ -187,3 +187,22 @@ async def test_a_seed_is_a_seed_for_every_choice(pair: Cluster, seed: int) -> No
     seeds = [leg.sampling.seed for leg in pair.engine("decode-0").started]
     assert len(set(seeds)) == 3
     assert all(each >= 0 for each in seeds), "vLLM takes -1 for no seed"
+
+
+async def test_reasoning_that_is_left_out_has_tokens_and_no_text(pair: Cluster) -> None:
+    prompt = [*PROMPT, THINK]
+    reasoning = pb.Reasoning(budget_tokens=5, exclude=True)
+    shown = await run(pair, ask(prompt, 30, reasoning=pb.Reasoning(budget_tokens=5), logprobs=1))
+    reply = await run(pair, ask(prompt, 30, reasoning=reasoning, logprobs=1))
+    assert reply.token_ids == shown.token_ids
+    thoughts = [delta for delta in reply.deltas if delta.phase == pb.PHASE_REASONING]
+    assert thoughts
+    assert all(delta.token_ids and not delta.text and not delta.logprobs for delta in thoughts)
+    answers = [[delta for delta in each.deltas if delta.phase == pb.PHASE_ANSWER] for each in (reply, shown)]
+    kept, wanted = (
+        ["".join(delta.text for delta in deltas), [row.chosen.token_id for delta in deltas for row in delta.logprobs]]
+        for deltas in answers
+    )
+    assert kept == wanted
+    assert reply.finished is not None
+    assert reply.finished.usage.thinking_budget_tokens == 5
