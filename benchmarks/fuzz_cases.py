@@ -160,6 +160,10 @@ _HTTP_NAMES = [
         "response_format",
         "user",
         "reasoning_effort",
+        "reasoning",
+        "thinking",
+        "chat_template_kwargs",
+        "continue_final_message",
     ),
     *(
         "logprobs",

@@ -92,7 +92,9 @@ async def serve(
     settings = spec.gateway
     metrics_runner, metrics_port = await _serve_metrics(gateway, settings.host, settings.metrics_port, authentication)
     grpc_server, grpc_port = await serve_grpc(gateway, settings, authentication)
-    http_runner, http_port = await serve_http(gateway, settings, authentication)
+    http_runner, http_port = await serve_http(
+        gateway, settings, authentication, count_ignored=gateway.metrics.count_ignored
+    )
     ports = {"grpc_port": grpc_port, "http_port": http_port, "metrics_port": metrics_port, "pid": os.getpid()}
     log.info("serving: %s", ports)
     if not authentication.is_guarded and settings.host not in ("127.0.0.1", "::1", "localhost"):

@@ -67,10 +67,19 @@ class Chunks:
         first = index not in self._started
         if first:
             self._started.add(index)
-        if self._call.chat:
-            body = _chat_body(delta, first)
-        else:
-            body = _completion_body(delta, self._call.echo[prompt] if first and self._call.echo else "")
+        echo = self._call.echo[prompt] if first and self._call.echo else ""
+        if self._call.exclude_reasoning and delta.phase == _REASONING:
+            # Its first chunk goes out, empty: the caller learns that the request is served.
+            if not (first or delta.finish_reason or self._call.continuous_usage):
+                return b""
+            self._count(index, delta)
+            delta = inference_pb2.Delta(
+                choice=delta.choice,
+                finish_reason=delta.finish_reason,
+                stop_matched=delta.stop_matched,
+                reasoning_closed=delta.reasoning_closed,
+            )
+        body = _chat_body(delta, first) if self._call.chat else _completion_body(delta, echo)
         if self._plain and not delta.finish_reason:
             chunk = f'{self._head}{{"index":{index},{body},"logprobs":null,"finish_reason":null}}{self._tail}'
         else:
@@ -95,8 +104,7 @@ class Chunks:
 
     def _usage_until(self, prompt: int, index: int, delta: inference_pb2.Delta) -> str:
         """The ``usage`` of a choice up to and with this delta."""
-        counts = self._output_tokens.setdefault(index, [0, 0])
-        counts[delta.phase != _REASONING] += len(delta.token_ids)
+        counts = self._count(index, delta)
         usage = inference_pb2.Usage(
             prompt_tokens=self._prompt_tokens.get(prompt, 0),
             cached_tokens=self._cached_tokens.get(prompt, 0),
@@ -104,6 +112,12 @@ class Chunks:
             answer_tokens=counts[1],
         )
         return json.dumps(usage_object([usage]), separators=(",", ":"))
+
+    def _count(self, index: int, delta: inference_pb2.Delta) -> list[int]:
+        """Tokens of reasoning and answer of a choice, with this delta's."""
+        counts = self._output_tokens.setdefault(index, [0, 0])
+        counts[delta.phase != _REASONING] += len(delta.token_ids)
+        return counts
 
     def _logprobs_of(self, index: int, delta: inference_pb2.Delta) -> dict[str, Any] | None:
         top = self._call.logprobs

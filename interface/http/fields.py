@@ -35,7 +35,8 @@ def kind_of(value: object) -> str:
 class Fields:
     """The fields of one JSON object, taken one by one; `finish` refuses what nobody took.
 
-    A field that is null counts as absent, as OpenAI has it. ``path`` goes before each name in errors.
+    A field that is null counts as absent, as OpenAI has it. ``path`` goes before each name in errors. ``ignored`` has
+    what was let through without effect, in this object and those `inside` it, by names of which there are few.
 
     Example:
         >>> fields = Fields({"n": 2, "wat": 1})
@@ -47,12 +48,17 @@ class Fields:
         cluster.errors.InvalidRequest: wat: unknown field
     """
 
-    def __init__(self, tree: object, path: str = "") -> None:
+    def __init__(self, tree: object, path: str = "", ignored: set[str] | None = None) -> None:
         self._path = path
+        self.ignored: set[str] = set() if ignored is None else ignored
         if not isinstance(tree, dict):
             name = path or "the body"
             raise InvalidRequest(f"{name}: expected an object, got {kind_of(tree)}", field=path)
         self._left: dict[str, Any] = dict(tree)
+
+    def inside(self, tree: object, path: str) -> Fields:
+        """The fields of an object within this one; ``path`` is from the body on."""
+        return Fields(tree, path, self.ignored)
 
     def name(self, field: str) -> str:
         """The full path of a field."""
@@ -119,10 +125,17 @@ class Fields:
             biases[int(key)] = self._number(field, value)
         return biases
 
-    def drop(self, names: frozenset[str]) -> None:
-        """Take fields that mean nothing here and harm nothing."""
+    def drop(self, names: frozenset[str], prefix: str = "") -> None:
+        """Take fields that mean nothing here and harm nothing, and note them as ignored under prefix and name."""
         for name in names & self._left.keys():
-            del self._left[name]
+            if self._left.pop(name) is not None:
+                self.ignored.add(f"{prefix}{name}")
+
+    def drop_vendors(self, prefix: str = "") -> None:
+        """Take extensions that vendors mark as such, ``x-`` or ``x_`` before the name."""
+        for name in [name for name in self._left if name.lower().startswith(("x-", "x_"))]:
+            if self._left.pop(name) is not None:
+                self.ignored.add(f"{prefix}x-*")
 
     def refuse(self, refusals: dict[str, tuple[tuple[Any, ...], str]]) -> None:
         """Refuse fields whose meaning cannot be kept, unless they are null or say what is done anyway.

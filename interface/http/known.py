@@ -17,11 +17,53 @@ HARMLESS = frozenset(
         "parallel_tool_calls",  # tool calls come as text; there is nothing to keep apart
         "stream_interval",  # tokens are sent as they come
         "guided_decoding_backend",  # whichever keeps the constraint
+        "cache_control",  # prefixes are cached whether asked for or not
+        "client_metadata",
+        "provider",  # which of OpenRouter's providers may serve; here is one
+        "usage",  # OpenRouter's; usage is always complete, and in streams goes by stream_options
+        "litellm_call_id",
+        "litellm_metadata",
+        "litellm_session_id",
+        "litellm_trace_id",
     }
 )
+"""In the body."""
+
+HARMLESS_IN_MESSAGE = frozenset(
+    {
+        "id",
+        "index",
+        "object",
+        "status",
+        "created_at",
+        "timestamp",
+        "metadata",
+        "cache_control",
+        "parsed",  # what the openai package made of the content
+        "citations",
+        "reasoning_details",  # OpenRouter's and LiteLLM's other forms of the reasoning
+        "reasoning_signature",
+        "thinking_blocks",
+        "provider_specific_fields",  # LiteLLM
+        "provider_options",  # AI SDK
+        "providerOptions",
+        "provider_metadata",
+        "providerMetadata",
+        "additional_kwargs",  # LangChain
+        "response_metadata",
+        "usage_metadata",
+    }
+)
+"""In a message: what clients keep beside the text."""
+
+HARMLESS_IN_PART = frozenset(
+    {"cache_control", "annotations", "logprobs", "id", "index", "providerOptions", "provider_options"}
+)
+"""In a part of a message's content."""
 
 _ONE_CHOICE = "beam search is not supported; use n"
-_TEMPLATE = "the model's own chat template is used"
+_TEMPLATE = "is not supported; the cluster's template is used (model.chat_template in the spec)"
+_CHAT = "is for chats; a completion's prompt is sent as it is"
 _KV = "a client may not steer KV transfer"
 _TOOLS = "the older functions interface is not supported; use tools"
 
@@ -49,11 +91,10 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "routed_experts_prompt_start": ((0,), "is not supported"),
     "documents": (([],), "is not supported; put documents into messages"),
     "chat_template": ((), _TEMPLATE),
-    "chat_template_kwargs": (({},), f"{_TEMPLATE}; to switch thinking off use reasoning_effort: none"),
-    "continue_final_message": ((False,), "is not supported; use /v1/completions"),
     "mm_processor_kwargs": (({},), "the model takes text only"),
     "media_io_kwargs": (({},), "the model takes text only"),
-    "include_reasoning": ((True,), "reasoning is always separated and sent; leave it out on your side"),
+    "separate_reasoning": ((True,), "reasoning is always separated; include_reasoning: false leaves it out"),
+    "stream_reasoning": ((True,), "reasoning is streamed as it comes; include_reasoning: false leaves it out"),
     "guided_whitespace_pattern": ((), "is not supported"),
     "functions": (([],), _TOOLS),
     "function_call": (("none",), _TOOLS),
@@ -64,3 +105,10 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "verbosity": (("medium",), "is not supported"),
 }
 """For each field the values that say what is done anyway, and the sentence for all others."""
+
+REFUSED_IN_COMPLETIONS: dict[str, tuple[tuple[Any, ...], str]] = {
+    "chat_template_kwargs": (({},), _CHAT),
+    "continue_final_message": ((False,), _CHAT),
+    "add_generation_prompt": ((False,), _CHAT),
+}
+"""The same for what only a chat has."""

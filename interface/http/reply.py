@@ -35,6 +35,10 @@ def usage_object(usages: list[inference_pb2.Usage]) -> dict[str, Any]:
     reasoning = sum(usage.reasoning_tokens for usage in usages)
     completion = reasoning + sum(usage.answer_tokens for usage in usages)
     details: dict[str, int] = {"reasoning_tokens": reasoning}
+    budgets = [usage.thinking_budget_tokens for usage in usages if usage.HasField("thinking_budget_tokens")]
+    if budgets:
+        # Not OpenAI's: what an effort came to.
+        details["thinking_budget_tokens"] = min(budgets)
     reduced = [usage.reduced_budget_tokens for usage in usages if usage.HasField("reduced_budget_tokens")]
     if reduced:
         # Not OpenAI's: the cluster gave a smaller thinking budget than was asked for, and so many choices reached it.
@@ -54,6 +58,7 @@ class _Choice:
     prompt: int
     reasoning: list[str] = field(default_factory=list)
     answer: list[str] = field(default_factory=list)
+    thought: bool = False
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[PhaseRows] = field(default_factory=list)
     finish_reason: str | None = None
@@ -99,11 +104,15 @@ class Reply:
 
     def _add_delta(self, prompt: int, delta: inference_pb2.Delta) -> None:
         choice = self._choices[prompt * self._call.choices + delta.choice]
-        (choice.reasoning if delta.phase == inference_pb2.PHASE_REASONING else choice.answer).append(delta.text)
-        if self._call.return_token_ids:
-            choice.token_ids.extend(delta.token_ids)
-        if self._call.logprobs is not None:
-            choice.logprobs.append((delta.phase, delta.logprobs))
+        thinks = delta.phase == inference_pb2.PHASE_REASONING
+        excluded = thinks and self._call.exclude_reasoning
+        choice.thought |= bool(delta.token_ids if excluded else thinks and delta.text)
+        if not excluded:
+            (choice.reasoning if thinks else choice.answer).append(delta.text)
+            if self._call.return_token_ids:
+                choice.token_ids.extend(delta.token_ids)
+            if self._call.logprobs is not None:
+                choice.logprobs.append((delta.phase, delta.logprobs))
         if delta.finish_reason:
             choice.finish_reason = FINISH_REASONS[delta.finish_reason]
             choice.stop_reason = stop_reason(delta, self._call.requests[prompt])
@@ -140,7 +149,7 @@ def prompt_token_ids(request: inference_pb2.GenerateRequest) -> list[int] | None
 def _message(choice: _Choice) -> dict[str, Any]:
     reasoning, answer = "".join(choice.reasoning), "".join(choice.answer)
     # Thought and then cut off: null distinguishes "no answer yet" from an empty one, as vLLM does.
-    content = answer if answer or not reasoning else None
+    content = answer if answer or not choice.thought else None
     return {"role": "assistant", "content": content, "refusal": None, **_thoughts(reasoning)}
 
 

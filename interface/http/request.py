@@ -10,9 +10,10 @@ from typing import Any
 from baton.v1 import inference_pb2
 from cluster.errors import InvalidRequest
 from interface.http.fields import INT32_MAX, Fields, is_token_id
-from interface.http.known import HARMLESS, REFUSED
+from interface.http.known import HARMLESS, REFUSED, REFUSED_IN_COMPLETIONS
 from interface.http.messages import read_chat
-from interface.http.sampling import read_reasoning, read_sampling
+from interface.http.reasoning import read_reasoning
+from interface.http.sampling import read_sampling
 
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's and vLLM's limit for a completion that names none. A chat that names none takes the cluster's."""
@@ -25,7 +26,8 @@ class HttpCall:
     """One HTTP request, ready to run.
 
     ``requests`` has one entry per prompt; choice ``c`` of prompt ``p`` is choice ``p * choices + c`` of the reply.
-    ``echo`` holds the prompt's text for each request, where it is to come back before the answer.
+    ``echo`` holds the prompt's text for each request, where it is to come back before the answer. ``ignored`` names
+    the fields that were let through without effect.
     """
 
     chat: bool
@@ -39,6 +41,12 @@ class HttpCall:
     logprobs: int | None = None
     return_token_ids: bool = False
     echo: tuple[str, ...] = ()
+    ignored: frozenset[str] = frozenset()
+
+    @property
+    def exclude_reasoning(self) -> bool:
+        """Whether the reply leaves the reasoning out."""
+        return self.requests[0].reasoning.exclude
 
     @property
     def reply_id(self) -> str:
@@ -74,6 +82,7 @@ def read_completion_call(tree: Any, *, request_id: str = "", max_prompts: int = 
     model, request_id = _model(fields), _request_id(fields, request_id)
     prompts = _prompts(fields, max_prompts)
     fields.refuse({"add_special_tokens": ((True,), "is not supported; send token ids to leave them out")})
+    fields.refuse(REFUSED_IN_COMPLETIONS)
     echo = bool(fields.flag("echo"))
     logprobs = fields.integer("logprobs")
     if echo and logprobs is not None:
@@ -103,6 +112,7 @@ def _call(
     if fields.has("kv_transfer_params"):
         raise fields.wrong("kv_transfer_params", "a client may not steer KV transfer")
     fields.drop(HARMLESS)
+    fields.drop_vendors()
     fields.refuse(REFUSED)
     fields.finish()
     stream, include_usage, continuous_usage = options
@@ -118,6 +128,7 @@ def _call(
         logprobs=logprobs,
         return_token_ids=return_token_ids,
         echo=echo,
+        ignored=frozenset(fields.ignored),
     )
 
 
@@ -171,10 +182,10 @@ def _stream_options(fields: Fields) -> tuple[bool, bool, bool]:
         return stream, False, False
     if not stream:
         raise fields.wrong("stream_options", "needs stream: true")
-    options = Fields(tree, "stream_options")
+    options = fields.inside(tree, "stream_options")
     include, continuous = bool(options.flag("include_usage")), bool(options.flag("continuous_usage_stats"))
     # Padding against traffic analysis, on by default with OpenAI; no answer depends on it.
-    options.drop(frozenset({"include_obfuscation"}))
+    options.drop(frozenset({"include_obfuscation"}), "stream_options.")
     options.finish()
     return stream, include, include and continuous
 

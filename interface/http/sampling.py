@@ -1,4 +1,4 @@
-"""Sampling, structured output and reasoning fields of an OpenAI request. Pure.
+"""Sampling and structured output fields of an OpenAI request. Pure.
 
 What OpenAI has no name for goes by vLLM's.
 """
@@ -10,13 +10,6 @@ from typing import Any
 
 from baton.v1 import inference_pb2
 from interface.http.fields import INT32_MAX, INT64_MAX, Fields
-
-EFFORTS = {
-    "none": inference_pb2.EFFORT_NONE,
-    "low": inference_pb2.EFFORT_LOW,
-    "medium": inference_pb2.EFFORT_MEDIUM,
-    "high": inference_pb2.EFFORT_HIGH,
-}
 
 _NUMBERS = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
 
@@ -54,20 +47,6 @@ def read_sampling(fields: Fields) -> inference_pb2.Sampling:
     if structured is not None:
         sampling.structured_output.CopyFrom(structured)
     return sampling
-
-
-def read_reasoning(fields: Fields) -> inference_pb2.Reasoning | None:
-    """Take ``reasoning_effort`` and ``thinking_token_budget``; -1 means no budget, as in vLLM."""
-    reasoning = inference_pb2.Reasoning()
-    effort = fields.text("reasoning_effort")
-    if effort is not None:
-        if effort not in EFFORTS:
-            raise fields.wrong("reasoning_effort", f"expected one of {', '.join(EFFORTS)}")
-        reasoning.effort = EFFORTS[effort]
-    budget_tokens = fields.integer("thinking_token_budget", low=-1)
-    if budget_tokens is not None and budget_tokens >= 0:
-        reasoning.budget_tokens = budget_tokens
-    return reasoning if reasoning.ListFields() else None
 
 
 def read_structured_output(fields: Fields) -> inference_pb2.StructuredOutput | None:

@@ -55,8 +55,15 @@ server_log.addFilter(_is_our_matter)
 class HttpServer:
     """The routes. One handler per request; a caller who leaves cancels it, and with it the backend's stream."""
 
-    def __init__(self, backend: Backend, settings: GatewaySettings, authentication: Authentication) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        settings: GatewaySettings,
+        authentication: Authentication,
+        count_ignored: Callable[[str], object] = lambda _: None,
+    ) -> None:
         self._backend = backend
+        self._count_ignored = count_ignored
         self._settings = settings
         self._authentication = authentication
         self.sweeper = IdleSweeper(settings.body_timeout_s)
@@ -152,6 +159,8 @@ class HttpServer:
     async def _run(self, request: web.Request, read: Read) -> web.StreamResponse:
         call = read(await self._body(request), request.headers.get(REQUEST_ID_KEY) or request_id(request))
         name_request(request, call.request_id)
+        for name in call.ignored:
+            self._count_ignored(name)
         try:
             for item in call.requests:
                 fold_deadline(item, None)
@@ -179,15 +188,21 @@ class HttpServer:
 
 
 async def serve_http(
-    backend: Backend, settings: GatewaySettings, authentication: Authentication | None = None
+    backend: Backend,
+    settings: GatewaySettings,
+    authentication: Authentication | None = None,
+    *,
+    count_ignored: Callable[[str], object] = lambda _: None,
 ) -> tuple[web.AppRunner, int]:
     """Start the HTTP server; returns its runner (``await runner.cleanup()`` ends it) and its port.
+
+    ``count_ignored`` is called with the name of each field that was let through without effect; there are few names.
 
     Raises:
         ConfigError: the address cannot be listened on, or a certificate cannot be used.
     """
     authentication = authentication or Authentication()
-    server = HttpServer(backend, settings, authentication)
+    server = HttpServer(backend, settings, authentication, count_ignored)
     app = server.app()
     app.on_shutdown.append(lambda _: server.sweeper.stop())
     runner = web.AppRunner(

@@ -13,7 +13,7 @@ import pytest
 
 from cluster.model.model_path import uses_latent_attention
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 
 # In a process of its own: it makes torch say of the processor what the case says.
 CHOICES = """

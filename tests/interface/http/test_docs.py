@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from interface.http.known import HARMLESS, REFUSED
+from interface.http.known import HARMLESS, HARMLESS_IN_MESSAGE, HARMLESS_IN_PART, REFUSED, REFUSED_IN_COMPLETIONS
 from interface.status import ROWS
 
 PAGE = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
@@ -14,8 +14,14 @@ PAGE = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
 
 @pytest.mark.parametrize(
     ("heading", "names"),
-    [("### Let through", HARMLESS), ("### Refused", frozenset(REFUSED))],
-    ids=["harmless", "refused"],
+    [
+        ("### Let through", HARMLESS),
+        ("In a message:", HARMLESS_IN_MESSAGE),
+        ("In a part:", HARMLESS_IN_PART),
+        ("### Refused", frozenset(REFUSED)),
+        ("in completions also", frozenset(REFUSED_IN_COMPLETIONS)),
+    ],
+    ids=["harmless", "in a message", "in a part", "refused", "in completions"],
 )
 def test_fields_are_listed(heading: str, names: frozenset[str]) -> None:
     section = PAGE.partition(heading)[2].partition("\n#")[0]

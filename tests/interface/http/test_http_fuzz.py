@@ -30,6 +30,8 @@ NAMES = sorted(
     | HARMLESS
     | {"messages", "stream", "stream_options", "top_logprobs", "max_completion_tokens", "echo", "user", "tools"}
     | {"tool_choice", "response_format", "structured_outputs", "guided_json", "guided_choice", "return_token_ids"}
+    | {"chat_template_kwargs", "continue_final_message", "add_generation_prompt", "enable_thinking", "thinking"}
+    | {"reasoning", "include_reasoning", "cache_control", "x-any"}
     | {"thinking_token_budget", "reasoning_effort", "session_id", "kv_transfer_params", "stop_token_ids"}
 )
 
@@ -42,7 +44,23 @@ scalars = (
     | st.text(st.characters(categories=["Cs"]), min_size=1, max_size=2)
     | st.sampled_from(["text", "user", "role", "type", "auto", "json_schema", "include_usage", "low"])
 )
-keys = st.text(max_size=5) | st.sampled_from(["role", "content", "type", "text", "json", "regex", "include_usage", "1"])
+keys = st.text(max_size=5) | st.sampled_from(
+    [
+        "effort",
+        "max_tokens",
+        "enabled",
+        "id",
+        "budget_tokens",
+        "role",
+        "content",
+        "type",
+        "text",
+        "json",
+        "regex",
+        "include_usage",
+        "1",
+    ]
+)
 values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4), max_leaves=12
 )

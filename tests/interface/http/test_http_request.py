@@ -243,7 +243,7 @@ def test_structured_output(fields: dict[str, Any], expected: dict[str, Any] | No
         ("model", 3),
         ("bad_words", "damn"),
         ("ignore_eos", 1),
-        ("reasoning_effort", "minimal"),
+        ("reasoning_effort", "huge"),
         ("reasoning_effort", 3),
         ("thinking_token_budget", -2),
         ("priority", 2**31),
