@@ -126,6 +126,13 @@ class Fleet:
         """Blocks in use on each decode worker as it reports them."""
         return {key: each.load.used_blocks for key, each in self.workers.items() if each.role is Role.DECODE}
 
+    def awaits_decode(self) -> bool:
+        """Whether a decode worker is ready and is yet to report, so that nothing is sent there."""
+        return any(
+            each.role is Role.DECODE and each.member.state == "ready" and not each.connected
+            for each in self.workers.values()
+        )
+
     def to_empty(self) -> list[str]:
         """Workers to be emptied: those that drain, and prefill workers that were decode workers a moment ago."""
         return [

@@ -105,7 +105,7 @@ class ModelServing:
 
     def update_members(self, message: registry_pb2.WatchMembersResponse) -> None:
         """Take a membership from the registry."""
-        self.preemption.growing = message.starting_decode_workers > 0
+        self.preemption.starting = message.starting_decode_workers > 0
         self.fleet.update(message.members, message.pairs)
 
     async def close(self) -> None:

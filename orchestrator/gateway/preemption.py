@@ -26,6 +26,10 @@ class PreemptionFleet(Protocol):
         """The router's view of all workers."""
         ...
 
+    def awaits_decode(self) -> bool:
+        """Whether a decode worker is ready and is yet to report."""
+        ...
+
     def freed_by(self, worker_id: str, request_id: str, held_blocks: int) -> int:
         """Headroom in blocks that a request with so many would leave on its worker."""
         ...
@@ -61,7 +65,7 @@ class Preemption:
         local_prefill_below_tokens: int,
         on_preempted: Callable[[], None],
     ) -> None:
-        self.growing = False
+        self.starting = False
         """A decode worker is on its way, by the controller's report."""
         self.preempted_requests = 0
         self._fleet = fleet
@@ -71,6 +75,12 @@ class Preemption:
         self._local_prefill_below_tokens = local_prefill_below_tokens
         self._on_preempted = on_preempted
         self._preempting = False
+
+    @property
+    def growing(self) -> bool:
+        """Whether a decode worker is on its way: the controller reports that it starts, or it is ready and is yet to
+        report to this gateway, so that it takes nothing so far."""
+        return self.starting or self._fleet.awaits_decode()
 
     @property
     def allowed(self) -> bool:

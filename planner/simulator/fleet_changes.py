@@ -63,6 +63,8 @@ class FleetChanges:
             case DrainWorker():
                 worker = fleet.workers[action.worker_id]
                 fleet.drain(worker, action.migrate)
+                if self._gateway.live_rules:
+                    self._placer.pump()  # those that avoided the other workers no longer do; a move comes a tick later
                 if action.migrate and worker.state == "draining":
                     self._empty(worker)
                 fleet.settle(worker)

@@ -128,6 +128,9 @@ class FakeFleet:
     def role(self, worker_id: str) -> Role | None:
         return self.workers[worker_id].role if worker_id in self.workers else None
 
+    def awaits_decode(self) -> bool:
+        return any(not view.accepting and view.role is Role.DECODE for view in self.workers.values())
+
     def freed_by(self, worker_id: str, request_id: str, held_blocks: int) -> int:
         return self.reserved.get(worker_id, {}).get(request_id, held_blocks)
 

@@ -123,7 +123,7 @@ def test_it_is_charged_once_and_settled_by_what_it_took() -> None:
 
 def test_after_its_patience_the_longest_is_preempted_and_comes_back_last() -> None:
     setup = Setup(patience_s=2.0)
-    setup.preemption.growing = True
+    setup.preemption.starting = True
     long = setup.ask().decodes("decode-0", 40)
     incoming = setup.ask()
     setup.clock.advance(1.9)
@@ -162,7 +162,7 @@ def test_one_that_waits_for_headroom_does_not_go_where_others_fill() -> None:
     setup = Setup()
     run = FakeRun(prepared(64, 100))
     run.waits_for_headroom = True
-    setup.preemption.growing = True
+    setup.preemption.starting = True
     setup.fleet.others["decode-0"] = 3
     setup.fleet.reserve("elsewhere", "decode-0", 4)
     setup.ask(run=run, again=True)

@@ -33,8 +33,13 @@ class Setup:
 def test_it_is_allowed_only_while_a_worker_starts() -> None:
     setup = Setup()
     assert not setup.preemption.allowed
-    setup.preemption.growing = True
+    setup.preemption.starting = True
     assert setup.preemption.allowed
+    setup.preemption.starting = False
+    setup.fleet.add("decode-1", accepting=False)  # it is ready and is yet to report to this gateway
+    assert setup.preemption.allowed
+    setup.fleet.add("decode-1")
+    assert not setup.preemption.allowed
 
 
 def test_the_longest_goes_that_may() -> None:
@@ -53,7 +58,7 @@ def test_the_longest_goes_that_may() -> None:
 
 def test_nobody_is_chosen_in_between_and_one_at_its_end_is_none() -> None:
     setup = Setup()
-    setup.preemption.growing = True
+    setup.preemption.starting = True
     run = setup.run(5)
     victim = setup.preemption.victim(0, 10)
     assert victim is not None
