@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from types import TracebackType
 
 from aiohttp import web
@@ -44,11 +45,12 @@ class EventStream:
         self._beginning = asyncio.Lock()
         self._writing = False
         self._written_s = self._loop.time()
-        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._comment: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> EventStream:
         if self._keep_alive_s is not None:
-            self._task = self._loop.create_task(self._keep_alive(self._keep_alive_s))
+            self._watch(self._keep_alive_s)
         return self
 
     async def __aexit__(
@@ -96,21 +98,24 @@ class EventStream:
             await self.response.prepare(self._request)
 
     def _end_keep_alive(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
+        for running in (self._timer, self._comment):
+            if running is not None:
+                running.cancel()
 
-    async def _keep_alive(self, interval_s: float) -> None:
-        while True:
-            await asyncio.sleep(max(0, self._written_s + interval_s - self._loop.time()))
-            if self._loop.time() < self._written_s + interval_s:
-                continue
+    def _watch(self, interval_s: float) -> None:
+        """Have `_silent` called when the stream has been silent for so long, counted from the last event or comment."""
+        self._timer = self._loop.call_at(self._written_s + interval_s, self._silent, interval_s)
+
+    def _silent(self, interval_s: float) -> None:
+        if self._loop.time() >= self._written_s + interval_s:
             self._written_s = self._loop.time()
             # A reader that does not read is found by the next event; comments would only fill the transport.
-            if self._writing or self._request.protocol.writing_paused:
-                continue
-            try:
-                await self._begin()
-                # It goes to the transport at once and whole, so never into the midst of an event.
-                await self.response.write(COMMENT)
-            except ConnectionResetError:
-                return
+            if not self._writing and not self._request.protocol.writing_paused:
+                self._comment = self._loop.create_task(self._write_comment())
+        self._watch(interval_s)
+
+    async def _write_comment(self) -> None:
+        with contextlib.suppress(ConnectionResetError):
+            await self._begin()
+            # It goes to the transport at once and whole, so never into the midst of an event.
+            await self.response.write(COMMENT)
