@@ -71,5 +71,6 @@ def tokens_object(token_ids: list[int], texts: list[str] | None, max_model_len_t
 
 def _finish(fields: Fields) -> None:
     fields.drop(HARMLESS)
+    fields.drop_vendors()
     fields.refuse(REFUSED)
     fields.finish()

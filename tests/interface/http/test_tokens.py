@@ -62,6 +62,14 @@ async def test_messages_are_rendered_as_for_a_chat(session: aiohttp.ClientSessio
     assert answer["count"] == 8
 
 
+async def test_what_a_generation_takes_for_its_template_is_taken(edge: Edge) -> None:
+    body = {"messages": HI, "continue_final_message": True, "chat_template_kwargs": {"a": 1}, "x-trace": "t"}
+    assert (await edge.post("/tokenize", body))[1]["count"] == 3
+    chat = read_tokenize_call(body).request.chat
+    assert chat.continue_final_message
+    assert chat.template_variables_json == '{"a": 1}'
+
+
 async def test_a_text_that_is_too_long_for_the_model_is_counted(session: aiohttp.ClientSession) -> None:
     _, answer = await post(session, "/tokenize", {"prompt": "x" * 60_000})
     assert answer["count"] == 60_000
