@@ -141,11 +141,6 @@ class Fleet:
             if worker.draining or (worker.role is Role.PREFILL and worker.reserved)
         ]
 
-    def role(self, worker_id: str) -> Role | None:
-        """Role of a worker; None if it is gone."""
-        worker = self.workers.get(worker_id)
-        return worker.role if worker is not None else None
-
     def usd_per_request_s(self, worker_id: str) -> float:
         """A worker's price for a second, shared by the legs on it."""
         worker, cost = self.workers.get(worker_id), self._cost
@@ -183,13 +178,17 @@ class Fleet:
         """Headroom in blocks that a request with so many would leave on its worker."""
         return self.workers[worker_id].freed_by(request_id, held_blocks)
 
-    def expect_leave(self, worker_id: str, leg_id: str, blocks: int) -> None:
-        """A leg is about to be preempted: its blocks count as free though the worker is yet to report it."""
-        self.workers[worker_id].leaving[leg_id] = blocks
+    def expect_leave(self, worker_id: str, leg_id: str, blocks: int) -> Callable[[], None]:
+        """A leg is about to be preempted: its blocks count as free though the worker is yet to report it.
 
-    def expect_stay(self, worker_id: str, leg_id: str) -> None:
-        """The leg was not preempted after all."""
-        self.workers[worker_id].leaving.pop(leg_id, None)
+        Returns what to call if it was not preempted after all.
+        """
+        self.workers[worker_id].leaving[leg_id] = blocks
+        return partial(self._stays, worker_id, leg_id)
+
+    def _stays(self, worker_id: str, leg_id: str) -> None:
+        if worker_id in self.workers:
+            self.workers[worker_id].leaving.pop(leg_id, None)
 
     # --- legs and tickets -----------------------------------------------------------------------------------
 
@@ -286,7 +285,7 @@ class Fleet:
             if worker_id not in self.workers:
                 self._add(member)
         if lost:
-            # Those that lost a worker hear of it first: they give back what they have elsewhere, and go before others.
+            # Requests that lost a worker get that report first: they free what they hold elsewhere, and go before others.
             asyncio.get_running_loop().call_soon(self._owner.fleet_changed)
         else:
             self._owner.fleet_changed()

@@ -34,12 +34,8 @@ class PreemptionFleet(Protocol):
         """Headroom in blocks that a request with so many would leave on its worker."""
         ...
 
-    def expect_leave(self, worker_id: str, leg_id: str, blocks: int) -> None:
-        """A leg is about to be preempted."""
-        ...
-
-    def expect_stay(self, worker_id: str, leg_id: str) -> None:
-        """The leg was not preempted after all."""
+    def expect_leave(self, worker_id: str, leg_id: str, blocks: int) -> Callable[[], None]:
+        """A leg is about to be preempted. Returns what to call if it was not after all."""
         ...
 
 
@@ -103,7 +99,7 @@ class Preemption:
         run, worker_id = self._runs[victim.request], victim.worker_id
         leg_id = str(run.life.leg_id)
         # Its blocks count as free from here on, though the worker's load is yet to show it.
-        self._fleet.expect_leave(worker_id, leg_id, self._forecast.held_blocks(run))
+        take_back = self._fleet.expect_leave(worker_id, leg_id, self._forecast.held_blocks(run))
         self._preempting = True  # what is freed is given out at once, and that must not choose the next one in between
         try:
             preempted = run.preempt()
@@ -114,7 +110,7 @@ class Preemption:
             self.preempted_requests += 1
             self._on_preempted()
         else:
-            self._fleet.expect_stay(worker_id, leg_id)
+            take_back()
         return preempted
 
     def _running(self, worker_ids: Container[str]) -> Iterator[Running]:

@@ -16,7 +16,7 @@ from cluster.spec.config import Role
 from orchestrator.gateway.forecast import OutputForecast
 from orchestrator.gateway.metrics import GatewayMetrics
 from orchestrator.gateway.run_view import RunView
-from orchestrator.policy.drain_moves import HeldRequest, next_moves
+from orchestrator.policy.drain_moves import DRAIN_TICK_S, HeldRequest, next_moves
 from orchestrator.policy.peak import shifts
 from orchestrator.policy.router import WorkerView, is_batch
 from orchestrator.request.lifecycle import Lifecycle, Moved, State
@@ -24,8 +24,6 @@ from orchestrator.request.moving import Moves, hold_of
 
 log = logging.getLogger("baton.gateway")
 
-TICK_S = 0.05
-"""While a worker drains: a move takes some 0.1 s on two cores, so the next one begins soon after."""
 IDLE_TICK_S = 1.0
 
 
@@ -38,10 +36,6 @@ class MovesFleet(Protocol):
 
     def to_empty(self) -> list[str]:
         """Workers to be emptied."""
-        ...
-
-    def role(self, worker_id: str) -> Role | None:
-        """Role of a worker; None if it is gone."""
         ...
 
     def reserve(self, request_id: str, worker_id: str, blocks: int) -> None:
@@ -116,7 +110,7 @@ class RequestMoves:
         while True:
             self._wake.clear()
             if self.tick():
-                await asyncio.sleep(TICK_S)
+                await asyncio.sleep(DRAIN_TICK_S)
                 continue
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(IDLE_TICK_S):
@@ -124,16 +118,17 @@ class RequestMoves:
 
     def _empty(self, worker_id: str) -> bool:
         """Begin moves off a worker; whether it still has anything of ours."""
-        role = self._fleet.role(worker_id)
+        views = self._fleet.views()
+        exports = any(view.worker_id == worker_id and view.role is not Role.COLOCATED for view in views)
         runs = {run.life.request_id: run for run in self._runs.values()}
         held = [one for run in runs.values() if (one := self._held(run, worker_id)) is not None]
-        if role is None or not held:
+        if not held:
             return False
-        if role is Role.COLOCATED or all(runs[one.request_id].life.decode_id != worker_id for one in held):
+        if not exports or all(runs[one.request_id].life.decode_id != worker_id for one in held):
             return True  # prefills end by themselves; a colocated engine cannot export
         for move in next_moves(
             held,
-            self._fleet.views(),
+            views,
             source_id=worker_id,
             block_size_tokens=self._forecast.block_size_tokens,
             moves_at_once=self._moves_at_once,

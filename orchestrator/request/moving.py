@@ -1,6 +1,6 @@
 """Requests that move between decode workers with their KV: which are on their way, what each has on a worker. Pure.
 
-What `orchestrator.policy.drain` and `peak` decide from; gateways and the simulator both ask here.
+What `orchestrator.policy.drain_moves` and `peak` decide from; gateways and the simulator both ask here.
 """
 
 from __future__ import annotations

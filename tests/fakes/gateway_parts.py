@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from baton.internal.v1 import worker_pb2
@@ -125,20 +126,15 @@ class FakeFleet:
     def to_empty(self) -> list[str]:
         return self.emptying
 
-    def role(self, worker_id: str) -> Role | None:
-        return self.workers[worker_id].role if worker_id in self.workers else None
-
     def awaits_decode(self) -> bool:
         return any(not view.accepting and view.role is Role.DECODE for view in self.workers.values())
 
     def freed_by(self, worker_id: str, request_id: str, held_blocks: int) -> int:
         return self.reserved.get(worker_id, {}).get(request_id, held_blocks)
 
-    def expect_leave(self, worker_id: str, leg_id: str, blocks: int) -> None:
+    def expect_leave(self, worker_id: str, leg_id: str, blocks: int) -> Callable[[], None]:
         self.leaving[leg_id] = blocks
-
-    def expect_stay(self, worker_id: str, leg_id: str) -> None:
-        del self.leaving[leg_id]
+        return partial(self.leaving.__delitem__, leg_id)
 
 
 class FakeLink:
