@@ -126,13 +126,6 @@ class Fleet:
         """Blocks in use on each decode worker as it reports them."""
         return {key: each.load.used_blocks for key, each in self.workers.items() if each.role is Role.DECODE}
 
-    def awaits_decode(self) -> bool:
-        """Whether a decode worker is ready and is yet to report, so that nothing is sent there."""
-        return any(
-            each.role is Role.DECODE and each.member.state == "ready" and not each.connected
-            for each in self.workers.values()
-        )
-
     def to_empty(self) -> list[str]:
         """Workers to be emptied: those that drain, and prefill workers that were decode workers a moment ago."""
         return [
@@ -161,10 +154,6 @@ class Fleet:
     def reserve(self, request_id: str, worker_id: str, blocks: int) -> None:
         """Reserve a request blocks of a worker."""
         self.workers[worker_id].reserve(request_id, blocks)
-
-    def holds(self, request_id: str, worker_id: str) -> bool:
-        """Whether a request has blocks reserved on a worker."""
-        return worker_id in self.workers and request_id in self.workers[worker_id].reserved
 
     def free(self, request_id: str, worker_id: str) -> None:
         """Take back what was reserved for a request."""
@@ -285,7 +274,7 @@ class Fleet:
             if worker_id not in self.workers:
                 self._add(member)
         if lost:
-            # Requests that lost a worker get that report first: they free what they hold elsewhere, and go before others.
+            # Those that lost a worker take it in first: they give back what they have elsewhere, and go before others.
             asyncio.get_running_loop().call_soon(self._owner.fleet_changed)
         else:
             self._owner.fleet_changed()

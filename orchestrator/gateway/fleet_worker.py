@@ -46,6 +46,11 @@ class FleetWorker:
         return Role(self.member.role)
 
     @property
+    def joins(self) -> bool:
+        """Whether it is ready and is yet to report, so that nothing is sent there."""
+        return self.member.state == "ready" and not self.connected
+
+    @property
     def used_blocks(self) -> int:
         """Blocks in use, without those that are being freed."""
         return max(0, min(self.load.used_blocks, self.member.total_blocks) - sum(self.leaving.values()))

@@ -183,6 +183,7 @@ class Gateway:
         finally:
             used_tokens = queue.settle(first, sum(len(run.life.output_ids) for run in runs))
             self._entry.charge(prepared.tenant, used_tokens - expected_tokens)
+            self.model.placer.place_waiting()  # its tenant took less or more than expected: another may be the head
 
     def _count_error(self, error: ServingError) -> None:
         if isinstance(error, RequestRejected):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from cluster.spec.config import Role
@@ -42,10 +42,6 @@ class MovesFleet(Protocol):
         """Reserve a request blocks of a worker."""
         ...
 
-    def holds(self, request_id: str, worker_id: str) -> bool:
-        """Whether a request has blocks reserved on a worker."""
-        ...
-
 
 class RequestMoves:
     """Owns the moves under way. Runs beside a gateway until closed.
@@ -55,6 +51,7 @@ class RequestMoves:
         runs: All runs, by number; read alone.
         forecast: Output still to come.
         metrics: Where moves are counted.
+        holds: Whether a request has blocks reserved on a worker.
         moves_at_once: Most requests on their way at a time.
         rebalances: Whether requests leave workers that will run out of KV.
     """
@@ -66,9 +63,11 @@ class RequestMoves:
         forecast: OutputForecast,
         metrics: GatewayMetrics,
         *,
+        holds: Callable[[str, str], bool],
         moves_at_once: int,
         rebalances: bool,
     ) -> None:
+        self._holds = holds
         self._fleet = fleet
         self._runs = runs
         self._forecast = forecast
@@ -98,7 +97,7 @@ class RequestMoves:
 
     def tick(self) -> bool:
         """Begin what may begin; whether a worker that is to be emptied still has anything of ours."""
-        self._begun.forget_over({run.life.request_id: run.life for run in self._runs.values()}, self._fleet.holds)
+        self._begun.forget_over({run.life.request_id: run.life for run in self._runs.values()}, self._holds)
         busy = False
         for worker_id in self._fleet.to_empty():
             busy |= self._empty(worker_id)

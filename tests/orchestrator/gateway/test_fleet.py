@@ -192,9 +192,9 @@ async def test_members_come_go_and_return_as_others(bench: Bench) -> None:
     bench.publish("prefill-0", "decode-0", "decode-1")
     assert bench.owner.reports == ["changed"]
     assert [view.accepting for view in bench.fleet.views()] == [True, True, False]  # it has not reported yet
-    assert bench.fleet.awaits_decode()
+    assert bench.fleet.workers["decode-1"].joins
     bench.load("decode-1")
-    assert not bench.fleet.awaits_decode()
+    assert not bench.fleet.workers["decode-1"].joins
     assert bench.owner.reports == ["changed", "changed"]
     assert all(view.accepting for view in bench.fleet.views())
     old = bench.link("decode-0")

@@ -18,6 +18,7 @@ class Setup:
         self.counted = 0
         self.preemption = Preemption(
             self.fleet, self.runs, OutputForecast(512, BLOCK), is_moving=lambda life: life.request_id in self.moving,
+            awaits_decode=self.fleet.awaits_decode,
             local_prefill_below_tokens=0, on_preempted=self.count,
         )  # fmt: skip
 
@@ -37,9 +38,10 @@ def test_it_is_allowed_only_while_a_worker_starts() -> None:
     assert setup.preemption.allowed
     setup.preemption.starting = False
     setup.fleet.add("decode-1", accepting=False)  # it is ready and is yet to report to this gateway
-    assert setup.preemption.allowed
-    setup.fleet.add("decode-1")
+    assert setup.preemption.growing
     assert not setup.preemption.allowed
+    setup.fleet.add("decode-1")
+    assert not setup.preemption.growing
 
 
 def test_the_longest_goes_that_may() -> None:
