@@ -285,9 +285,9 @@ class FakeEngine:
         await asyncio.shield(self._under_way)
 
     def _next(self, leg: EngineLeg, state: _Leg, made: int) -> tuple[int, bool]:
-        """The next token, and whether a grammar ends with it. The one grammar known is a single choice."""
+        """The next token, and whether a grammar ends with it. The one grammar known is a choice."""
         given = leg.sampling.structured_output
-        if leg.sampling.HasField("structured_output") and not state.answers:
+        if given.choices.values and not state.answers:
             begins = leg.reasoning_ended is not False or ends_within(state.ledger, made, leg.reasoning_end_ids)
             state.answers = list(given.choices.values[0].encode()) if begins else []
         if state.answers:
