@@ -8,18 +8,9 @@ from typing import Any, Literal, TypedDict
 
 from baton.v1 import inference_pb2
 from cluster.errors import InvalidRequest
+from orchestrator.request.efforts import EFFORTS
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-
-_EFFORTS: dict[str, inference_pb2.Effort] = {
-    "none": inference_pb2.EFFORT_NONE,
-    "minimal": inference_pb2.EFFORT_MINIMAL,
-    "low": inference_pb2.EFFORT_LOW,
-    "medium": inference_pb2.EFFORT_MEDIUM,
-    "high": inference_pb2.EFFORT_HIGH,
-    "xhigh": inference_pb2.EFFORT_XHIGH,
-    "max": inference_pb2.EFFORT_MAX,
-}
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -141,9 +132,9 @@ def _put_reasoning(request: inference_pb2.GenerateRequest, given: dict[str, Any]
     if "reasoning_budget_tokens" in given:
         request.reasoning.budget_tokens = given["reasoning_budget_tokens"]
     if (effort := given.get("reasoning_effort")) is not None:
-        if effort not in _EFFORTS:
-            raise InvalidRequest(f"reasoning_effort: expected one of {', '.join(_EFFORTS)}", field="reasoning_effort")
-        request.reasoning.effort = _EFFORTS[effort]
+        if effort not in EFFORTS:
+            raise InvalidRequest(f"reasoning_effort: expected one of {', '.join(EFFORTS)}", field="reasoning_effort")
+        request.reasoning.effort = EFFORTS[effort]
     if "enable_reasoning" in given:
         request.reasoning.enabled = given["enable_reasoning"]
     if given.get("exclude_reasoning"):

@@ -8,18 +8,9 @@ from typing import TypeVar
 from baton.v1 import inference_pb2
 from cluster.errors import InvalidRequest
 from interface.http.fields import Fields
+from orchestrator.request.efforts import EFFORTS
 
 T = TypeVar("T")
-
-EFFORTS = {
-    "none": inference_pb2.EFFORT_NONE,
-    "minimal": inference_pb2.EFFORT_MINIMAL,
-    "low": inference_pb2.EFFORT_LOW,
-    "medium": inference_pb2.EFFORT_MEDIUM,
-    "high": inference_pb2.EFFORT_HIGH,
-    "xhigh": inference_pb2.EFFORT_XHIGH,
-    "max": inference_pb2.EFFORT_MAX,
-}
 
 _THINKING_TYPES = {"enabled": True, "disabled": False, "adaptive": None, "auto": None}
 """Anthropic's, and whether they turn the reasoning on or off; the last two leave it to the model."""

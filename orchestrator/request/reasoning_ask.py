@@ -10,19 +10,9 @@ from baton.v1.inference_pb2 import Effort, GenerateRequest
 from cluster.errors import InvalidRequest
 from cluster.spec.model_settings import ReasoningSettings
 from orchestrator.request.chat_template import THINKING_SWITCHES
+from orchestrator.request.efforts import EFFORT_NAMES, EFFORTS
 
-EFFORT_NAMES: dict[int, str] = {
-    Effort.EFFORT_NONE: "none",
-    Effort.EFFORT_MINIMAL: "minimal",
-    Effort.EFFORT_LOW: "low",
-    Effort.EFFORT_MEDIUM: "medium",
-    Effort.EFFORT_HIGH: "high",
-    Effort.EFFORT_XHIGH: "xhigh",
-    Effort.EFFORT_MAX: "max",
-}
-"""Every effort, the least first."""
-
-_BY_RANK = list(EFFORT_NAMES.values())
+_BY_RANK = list(EFFORTS)
 _MAY_BE_NEAR = frozenset({"minimal", "xhigh", "max"})
 """Efforts that few models have; a cluster gives them the nearest that it has."""
 

@@ -8,8 +8,9 @@ from baton.v1 import inference_pb2 as pb
 from cluster.errors import InvalidRequest
 from cluster.spec.config import ClusterSpec, parse
 from cluster.spec.model_settings import ReasoningSettings
+from orchestrator.request.efforts import EFFORT_NAMES
 from orchestrator.request.prepare import prepare
-from orchestrator.request.reasoning_ask import EFFORT_NAMES, ReasoningAsk, nearest_effort, read_ask
+from orchestrator.request.reasoning_ask import ReasoningAsk, nearest_effort, read_ask
 from tests.fakes.tokenizer import front
 
 ORDER = ["none", "minimal", "low", "medium", "high", "xhigh", "max"]
