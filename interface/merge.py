@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 
 from baton.v1 import inference_pb2
 from cluster.errors import EngineFailed
 from interface.backend import Backend, closing
+from orchestrator.request.merged_streams import merged
 
 Event = tuple[int, inference_pb2.GenerateResponse]
 
@@ -35,31 +36,12 @@ async def _one(backend: Backend, request: inference_pb2.GenerateRequest) -> Asyn
         raise EngineFailed("the stream ended without a result")
 
 
-async def _many(backend: Backend, requests: tuple[inference_pb2.GenerateRequest, ...]) -> AsyncIterator[Event]:
-    queue: asyncio.Queue[Event | Exception | None] = asyncio.Queue(QUEUED_EVENTS)
+def _many(backend: Backend, requests: tuple[inference_pb2.GenerateRequest, ...]) -> AsyncIterator[Event]:
+    async def produce(
+        index: int, request: inference_pb2.GenerateRequest, put: Callable[[Event], Awaitable[None]]
+    ) -> None:
+        async with closing(_one(backend, request)) as events:
+            async for _, event in events:
+                await put((index, event))
 
-    async def pump(index: int, request: inference_pb2.GenerateRequest) -> None:
-        try:
-            async with closing(_one(backend, request)) as events:
-                async for _, event in events:
-                    await queue.put((index, event))
-        except Exception as error:
-            await queue.put(error)
-        else:
-            await queue.put(None)
-
-    tasks = [asyncio.create_task(pump(index, request)) for index, request in enumerate(requests)]
-    try:
-        running = len(tasks)
-        while running:
-            item = await queue.get()
-            if item is None:
-                running -= 1
-            elif isinstance(item, Exception):
-                raise item
-            else:
-                yield item
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    return merged([partial(produce, index, request) for index, request in enumerate(requests)], queued=QUEUED_EVENTS)

@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from baton.v1 import inference_pb2 as pb
+from orchestrator.request.merged_streams import merged
+
+QUEUED_EVENTS = 64
+"""Events held for a slow reader; then the choices wait."""
 
 
 class Branch(Protocol):
@@ -23,33 +28,14 @@ class Branch(Protocol):
         ...
 
 
-async def fan_out(branches: Sequence[Branch]) -> AsyncGenerator[pb.GenerateResponse]:
+def fan_out(branches: Sequence[Branch]) -> AsyncGenerator[pb.GenerateResponse]:
     """Run several choices. The first one prefills; the others then find the prompt in the prefix cache."""
-    outputs: asyncio.Queue[pb.GenerateResponse | BaseException | None] = asyncio.Queue(maxsize=64)
 
-    async def pump(branch: Branch) -> None:
-        try:
-            if branch is not branches[0]:
-                await branches[0].prefilled.wait()
-            async with contextlib.aclosing(branch.run()) as stream:
-                async for message in stream:
-                    await outputs.put(message)
-            await outputs.put(None)
-        except Exception as error:  # of any kind, or the reader below would wait for ever
-            await outputs.put(error)
+    async def produce(branch: Branch, put: Callable[[pb.GenerateResponse], Awaitable[None]]) -> None:
+        if branch is not branches[0]:
+            await branches[0].prefilled.wait()
+        async with contextlib.aclosing(branch.run()) as stream:
+            async for message in stream:
+                await put(message)
 
-    tasks = [asyncio.create_task(pump(branch)) for branch in branches]
-    try:
-        left = len(tasks)
-        while left:
-            item = await outputs.get()
-            if isinstance(item, BaseException):
-                raise item
-            if item is None:
-                left -= 1
-            else:
-                yield item
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    return merged([partial(produce, branch) for branch in branches], queued=QUEUED_EVENTS)
