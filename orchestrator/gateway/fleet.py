@@ -126,6 +126,10 @@ class Fleet:
         """Blocks in use on each decode worker as it reports them."""
         return {key: each.load.used_blocks for key, each in self.workers.items() if each.role is Role.DECODE}
 
+    def awaits_decode(self) -> bool:
+        """Whether a decode worker is ready and is yet to report, so that nothing is sent there."""
+        return any(worker.role is Role.DECODE and worker.joins for worker in self.workers.values())
+
     def to_empty(self) -> list[str]:
         """Workers to be emptied: those that drain, and prefill workers that were decode workers a moment ago."""
         return [
@@ -154,6 +158,11 @@ class Fleet:
     def reserve(self, request_id: str, worker_id: str, blocks: int) -> None:
         """Reserve a request blocks of a worker."""
         self.workers[worker_id].reserve(request_id, blocks)
+
+    def holds(self, request_id: str, worker_id: str) -> bool:
+        """Whether a request has blocks reserved on a worker."""
+        worker = self.workers.get(worker_id)
+        return worker is not None and request_id in worker.reserved
 
     def free(self, request_id: str, worker_id: str) -> None:
         """Take back what was reserved for a request."""

@@ -7,7 +7,7 @@ from collections import Counter
 
 from baton.internal.v1 import registry_pb2
 from cluster.internal_rpc import InternalRpc
-from cluster.spec.config import ClusterSpec, Role
+from cluster.spec.config import ClusterSpec
 from orchestrator.gateway.choice_figures import ChoiceFigures
 from orchestrator.gateway.choice_output import ChoiceOutput
 from orchestrator.gateway.choice_run import ChoiceRun
@@ -64,7 +64,6 @@ class ModelServing:
             self.runs,
             self.forecast,
             metrics,
-            holds=self._holds,
             moves_at_once=spec.drain.moves_at_once,
             rebalances=scaling.enabled,
         )
@@ -73,7 +72,6 @@ class ModelServing:
             self.runs,
             self.forecast,
             is_moving=self.moves.is_moving,
-            awaits_decode=self._awaits_decode,
             local_prefill_below_tokens=spec.transfer.local_prefill_below_tokens,
             on_preempted=metrics.preempted.inc,
         )
@@ -148,12 +146,3 @@ class ModelServing:
         """A worker is gone, and all legs on it."""
         for run in list(self.runs.values()):
             run.post(WorkerLost(worker_id))
-
-    # --- what its parts ask of the workers --------------------------------------------------------------------
-
-    def _holds(self, request_id: str, worker_id: str) -> bool:
-        worker = self.fleet.workers.get(worker_id)
-        return worker is not None and request_id in worker.reserved
-
-    def _awaits_decode(self) -> bool:
-        return any(worker.role is Role.DECODE and worker.joins for worker in self.fleet.workers.values())

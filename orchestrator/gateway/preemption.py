@@ -26,6 +26,10 @@ class PreemptionFleet(Protocol):
         """The router's view of all workers."""
         ...
 
+    def awaits_decode(self) -> bool:
+        """Whether a decode worker is ready and is yet to report."""
+        ...
+
     def freed_by(self, worker_id: str, request_id: str, held_blocks: int) -> int:
         """Headroom in blocks that a request with so many would leave on its worker."""
         ...
@@ -43,7 +47,6 @@ class Preemption:
         runs: All runs, by number; read alone.
         forecast: Blocks that a run holds.
         is_moving: Whether a request is on its way to another worker.
-        awaits_decode: Whether a decode worker is ready and is yet to report.
         local_prefill_below_tokens: As in the cluster spec.
         on_preempted: Called for each, to count it.
     """
@@ -55,7 +58,6 @@ class Preemption:
         forecast: OutputForecast,
         *,
         is_moving: Callable[[Lifecycle], bool],
-        awaits_decode: Callable[[], bool],
         local_prefill_below_tokens: int,
         on_preempted: Callable[[], None],
     ) -> None:
@@ -66,7 +68,6 @@ class Preemption:
         self._runs = runs
         self._forecast = forecast
         self._is_moving = is_moving
-        self._awaits_decode = awaits_decode
         self._local_prefill_below_tokens = local_prefill_below_tokens
         self._on_preempted = on_preempted
         self._preempting = False
@@ -75,7 +76,7 @@ class Preemption:
     def growing(self) -> bool:
         """Whether a preempted request had better wait for a decode worker: one starts, or is ready and is yet to report
         to this gateway, so that it takes nothing so far."""
-        return self.starting or self._awaits_decode()
+        return self.starting or self._fleet.awaits_decode()
 
     @property
     def allowed(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 from cluster.spec.config import Role
@@ -42,6 +42,10 @@ class MovesFleet(Protocol):
         """Reserve a request blocks of a worker."""
         ...
 
+    def holds(self, request_id: str, worker_id: str) -> bool:
+        """Whether a request has blocks reserved on a worker."""
+        ...
+
 
 class RequestMoves:
     """Owns the moves under way. Runs beside a gateway until closed.
@@ -51,7 +55,6 @@ class RequestMoves:
         runs: All runs, by number; read alone.
         forecast: Output still to come.
         metrics: Where moves are counted.
-        holds: Whether a request has blocks reserved on a worker.
         moves_at_once: Most requests on their way at a time.
         rebalances: Whether requests leave workers that will run out of KV.
     """
@@ -63,11 +66,9 @@ class RequestMoves:
         forecast: OutputForecast,
         metrics: GatewayMetrics,
         *,
-        holds: Callable[[str, str], bool],
         moves_at_once: int,
         rebalances: bool,
     ) -> None:
-        self._holds = holds
         self._fleet = fleet
         self._runs = runs
         self._forecast = forecast
@@ -97,7 +98,7 @@ class RequestMoves:
 
     def tick(self) -> bool:
         """Begin what may begin; whether a worker that is to be emptied still has anything of ours."""
-        self._begun.forget_over({run.life.request_id: run.life for run in self._runs.values()}, self._holds)
+        self._begun.forget_over({run.life.request_id: run.life for run in self._runs.values()}, self._fleet.holds)
         busy = False
         for worker_id in self._fleet.to_empty():
             busy |= self._empty(worker_id)

@@ -29,7 +29,7 @@ class Setup:
         self.queue = RunQueue(queued, lambda _: 1.0, forecast)
         self.preemption = Preemption(
             self.fleet, self.runs, forecast, is_moving=lambda _: False,
-            awaits_decode=self.fleet.awaits_decode, local_prefill_below_tokens=0, on_preempted=lambda: None,
+            local_prefill_below_tokens=0, on_preempted=lambda: None,
         )  # fmt: skip
         self.placer = Placer(
             self.queue, self.fleet, forecast, self.preemption, TransferSettings(), patience_s=patience_s,

@@ -18,7 +18,6 @@ class Setup:
         self.counted = 0
         self.preemption = Preemption(
             self.fleet, self.runs, OutputForecast(512, BLOCK), is_moving=lambda life: life.request_id in self.moving,
-            awaits_decode=self.fleet.awaits_decode,
             local_prefill_below_tokens=0, on_preempted=self.count,
         )  # fmt: skip
 

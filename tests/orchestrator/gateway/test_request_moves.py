@@ -16,7 +16,7 @@ class Setup:
             self.fleet.add(worker_id)
         self.runs: dict[int, FakeRun] = {}
         self.moves = RequestMoves(
-            self.fleet, self.runs, OutputForecast(512, BLOCK), self.metrics, holds=self.fleet.holds,
+            self.fleet, self.runs, OutputForecast(512, BLOCK), self.metrics,
             moves_at_once=at_once, rebalances=rebalances,
         )  # fmt: skip
 
