@@ -209,7 +209,7 @@ async def serve_http(
         app,
         access_log=None,
         handler_cancellation=True,
-        # A compressed body could unpack to a thousand times its size; nobody sends one here.
+        # `body` inflates, within its limit and behind the authentication.
         auto_decompress=False,
         logger=server_log,
         lingering_time=LINGER_S,

@@ -28,15 +28,12 @@ from orchestrator.gateway.gateway_status import set_gauges, worker_rows
 from orchestrator.gateway.journal import RequestJournal
 from orchestrator.gateway.metrics import GatewayMetrics
 from orchestrator.gateway.model_serving import ModelServing
-from orchestrator.gateway.tokenization import Tokenization
+from orchestrator.gateway.tokenization import ON_LOOP_ITEMS, Tokenization
 from orchestrator.gateway.traffic import Traffic
 from orchestrator.request.model_front import ModelFront
 from orchestrator.request.prepare import PreparedRequest, prepare
 
 log = logging.getLogger("baton.gateway")
-
-OFF_LOOP_CHARS = 20_000
-"""Prompts longer than this are tokenised in a thread: at some 1 MB/s they would hold up every other stream."""
 
 
 class Gateway:
@@ -170,7 +167,7 @@ class Gateway:
 
     async def _prepare(self, request: pb.GenerateRequest, now_s: float) -> PreparedRequest:
         work = partial(prepare, request, self.model.front, self.spec, now_s=now_s, severity=self.journal.severity)
-        return await asyncio.to_thread(work) if request.ByteSize() > OFF_LOOP_CHARS else work()
+        return await asyncio.to_thread(work) if request.ByteSize() > ON_LOOP_ITEMS else work()
 
     @contextlib.contextmanager
     def _charged(self, prepared: PreparedRequest, runs: Sequence[ChoiceRun]) -> Iterator[None]:

@@ -14,7 +14,7 @@ from orchestrator.request.prompt import prompt_ids
 T = TypeVar("T")
 
 ON_LOOP_ITEMS = 20_000
-"""Characters or tokens up to which it is done at once; more would hold up every stream of the gateway."""
+"""Characters or tokens up to which it is done at once: at some 1 MB/s, more would hold up every other stream."""
 MAX_THREADS = 2
 """Long texts at once: long prompts of generations use the same threads."""
 

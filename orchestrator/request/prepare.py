@@ -131,8 +131,10 @@ def _template_closed(request: GenerateRequest, ask: ReasoningAsk, front: ModelFr
     """Whether only an open trace is left to close: the template has a switch of its own, or an answer goes on."""
     if request.WhichOneof("input") != "chat":
         return False
-    switched = ask.wanted is False and any(front.template.reads(name, tools_of(request)) for name in THINKING_SWITCHES)
-    return switched or request.chat.continue_final_message
+    if request.chat.continue_final_message or ask.wanted is not False:
+        return request.chat.continue_final_message
+    tools = tools_of(request)
+    return any(front.template.reads(name, tools) for name in THINKING_SWITCHES)
 
 
 def _most_tokens(prompt: list[int], front: ModelFront) -> int:
