@@ -36,8 +36,6 @@ KNOWN_STATES = (*LOADED, "draining")
 """Of workers that a gateway keeps a link to. One on standby is linked to, so that it serves the moment it is to."""
 RECONNECT_S = 1.0
 """After a broken stream. gRPC itself backs off further while the address does not answer."""
-SILENCE_CHECK_S = 1.0
-"""Or oftener: `SilenceWatch` is to be asked several times in a third of the time-out."""
 
 OutputHandler = Callable[[worker_pb2.LegOutput], None]
 
@@ -94,7 +92,6 @@ class Fleet:
         self._closing: set[asyncio.Task[None]] = set()
         self._wanted: dict[str, registry_pb2.Member] = {}
         self._silence = SilenceWatch(silence_timeout_s)
-        self._silence_check_s = min(SILENCE_CHECK_S, silence_timeout_s / 10)
         self._watcher: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
@@ -317,7 +314,7 @@ class Fleet:
                 self.drop_silent(time.monotonic())
             except Exception:
                 log.exception("a check for silent workers failed; the next one comes")
-            await asyncio.sleep(self._silence_check_s)
+            await asyncio.sleep(self._silence.every_s)
 
     def _add(self, member: registry_pb2.Member) -> None:
         if self._prefixes is None:

@@ -37,13 +37,15 @@ class SilenceWatch:
     """
 
     def __init__(self, timeout_s: float) -> None:
+        self.every_s = min(1.0, timeout_s / 10)
+        """Seconds between two checks: several in a third of the time-out, or each would look like a pause."""
         self._timeout_s = timeout_s
         self._cut_off = CutOff(timeout_s)
         self._was_cut_off = False
         self._checked_s = -math.inf
 
     def check(self, now_s: float, heard_s: Mapping[str, float]) -> Verdict:
-        """Judge by when each connected worker was last heard. To be called several times in ``timeout_s / 3``."""
+        """Judge by when each connected worker was last heard. To be called every ``every_s``."""
         paused = now_s - self._checked_s > self._timeout_s / 3
         self._checked_s = now_s
         heard = not heard_s or now_s - max(heard_s.values()) < self._timeout_s / 3

@@ -54,6 +54,24 @@ async def test_one_that_is_asked_to_end_is_drained_and_comes_back(tmp_path: Path
     assert replaced.workers == []
 
 
+async def test_one_that_was_lost_while_it_was_asked_is_not_drained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = await started(tmp_path)
+    health, replaced, drained = checks(parts)
+    call = parts.runtime.call
+
+    async def lost_meanwhile(handle: Any, method: str, *arguments: Any) -> Any:
+        if handle.worker_id != "decode-1":
+            return await call(handle, method, *arguments)
+        await parts.pool.lose(parts.worker("decode-1"))  # as a canary does that finds it wrong
+        return {**IDLE, "draining": True}
+
+    monkeypatch.setattr(parts.runtime, "call", lost_meanwhile)
+    await health.check()
+    assert (drained.orders, replaced.workers) == ([], [])
+
+
 async def test_nothing_is_replaced_while_the_cluster_ends(tmp_path: Path) -> None:
     parts = await started(tmp_path)
     health, replaced, _ = checks(parts)
@@ -152,6 +170,26 @@ async def test_a_refused_link_has_its_reader_drop_what_it_read(tmp_path: Path) -
     await over(tasks)
     assert len(parts.published) == before + 1
     assert parts.runtime.calls[-1] == ("decode-1", "forget_kv")
+
+
+async def test_one_that_was_lost_while_it_was_to_forget_its_kv_is_not_replaced_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = await started(tmp_path)
+    replacing, tasks = replacement(parts)
+    call = parts.runtime.call
+
+    async def lost_meanwhile(handle: Any, method: str, *arguments: Any) -> Any:
+        if method == "forget_kv":
+            await parts.pool.lose(parts.worker(handle.worker_id))  # as a health check does
+            raise TimeoutError
+        return await call(handle, method, *arguments)
+
+    monkeypatch.setattr(parts.runtime, "call", lost_meanwhile)
+    await replacing.refuse_link("prefill-0", "decode-1", "wrong together")
+    await over(tasks)
+    assert parts.state("decode-1") == "lost"
+    assert parts.runtime.removed == []
 
 
 async def test_a_round_that_fails_is_not_the_last(

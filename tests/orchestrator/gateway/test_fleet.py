@@ -188,13 +188,31 @@ async def test_a_leg_for_a_worker_that_is_gone_gives_its_ticket_back_through_ano
     assert bench.link("decode-0").released == [ticket.ticket_id]
 
 
+async def test_a_request_holds_blocks_from_its_reservation_until_it_gives_them_back(bench: Bench) -> None:
+    assert not bench.fleet.holds("r", "decode-0")
+    bench.fleet.reserve("r", "decode-0", 3)
+    assert bench.fleet.holds("r", "decode-0")
+    assert not bench.fleet.holds("r", "prefill-0")
+    assert not bench.fleet.holds("r", "decode-9")
+    bench.fleet.free("r", "decode-0")
+    assert not bench.fleet.holds("r", "decode-0")
+
+
+async def test_a_prefill_worker_that_is_yet_to_report_is_no_decode_worker_to_wait_for(bench: Bench) -> None:
+    bench.publish("prefill-0", "decode-0", "prefill-1")
+    assert bench.fleet.workers["prefill-1"].joins
+    assert not bench.fleet.awaits_decode()
+
+
 async def test_members_come_go_and_return_as_others(bench: Bench) -> None:
     bench.publish("prefill-0", "decode-0", "decode-1")
     assert bench.owner.reports == ["changed"]
     assert [view.accepting for view in bench.fleet.views()] == [True, True, False]  # it has not reported yet
     assert bench.fleet.workers["decode-1"].joins
+    assert bench.fleet.awaits_decode()
     bench.load("decode-1")
     assert not bench.fleet.workers["decode-1"].joins
+    assert not bench.fleet.awaits_decode()
     assert bench.owner.reports == ["changed", "changed"]
     assert all(view.accepting for view in bench.fleet.views())
     old = bench.link("decode-0")

@@ -58,6 +58,16 @@ def test_one_that_would_change_its_meaning_stays_and_keeps_the_worker_busy() -> 
     assert not setup.moving()
 
 
+def test_nothing_moves_off_a_colocated_worker_and_it_stays_busy() -> None:
+    setup = Setup()
+    setup.fleet.add("colocated-0")
+    run = setup.run(0).decodes("colocated-0", 5)
+    setup.fleet.emptying.append("colocated-0")
+    assert setup.moves.tick()
+    assert not setup.moving()
+    assert run.life.decode_id == "colocated-0"
+
+
 def test_a_reservation_moves_without_counting() -> None:
     setup = Setup()
     run = setup.run(0)

@@ -19,6 +19,14 @@ def test_one_that_alone_is_silent_is_given_up_when_its_time_is_over() -> None:
     assert silent_at[0] == 15
 
 
+@given(st.floats(0.2, 600))
+def test_a_silent_worker_is_found_whatever_the_time_out(timeout_s: float) -> None:
+    watch = SilenceWatch(timeout_s)
+    times_s = [100.0 + watch.every_s * check for check in range(int(timeout_s / watch.every_s) + 2)]
+    found = [watch.check(now_s, {"a": 100.0, "b": now_s}).silent for now_s in times_s]
+    assert found[-1] == ("a",)
+
+
 def test_after_a_pause_each_has_its_time_anew() -> None:
     watch = SilenceWatch(TIMEOUT_S)
     watch.check(100.0, {"a": 100.0, "b": 100.0})
