@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import doctest
 import importlib
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-PACKAGES = (
-    "baton", "bench", "cluster", "decode_workers", "doctor", "interface", "kv_transfer", "models", "orchestrator",
-    "planner", "prefill_workers", "workers",
-)  # fmt: skip
+from tests.support.packages import PACKAGES, ROOT
+
 WITH_EXAMPLES = sorted(
     path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
-    for package in PACKAGES
+    for package in (*PACKAGES, "models")
     for path in (ROOT / package).rglob("*.py")
     if ">>>" in path.read_text()
 )

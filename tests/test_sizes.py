@@ -9,11 +9,9 @@ from typing import NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-SOURCE = (
-    "bench", "benchmarks", "cluster", "decode_workers", "doctor", "interface", "kv_transfer", "models", "orchestrator",
-    "planner", "prefill_workers", "scripts", "workers",
-)  # fmt: skip
+from tests.support.packages import PACKAGES, ROOT
+
+SOURCE = (*(package for package in PACKAGES if package != "baton"), "benchmarks", "models", "scripts")
 """`baton/` is generated."""
 
 
