@@ -15,6 +15,7 @@ FINISH_REASONS = {
     inference_pb2.FINISH_REASON_LENGTH: "length",
     # Of gateways of an earlier version.
     inference_pb2.FINISH_REASON_THINKING_BUDGET: "length",
+    inference_pb2.FINISH_REASON_TOOL_CALLS: "tool_calls",
 }
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from baton.v1.inference_pb2 import ChatMessage, GenerateRequest
+from baton.v1.inference_pb2 import Chat, ChatMessage, GenerateRequest
 from cluster.errors import InvalidRequest
 from orchestrator.request.fields import json_field
 from orchestrator.request.model_front import ModelFront
@@ -63,14 +63,22 @@ def tools_of(request: GenerateRequest) -> list[Any] | None:
     """The tools for the chat template; None without any.
 
     Raises:
-        InvalidRequest: they are no JSON array.
+        InvalidRequest: they are no JSON array, or calls are to be parsed, which is not served yet.
     """
+    chat = request.chat
+    asked = next((name for name in ("tools", "tool_choice", "parallel_tool_calls") if _given(chat, name)), None)
+    if asked is not None:
+        raise InvalidRequest(f"{asked}: this gateway parses no tool calls yet; send tools_json", field=asked)
     if not request.chat.tools_json:
         return None
     tools = json_field(request.chat.tools_json, "tools_json")
     if not isinstance(tools, list):
         raise InvalidRequest("tools_json: expected a JSON array", field="tools_json")
     return tools
+
+
+def _given(chat: Chat, name: str) -> bool:
+    return bool(chat.tools) if name == "tools" else chat.HasField(name)
 
 
 def _chat_ids(request: GenerateRequest, front: ModelFront, variables: dict[str, Any]) -> Sequence[int]:
@@ -105,6 +113,9 @@ def _entry(message: ChatMessage, path: str) -> dict[str, Any]:
     """A message as templates expect it."""
     if not message.role:
         raise InvalidRequest(f"{path}.role is empty", field=f"{path}.role")
+    if message.tool_calls:
+        name = f"{path}.tool_calls"
+        raise InvalidRequest(f"{name}: this gateway does not read them yet; send tool_calls_json", field=name)
     entry: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.name:
         entry["name"] = message.name
