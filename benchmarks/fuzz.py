@@ -36,7 +36,7 @@ from cluster.errors import ServingError
 from cluster.spec.config import ClusterSpec, GatewaySettings, parse
 from interface.client.client import AsyncClient
 from interface.http.body import parse_json
-from interface.http.request import read_chat_call, read_completion_call
+from interface.http.completions.request import read_chat_call, read_completion_call
 from kv_transfer import ticket as tickets
 from orchestrator.request.model_front import ModelFront, load_model_front
 from orchestrator.request.prepare import prepare

@@ -18,12 +18,12 @@ from interface.backend import Backend, closing
 from interface.deadline import fold_deadline
 from interface.failure import report
 from interface.http.body import read_json
-from interface.http.chunk import Chunks, error_chunk
+from interface.http.completions.chunk import Chunks, error_chunk
+from interface.http.completions.reply import Reply
+from interface.http.completions.request import HttpCall, read_chat_call, read_completion_call
 from interface.http.cors import Cors
 from interface.http.event_stream import EventStream
 from interface.http.idle import IdleSweeper
-from interface.http.reply import Reply
-from interface.http.request import HttpCall, read_chat_call, read_completion_call
 from interface.http.request_log import RequestLog, name_request, request_id
 from interface.http.status import model_object, to_json
 from interface.http.tokens import read_detokenize_call, read_tokenize_call, tokens_object

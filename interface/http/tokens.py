@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from baton.v1 import inference_pb2
+from interface.http.completions.messages import read_chat
 from interface.http.fields import Fields
 from interface.http.known import HARMLESS, REFUSED
-from interface.http.messages import read_chat
 
 
 @dataclass(frozen=True, slots=True)

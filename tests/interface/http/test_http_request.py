@@ -7,8 +7,8 @@ import pytest
 
 from baton.v1 import inference_pb2
 from cluster.errors import InvalidRequest
+from interface.http.completions.request import HttpCall, read_chat_call, read_completion_call
 from interface.http.known import HARMLESS, REFUSED
-from interface.http.request import HttpCall, read_chat_call, read_completion_call
 
 HELLO = [{"role": "user", "content": "Hi"}]
 

@@ -14,10 +14,10 @@ from baton.v1 import inference_pb2 as pb
 from cluster.errors import InvalidRequest, RequestRejected
 from interface.client.completion import Completion, event_of
 from interface.http.body import parse_json
-from interface.http.chunk import DONE, Chunks, error_chunk
+from interface.http.completions.chunk import DONE, Chunks, error_chunk
+from interface.http.completions.reply import Reply, usage_object
+from interface.http.completions.request import HttpCall, read_chat_call, read_completion_call
 from interface.http.fields import FLOAT32_MAX, UINT32_MAX, Fields
-from interface.http.reply import Reply, usage_object
-from interface.http.request import HttpCall, read_chat_call, read_completion_call
 from tests.fakes.backend import admitted, delta, finished
 
 texts = st.text(max_size=6)

@@ -9,7 +9,7 @@ from baton.v1 import cluster_pb2
 from baton.v1 import inference_pb2 as pb
 from cluster.spec.config import Role
 from interface.cli.status_command import render
-from interface.http.reply import usage_object
+from interface.http.completions.reply import usage_object
 from orchestrator.controller.scaling_loop import ENOUGH_FINISHED
 from orchestrator.controller.scaling_setup import capacity_of, policy_settings
 from orchestrator.controller.scaling_view import WorkerStatuses

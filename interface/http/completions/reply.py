@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from baton.v1 import inference_pb2
+from interface.http.completions.request import HttpCall
 from interface.http.logprobs import CompletionLogprobs, PhaseRows, by_phase, chat_logprobs
-from interface.http.request import HttpCall
 
 FINISH_REASONS = {
     inference_pb2.FINISH_REASON_UNSPECIFIED: None,

@@ -12,9 +12,9 @@ from typing import Any
 
 from baton.v1 import inference_pb2
 from cluster.errors import ServingError
+from interface.http.completions.reply import FINISH_REASONS, prompt_token_ids, stop_reason, usage_object
+from interface.http.completions.request import HttpCall
 from interface.http.logprobs import CompletionLogprobs, by_phase, chat_logprobs
-from interface.http.reply import FINISH_REASONS, prompt_token_ids, stop_reason, usage_object
-from interface.http.request import HttpCall
 from interface.status import openai_error
 
 DONE = b"data: [DONE]\n\n"

@@ -9,9 +9,9 @@ from typing import Any
 
 from baton.v1 import inference_pb2
 from cluster.errors import InvalidRequest
+from interface.http.completions.messages import read_chat
 from interface.http.fields import INT32_MAX, Fields, is_token_id
 from interface.http.known import HARMLESS, REFUSED, REFUSED_IN_COMPLETIONS
-from interface.http.messages import read_chat
 from interface.http.reasoning import read_reasoning
 from interface.http.sampling import read_sampling
 
