@@ -11,7 +11,7 @@ from baton.internal.v1 import registry_pb2
 from cluster.placement import WorkerPlan
 from cluster.ray_runtime import ProcessId, WorkerHandle
 from cluster.spec.config import PoolSettings, Role
-from orchestrator.policy.readiness import LOADED
+from orchestrator.policy.readiness import LOADED, on_its_way
 
 
 @dataclass(slots=True)
@@ -65,6 +65,6 @@ class ManagedWorker:
 
     @property
     def on_its_way(self) -> bool:
-        """Whether it is being started to serve."""
+        """See `orchestrator.policy.readiness.on_its_way`."""
         given_up = self.draining or self.start_failed or self.unwanted.is_set()
-        return not (self.up or self.standby or given_up)
+        return on_its_way(self.role, loaded=self.up, standby=self.standby, given_up=given_up)

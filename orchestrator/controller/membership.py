@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cluster.spec.config import Role
 from orchestrator.controller.canary_log import CanaryLog
 from orchestrator.controller.managed_worker import ManagedWorker
 from orchestrator.controller.pair_table import PairTable
@@ -32,5 +31,5 @@ class Membership:
         """Publish these workers."""
         members = [worker.member for worker in workers if worker.member.incarnation]
         pairs = self._pairs.serving(workers, self._canary.refused)
-        starting = sum(worker.on_its_way and worker.role is not Role.PREFILL for worker in workers)
+        starting = sum(worker.on_its_way for worker in workers)
         await self._registry.publish(members, pairs, starting, self._findings.report())

@@ -172,15 +172,14 @@ class Gateway:
     @contextlib.contextmanager
     def _charged(self, prepared: PreparedRequest, runs: Sequence[ChoiceRun]) -> Iterator[None]:
         """The tenant is charged what is expected, and in the end what it was."""
-        first, queue = runs[0], self.model.queue
-        expected_tokens = queue.cost_tokens(first)
+        first, placer = runs[0], self.model.placer
+        expected_tokens = placer.cost_tokens(first)
         self._entry.charge(prepared.tenant, expected_tokens)
         try:
             yield
         finally:
-            used_tokens = queue.settle(first, sum(len(run.life.output_ids) for run in runs))
+            used_tokens = placer.settle(first, sum(len(run.life.output_ids) for run in runs))
             self._entry.charge(prepared.tenant, used_tokens - expected_tokens)
-            self.model.placer.place_waiting()  # its tenant took less or more than expected: another may be the head
 
     def _count_error(self, error: ServingError) -> None:
         if isinstance(error, RequestRejected):

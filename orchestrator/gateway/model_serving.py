@@ -1,4 +1,4 @@
-"""One model served: its fleet, queue and placer, the tasks beside them, and the runs between them."""
+"""One model served: its fleet and placer, the tasks beside them, and the runs between them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from orchestrator.gateway.fleet import Fleet
 from orchestrator.gateway.forecast import OutputForecast
 from orchestrator.gateway.metrics import GatewayMetrics
 from orchestrator.gateway.peaks import Peaks
-from orchestrator.gateway.placing import Placer
+from orchestrator.gateway.placer import Placer
 from orchestrator.gateway.preemption import Preemption
-from orchestrator.gateway.queue import RunQueue
 from orchestrator.gateway.request_moves import RequestMoves
 from orchestrator.policy.prefix_index import block_hashes
 from orchestrator.request.lifecycle import WorkerLost
@@ -56,9 +55,6 @@ class ModelServing:
             cost=spec.cost,
             rpc=InternalRpc(spec.security),
         )
-        self.queue = RunQueue(
-            spec.gateway.max_queued_requests, lambda tenant: spec.tenant(tenant).weight, self.forecast
-        )
         self.moves = RequestMoves(
             self.fleet,
             self.runs,
@@ -76,11 +72,12 @@ class ModelServing:
             on_preempted=metrics.preempted.inc,
         )
         self.placer = Placer(
-            self.queue,
             self.fleet,
             self.forecast,
             self.preemption,
             spec.transfer,
+            spec.gateway.max_queued_requests,
+            lambda tenant: spec.tenant(tenant).weight,
             peaks=Peaks(self.fleet, self.runs, self.forecast) if scaling.enabled else None,
             patience_s=scaling.preempt_after_s if scaling.enabled else None,
         )

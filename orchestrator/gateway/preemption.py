@@ -1,7 +1,7 @@
 """Preemption by recompute in a gateway: while a decode worker starts and no KV is left, the longest trace waits.
 
-Which request is preempted is decided by `orchestrator.policy.preemption`; here it is carried out. Each gateway knows
-its own requests, so one of its own is preempted for the head of its own queue.
+When is decided by `orchestrator.policy.preemption_guard` and which by `preemption` there; here it is carried out. Each
+gateway knows its own requests, so one of its own is preempted for the head of its own queue.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class PreemptionFleet(Protocol):
 
 
 class Preemption:
-    """Owns whether and which requests are preempted, and how many were.
+    """Owns how many requests were preempted, and knows whether more KV is on its way.
 
     Args:
         fleet: The workers.
@@ -70,7 +70,6 @@ class Preemption:
         self._is_moving = is_moving
         self._local_prefill_below_tokens = local_prefill_below_tokens
         self._on_preempted = on_preempted
-        self._preempting = False
 
     @property
     def growing(self) -> bool:
@@ -78,17 +77,12 @@ class Preemption:
         to this gateway, so that it takes nothing so far."""
         return self.starting or self._fleet.awaits_decode()
 
-    @property
-    def allowed(self) -> bool:
-        """Whether a request may be preempted at present."""
-        return self.starting and not self._preempting
-
-    def victim(self, priority: int, need_blocks: int) -> Running | None:
-        """The request to preempt so that one of this priority comes nearer to so many blocks."""
+    def victim(self, run: RunView, need_blocks: int) -> Running | None:
+        """The request to preempt so that a run comes nearer to so many blocks."""
         views = self._fleet.views()
         return preempt_for(
             need_blocks,
-            priority,
+            run.request.priority,
             views,
             self._running({view.worker_id for view in views}),
             local_prefill_below_tokens=self._local_prefill_below_tokens,
@@ -100,11 +94,7 @@ class Preemption:
         leg_id = str(run.life.leg_id)
         # Its blocks count as free from here on, though the worker's load is yet to show it.
         take_back = self._fleet.expect_leave(worker_id, leg_id, self._forecast.held_blocks(run))
-        self._preempting = True  # what is freed is given out at once, and that must not choose the next one in between
-        try:
-            preempted = run.preempt()
-        finally:
-            self._preempting = False
+        preempted = run.preempt()
         if preempted:
             log.info("request %s is preempted", run.life.request_id)
             self.preempted_requests += 1

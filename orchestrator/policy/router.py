@@ -158,6 +158,16 @@ def holders_among(workers: Sequence[WorkerView], local_prefill_below_tokens: int
     ]
 
 
+def without_avoided(
+    workers: Sequence[WorkerView], avoid: frozenset[str], local_prefill_below_tokens: int = 0
+) -> list[WorkerView]:
+    """The workers without those to avoid on which a request could decode, unless no other could decode it."""
+    holders = holders_among(workers, local_prefill_below_tokens)
+    kept = {worker.worker_id for worker in _unless_last(holders, avoid)}
+    dropped = {worker.worker_id for worker in holders} - kept
+    return [worker for worker in workers if worker.worker_id not in dropped]
+
+
 def _paired(prefill: WorkerView, decode: WorkerView) -> bool:
     """Whether KV goes from the one to the other."""
     return prefill.revision == decode.revision and prefill.worker_id not in decode.refuses

@@ -17,7 +17,7 @@ from planner.simulator.forecast import LengthForecast
 from planner.simulator.gateway import GatewaySpec
 from planner.simulator.kernel import Kernel, Timers
 from planner.simulator.leg import LegState
-from planner.simulator.placing import Placer
+from planner.simulator.placer import Placer
 from planner.simulator.records import Records
 
 MOVES_AT_ONCE = DrainSettings().moves_at_once

@@ -34,8 +34,7 @@ class Flight:
 
     ``holder`` and ``unclaimed_blocks`` are its reservation while no leg has taken it over; ``export`` is the KV it
     is waiting for or reading. ``preempted``: it was once, and is no more; ``waits_for_headroom``: it has not been
-    placed again yet. ``no_headroom_since_s``: since when no worker has KV for it. ``charged_tokens``: what its tenant
-    was charged.
+    placed again yet.
     """
 
     index: int
@@ -59,8 +58,6 @@ class Flight:
     last_token_s: float = -1.0
     waits_for_headroom: bool = False
     preempted: bool = False
-    no_headroom_since_s: float | None = None
-    charged_tokens: float = 0.0
 
     @property
     def generated_tokens(self) -> int:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cluster.errors import RequestRejected
-from orchestrator.policy.admission import AdmissionQueue, Discipline
 from orchestrator.policy.scaling_policy import FinishedRequest, ScalingPolicy
 from orchestrator.request import lifecycle as lc
 from planner.simulator.driver import LegDriver, some_tokens
@@ -23,7 +22,7 @@ from planner.simulator.flight import Flight
 from planner.simulator.forecast import FixedForecast, LengthForecast
 from planner.simulator.gateway import ClosedLoop, GatewaySpec, Hooks
 from planner.simulator.kernel import Kernel, Timers
-from planner.simulator.placing import Placer
+from planner.simulator.placer import Placer
 from planner.simulator.preemption import Preemption
 from planner.simulator.records import Outcome, Records
 from planner.simulator.result import Result, Sampler
@@ -68,7 +67,6 @@ class Simulation:
         self.timers = Timers(self.kernel)
         self.records = Records(len(self.workload))
         self.live: dict[int, Flight] = {}
-        self.queue = self._empty_queue()
         self.traffic = Traffic(listed=self.scaling is not None)
         # Turns that wait for the one before are not in the line of those that come by themselves.
         before = self.workload.turn_before
@@ -104,8 +102,7 @@ class Simulation:
             self.fleet,
             self.driver,
             self.forecast,
-            Preemption(self.kernel, self.records, self.gateway, self.fleet, self.live, self.driver),
-            self.queue,
+            Preemption(self.gateway, self.fleet, self.live, self.driver),
         )
         self.changes = FleetChanges(
             self.kernel,
@@ -118,16 +115,9 @@ class Simulation:
             self.placer,
             self.forecast,
         )
-        self.view = LiveFleetView(self.fleet, self.queue, self.live, self.traffic)
+        self.view = LiveFleetView(self.fleet, self.placer, self.live, self.traffic)
         self.sampler = Sampler(self.fleet)
         self.fleet.start(self.driver, on_ready=self._worker_ready, on_promoted=self.placer.pump)
-
-    def _empty_queue(self) -> AdmissionQueue[Flight]:
-        return AdmissionQueue(
-            self.gateway.max_queued_requests,
-            lambda tenant: self.gateway.weights.get(tenant, 1.0),
-            Discipline.FAIR if self.gateway.live_rules else Discipline.PLAIN,
-        )
 
     def _read_columns(self) -> None:
         """Columns as lists: one number of an array at a time is slow."""
@@ -152,7 +142,7 @@ class Simulation:
         for time_s, worker_id in self.failures.at:
             self.timers.at(time_s, functools.partial(self.fail, worker_id))
         self.kernel.run(until_s)
-        self.sampler.sample(self.kernel.now_s, len(self.queue), len(self.live))
+        self.sampler.sample(self.kernel.now_s, len(self.placer), len(self.live))
         return Result.of(self.kernel, self.records, self.fleet, self.driver, self.sampler)
 
     # --- arrivals and the queue -----------------------------------------------------------------------------
@@ -207,9 +197,7 @@ class Simulation:
             self._reject(index)
             return
         if displaced is not None:
-            self.driver.handle(displaced, lc.Displaced(self.queue.displaced_error()))
-        if gateway.preempt_after_s is not None and not gateway.live_rules:
-            self.timers.at(now_s + gateway.preempt_after_s, self.placer.place_waiting)
+            self.driver.handle(displaced, lc.Displaced(self.placer.displaced_error()))
 
     def _reject(self, index: int) -> None:
         columns = self.records.columns
@@ -271,7 +259,7 @@ class Simulation:
         return self.scaling is not None and self.kernel.now_s < self._active_s + _PATIENCE_S
 
     def _sample(self, _: object) -> None:
-        self.sampler.sample(self.kernel.now_s, len(self.queue), len(self.live))
+        self.sampler.sample(self.kernel.now_s, len(self.placer), len(self.live))
         if self.sampler.rows[1:] and not self._goes_on():
             return
         self.timers.at(self.kernel.now_s + self.sample_s, self._sample)

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from orchestrator.policy.admission import AdmissionQueue
 from orchestrator.policy.scaling_policy import Arrival, FinishedRequest, InFlight, WorkerStatus
 from planner.simulator.fleet import Fleet
 from planner.simulator.flight import Flight
+from planner.simulator.placer import Placer
 from planner.simulator.traffic import Traffic
 
 
 class LiveFleetView:
     """`FleetView` over a running simulation."""
 
-    def __init__(
-        self, fleet: Fleet, queue: AdmissionQueue[Flight], flights: Mapping[int, Flight], traffic: Traffic
-    ) -> None:
+    def __init__(self, fleet: Fleet, placer: Placer, flights: Mapping[int, Flight], traffic: Traffic) -> None:
         self._fleet = fleet
-        self._queue = queue
+        self._placer = placer
         self._flights = flights
         self._traffic = traffic
 
@@ -35,12 +33,12 @@ class LiveFleetView:
     @property
     def queued_requests(self) -> int:
         """Requests in the gateway's queue."""
-        return len(self._queue)
+        return len(self._placer)
 
     @property
     def queued_prompt_tokens(self) -> int:
         """Prompt tokens of those."""
-        return sum(flight.isl_tokens for flight in self._queue)
+        return sum(flight.isl_tokens for flight in self._placer)
 
     def workers(self) -> Sequence[WorkerStatus]:
         """Every worker that is starting, ready or draining."""

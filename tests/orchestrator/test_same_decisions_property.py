@@ -19,7 +19,7 @@ from cluster.errors import RequestRejected
 from cluster.spec.config import Role, parse
 from orchestrator.gateway import peaks
 from orchestrator.gateway.gateway import Gateway
-from orchestrator.policy.router import Placement
+from orchestrator.policy.router import Placement, RequestView
 from orchestrator.policy.scaling_policy import DrainWorker, StartWorker
 from orchestrator.request import lifecycle as lc
 from planner.simulator.cost import AffineCost, AffineTransfer
@@ -134,9 +134,9 @@ class Logs:
         """Have what a driver's placer decides in a log, when it decides it."""
         real = placer.placed
 
-        def placed(item: Any, placement: Placement, charged_tokens: float) -> None:
+        def placed(item: Any, view: RequestView, placement: Placement) -> None:
             log.append((number_of(item), "placed", placement.prefill_id, placement.decode_id))
-            real(item, placement, charged_tokens)
+            real(item, view, placement)
 
         placer.placed = placed
 

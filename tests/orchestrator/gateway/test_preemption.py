@@ -17,9 +17,9 @@ from baton.v1 import inference_pb2 as pb
 from cluster.errors import DeadlineExceeded
 from cluster.spec.config import Role
 from interface.cli.status_command import render
-from orchestrator.gateway import placing
 from orchestrator.gateway.fleet_worker import LOADS_TO_SHOW, FleetWorker
 from orchestrator.gateway.gateway import Gateway
+from orchestrator.policy import placement_queue
 from orchestrator.policy import preemption as policy
 from tests.fakes.engine import Hold
 from tests.fakes.live_cluster import Cluster, Reply, ask, cluster_of, eventually, expected, run
@@ -374,7 +374,7 @@ async def test_one_that_has_ended_unread_is_not_run_again() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_a_full_cluster_that_grows_keeps_every_token(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placing, "TAKE_BACK_EVERY_S", 0.05)
+    monkeypatch.setattr(placement_queue, "TAKE_BACK_EVERY_S", 0.05)
     monkeypatch.setattr(policy, "TAKE_BACK_EVERY_S", 0.05)
     draw = random.Random(f"preempted {seed}")
     settings: dict[str, Any] = {"total_blocks": 24, "step_s": 0.001}

@@ -30,15 +30,15 @@ class Setup:
         return run
 
 
-def test_it_is_allowed_only_while_a_worker_starts() -> None:
+def test_a_worker_that_is_yet_to_report_is_waited_for_but_nothing_is_preempted_for_it() -> None:
     setup = Setup()
-    assert not setup.preemption.allowed
+    assert not setup.preemption.growing
     setup.preemption.starting = True
-    assert setup.preemption.allowed
-    setup.preemption.starting = False
-    setup.fleet.add("decode-1", accepting=False)  # it is ready and is yet to report to this gateway
     assert setup.preemption.growing
-    assert not setup.preemption.allowed
+    setup.preemption.starting = False
+    setup.fleet.add("decode-1", accepting=False)
+    assert setup.preemption.growing
+    assert not setup.preemption.starting
     setup.fleet.add("decode-1")
     assert not setup.preemption.growing
 
@@ -48,7 +48,7 @@ def test_the_longest_goes_that_may() -> None:
     short, long, fixed, away, urgent = setup.run(5), setup.run(50), setup.run(90), setup.run(80), setup.run(99, 1)
     fixed.life.resumable = False
     setup.moving.add(away.life.request_id)
-    victim = setup.preemption.victim(0, 10)
+    victim = setup.preemption.victim(FakeRun(), 10)
     assert victim is not None
     assert victim.request == long.number
     assert setup.preemption.preempt(victim)
@@ -57,16 +57,13 @@ def test_the_longest_goes_that_may() -> None:
     assert (setup.counted, setup.preemption.preempted_requests) == (1, 1)
 
 
-def test_nobody_is_chosen_in_between_and_one_at_its_end_is_none() -> None:
+def test_one_at_its_end_is_not_preempted() -> None:
     setup = Setup()
-    setup.preemption.starting = True
     run = setup.run(5)
-    victim = setup.preemption.victim(0, 10)
+    victim = setup.preemption.victim(FakeRun(), 10)
     assert victim is not None
-    seen = []
-    run.preempt = lambda: seen.append(setup.preemption.allowed) or False  # type: ignore[method-assign, func-returns-value]
+    run.preempt = lambda: False  # type: ignore[method-assign]
     assert not setup.preemption.preempt(victim)
-    assert (seen, setup.preemption.allowed) == ([False], True)
     assert not setup.fleet.leaving
     assert setup.counted == 0
 

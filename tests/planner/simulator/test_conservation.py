@@ -209,7 +209,7 @@ def check_every_event(simulation: Simulation) -> None:
     outcome = records["outcome"]
     done = outcome == Outcome.FINISHED
     assert (outcome != Outcome.OPEN).all(), outcome
-    assert not simulation.live and not simulation.queue
+    assert not simulation.live and len(simulation.placer) == 0
     assert (records["first_token_s"][done] >= records["arrival_s"][done]).all()
     assert (records["end_s"][done] >= records["first_token_s"][done] - 1e-9).all()
     answered = done & (records["answer_s"] >= 0)

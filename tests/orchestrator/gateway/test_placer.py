@@ -9,9 +9,8 @@ import pytest
 from cluster.errors import NoReadyWorker, RequestRejected
 from cluster.spec.transfer_settings import TransferSettings
 from orchestrator.gateway.forecast import OutputForecast
-from orchestrator.gateway.placing import Placer
+from orchestrator.gateway.placer import Placer
 from orchestrator.gateway.preemption import Preemption
-from orchestrator.gateway.queue import RunQueue
 from orchestrator.policy.preemption import TAKE_BACK_EVERY_S
 from orchestrator.request.lifecycle import Displaced
 from tests.fakes.gateway_parts import BLOCK, Clock, FakeFleet, FakeRun, prepared
@@ -26,13 +25,12 @@ class Setup:
         self.fleet.add("decode-0", 10)
         self.runs: dict[int, FakeRun] = {}
         forecast = OutputForecast(512, BLOCK)
-        self.queue = RunQueue(queued, lambda _: 1.0, forecast)
         self.preemption = Preemption(
             self.fleet, self.runs, forecast, is_moving=lambda _: False,
             local_prefill_below_tokens=0, on_preempted=lambda: None,
         )  # fmt: skip
         self.placer = Placer(
-            self.queue, self.fleet, forecast, self.preemption, TransferSettings(), patience_s=patience_s,
+            self.fleet, forecast, self.preemption, TransferSettings(), queued, lambda _: 1.0, patience_s=patience_s,
             clock=self.clock, call_later=self.clock.call_later,
         )  # fmt: skip
 
@@ -95,7 +93,7 @@ def test_without_workers_an_incoming_request_is_refused_and_one_admitted_before_
     with pytest.raises(NoReadyWorker):
         setup.ask()
     assert not setup.ask(again=True).placements
-    assert len(setup.queue.line) == 1
+    assert setup.placer.waiting == 1
 
 
 def test_a_full_queue_refuses_and_a_higher_priority_displaces() -> None:
@@ -114,11 +112,11 @@ def test_a_full_queue_refuses_and_a_higher_priority_displaces() -> None:
 def test_it_is_charged_once_and_settled_by_what_it_took() -> None:
     setup = Setup()
     first, second = setup.ask(tenant="a"), setup.ask(tenant="a")
-    assert setup.queue.settle(first, 10) == 74
-    assert setup.queue.settle(first, 10) == 10
-    assert setup.queue.settle(second, 0) == 0  # never placed: not even its prompt
+    assert setup.placer.settle(first, 10) == 74
+    assert setup.placer.settle(first, 10) == 10
+    assert setup.placer.settle(second, 0) == 0  # never placed: not even its prompt
     setup.end(first)
-    assert setup.queue.settle(second, 5) == 69
+    assert setup.placer.settle(second, 5) == 69
 
 
 def test_after_its_patience_the_longest_is_preempted_and_comes_back_last() -> None:
