@@ -24,6 +24,7 @@ from kv_transfer.ticket import HandoffTicket, TicketGuard
 from orchestrator.gateway.fleet_worker import PREFILL_RATE_PRIOR_TOKENS_PER_S, FleetWorker
 from orchestrator.gateway.pairs import Pairs
 from orchestrator.gateway.silence import SilenceWatch
+from orchestrator.policy.drain_moves import is_to_be_emptied
 from orchestrator.policy.prefix_index import PrefixIndex
 from orchestrator.policy.readiness import LOADED
 from orchestrator.policy.router import Placement, WorkerView
@@ -128,11 +129,11 @@ class Fleet:
         return any(worker.role is Role.DECODE and worker.joins for worker in self.workers.values())
 
     def to_empty(self) -> list[str]:
-        """Workers to be emptied: those that drain, and prefill workers that were decode workers a moment ago."""
+        """Workers to be emptied."""
         return [
             worker_id
             for worker_id, worker in self.workers.items()
-            if worker.draining or (worker.role is Role.PREFILL and worker.reserved)
+            if is_to_be_emptied(worker.role, draining=worker.draining, decodes=bool(worker.reserved))
         ]
 
     def usd_per_request_s(self, worker_id: str) -> float:

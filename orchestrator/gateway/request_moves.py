@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
-from cluster.spec.config import Role
 from orchestrator.gateway.forecast import OutputForecast
 from orchestrator.gateway.metrics import GatewayMetrics
 from orchestrator.gateway.run_view import RunView
-from orchestrator.policy.drain_moves import DRAIN_TICK_S, HeldRequest, next_moves
+from orchestrator.policy.drain_moves import DRAIN_TICK_S, HeldRequest, Move, empty_workers
 from orchestrator.policy.peak import shifts
 from orchestrator.policy.router import WorkerView, is_batch
 from orchestrator.request.lifecycle import Lifecycle, Moved, State
@@ -98,10 +97,16 @@ class RequestMoves:
 
     def tick(self) -> bool:
         """Begin what may begin; whether a worker that is to be emptied still has anything of ours."""
-        self._begun.forget_over({run.life.request_id: run.life for run in self._runs.values()}, self._fleet.holds)
-        busy = False
-        for worker_id in self._fleet.to_empty():
-            busy |= self._empty(worker_id)
+        runs = {run.life.request_id: run for run in self._runs.values()}
+        self._begun.forget_over({name: run.life for name, run in runs.items()}, self._fleet.holds)
+        busy = empty_workers(
+            self._fleet.to_empty(),
+            held=lambda worker_id: self._held_by(runs.values(), worker_id),
+            views=self._fleet.views,
+            begin=lambda worker_id, move: self._empty(runs[move.request_id], worker_id, move),
+            block_size_tokens=self._forecast.block_size_tokens,
+            moves_at_once=self._moves_at_once,
+        )
         if not busy and self._rebalances:
             self._rebalance()
         return busy
@@ -116,28 +121,10 @@ class RequestMoves:
                 async with asyncio.timeout(IDLE_TICK_S):
                     await self._wake.wait()
 
-    def _empty(self, worker_id: str) -> bool:
-        """Begin moves off a worker; whether it still has anything of ours."""
-        views = self._fleet.views()
-        exports = any(view.worker_id == worker_id and view.role is not Role.COLOCATED for view in views)
-        runs = {run.life.request_id: run for run in self._runs.values()}
-        held = [one for run in runs.values() if (one := self._held(run, worker_id)) is not None]
-        if not held:
-            return False
-        if not exports or all(runs[one.request_id].life.decode_id != worker_id for one in held):
-            return True  # prefills end by themselves; a colocated engine cannot export
-        for move in next_moves(
-            held,
-            views,
-            source_id=worker_id,
-            block_size_tokens=self._forecast.block_size_tokens,
-            moves_at_once=self._moves_at_once,
-        ):
-            run = runs[move.request_id]
-            if run.life.state is State.DECODING:
-                self._metrics.moves.inc()
-            self._begin(run, worker_id, move.target_id, move.reserve_blocks)
-        return True
+    def _empty(self, run: RunView, worker_id: str, move: Move) -> None:
+        if run.life.state is State.DECODING:
+            self._metrics.moves.inc()
+        self._begin(run, worker_id, move.target_id, move.reserve_blocks)
 
     def _rebalance(self) -> None:
         """Move requests off decode workers that would run out of KV before those they have end."""
@@ -161,6 +148,9 @@ class RequestMoves:
         self._fleet.reserve(run.life.request_id, target_id, reserve_blocks)
         log.info("request %s moves from %s to %s", run.life.request_id, source_id, target_id)
         run.post(Moved(target_id))
+
+    def _held_by(self, runs: Iterable[RunView], worker_id: str) -> list[HeldRequest]:
+        return [one for run in runs if (one := self._held(run, worker_id)) is not None]
 
     def _held(self, run: RunView, worker_id: str) -> HeldRequest | None:
         """What the run has on the worker; None if nothing."""

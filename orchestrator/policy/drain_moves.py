@@ -6,7 +6,7 @@ few move at a time. Those with the most work left go first: the ones with the le
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -56,6 +56,21 @@ class Move:
     reserve_blocks: int
 
 
+def is_to_be_emptied(role: Role, *, draining: bool, decodes: bool) -> bool:
+    """Whether what a worker has is to be moved off it.
+
+    Args:
+        role: Its present role.
+        draining: It is to be stopped once it is empty.
+        decodes: Requests decode there, or have KV reserved there.
+
+    Example:
+        >>> is_to_be_emptied(Role.PREFILL, draining=False, decodes=True)  # it was a decode worker a moment ago
+        True
+    """
+    return draining or (role is Role.PREFILL and decodes)
+
+
 def next_moves(
     held: Iterable[HeldRequest],
     workers: Sequence[WorkerView],
@@ -64,7 +79,7 @@ def next_moves(
     block_size_tokens: int,
     moves_at_once: int,
 ) -> list[Move]:
-    """The moves to begin at this moment.
+    """The moves to begin at this moment; none off a colocated worker, whose engine exports no KV.
 
     Args:
         held: Every request that has anything on the worker.
@@ -80,14 +95,16 @@ def next_moves(
         [Move(request_id='900', target_id='d1', reserve_blocks=31)]
     """
     held = list(held)
-    revisions = {worker.revision for worker in workers if worker.worker_id == source_id}
+    source = next((worker for worker in workers if worker.worker_id == source_id), None)
+    if source is not None and source.role is Role.COLOCATED:
+        return []
     headroom = {
         worker.worker_id: worker.headroom_blocks
         for worker in workers
         if worker.role is Role.DECODE
         and worker.accepting
         and worker.worker_id != source_id
-        and (not revisions or worker.revision in revisions)
+        and (source is None or worker.revision == source.revision)
     }
     total = {worker.worker_id: max(1, worker.total_blocks) for worker in workers}
     spot = {worker.worker_id: worker.spot for worker in workers}
@@ -108,3 +125,42 @@ def next_moves(
         left -= request.hold is Hold.DECODING
         moves.append(Move(request.request_id, target, blocks))
     return moves
+
+
+def empty_workers(
+    worker_ids: Iterable[str],
+    *,
+    held: Callable[[str], Sequence[HeldRequest]],
+    views: Callable[[], Sequence[WorkerView]],
+    begin: Callable[[str, Move], None],
+    block_size_tokens: int,
+    moves_at_once: int,
+) -> bool:
+    """One tick: begin the moves that may begin off workers that are to be emptied, one worker after another by name.
+
+    Args:
+        worker_ids: The workers (`is_to_be_emptied`).
+        held: What requests have on a worker.
+        views: All workers, with what was reserved by then.
+        begin: Begins a move off a worker.
+        block_size_tokens: As of `next_moves`.
+        moves_at_once: The same, for each worker.
+
+    Returns:
+        Whether a request still has anything on one, so that the next tick is due in `DRAIN_TICK_S`.
+    """
+    busy = False
+    for worker_id in sorted(worker_ids):
+        requests = held(worker_id)
+        if not requests:
+            continue
+        busy = True
+        for move in next_moves(
+            requests,
+            views(),
+            source_id=worker_id,
+            block_size_tokens=block_size_tokens,
+            moves_at_once=moves_at_once,
+        ):
+            begin(worker_id, move)
+    return busy

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from cluster.spec.config import DrainSettings, Role
-from orchestrator.policy.drain_moves import DRAIN_TICK_S, HeldRequest, Hold, next_moves
+from orchestrator.policy.drain_moves import DRAIN_TICK_S, HeldRequest, Hold, Move, empty_workers, is_to_be_emptied
 from orchestrator.policy.router import Wait, is_batch
 from orchestrator.policy.scaling_policy import ChangeRole, DrainWorker, MigrateRequest, ScalingAction, StartWorker
 from orchestrator.request import lifecycle as lc
@@ -48,6 +48,7 @@ class FleetChanges:
         self._placer = placer
         self._forecast = forecast
         self._moves = Moves()
+        self._ticking = False
 
     def apply(self, action: ScalingAction) -> None:
         """Carry out one action.
@@ -66,7 +67,7 @@ class FleetChanges:
                 if self._gateway.live_rules:
                     self._placer.pump()  # those that avoided the other workers no longer do; a move comes a tick later
                 if action.migrate and worker.state == "draining":
-                    self._empty(worker)
+                    self._begin_to_empty(worker)
                 fleet.settle(worker)
             case ChangeRole():
                 worker = fleet.workers[action.worker_id]
@@ -74,7 +75,7 @@ class FleetChanges:
                     worker.role = action.role
                     self._placer.pump()
                     if self._gateway.live_rules and action.role is Role.PREFILL:
-                        self._empty(worker)
+                        self._begin_to_empty(worker)
             case MigrateRequest():
                 flight = self._flights.get(action.request)
                 if flight is not None:
@@ -82,29 +83,44 @@ class FleetChanges:
         if self._gateway.live_rules:
             self._placer.pump()  # a worker on its way is reason enough to try again
 
+    def _begin_to_empty(self, worker: Worker) -> None:
+        """Move what is on a worker; by live rules in one tick with all that are to be emptied, as a gateway does."""
+        if not self._gateway.live_rules:
+            self._empty(worker)
+        elif not self._ticking:
+            self._tick()
+
+    def _tick(self, _: object = None) -> None:
+        workers = [each for each in self._fleet.workers.values() if not self._is_empty(each)]
+        self._ticking = self._move_off(workers)
+        if self._ticking:
+            self._timers.at(self._kernel.now_s + DRAIN_TICK_S, self._tick)
+
     def _empty(self, worker: Worker) -> None:
-        """Move what decodes on a worker that is to be emptied; again later for what could not move yet."""
+        """Move what decodes on one worker that is to be emptied; again later for what could not move yet."""
         if self._is_empty(worker):
             return
-        self._moves.forget_over({flight.lifecycle.request_id: flight.lifecycle for flight in self._flights.values()})
-        flights = {str(flight.index): flight for flight in self._flights.values() if self._hold(flight, worker)}
-        for found in next_moves(
-            [self._held(flight, worker) for flight in flights.values()],
-            self._fleet.views(),
-            source_id=worker.worker_id,
-            block_size_tokens=worker.pool.profile.block_size_tokens,
-            moves_at_once=MOVES_AT_ONCE,
-        ):
-            self._begin(flights[found.request_id], found.target_id, found.reserve_blocks)
+        self._move_off([worker])
         if not self._is_empty(worker):
             self._timers.at(self._kernel.now_s + DRAIN_TICK_S, lambda _: self._empty(worker))
 
+    def _move_off(self, workers: Sequence[Worker]) -> bool:
+        self._moves.forget_over({flight.lifecycle.request_id: flight.lifecycle for flight in self._flights.values()})
+        return empty_workers(
+            [worker.worker_id for worker in workers],
+            held=self._held_by,
+            views=self._fleet.views,
+            begin=self._begin_move,
+            block_size_tokens=self._fleet.spec.pools[0].profile.block_size_tokens,
+            moves_at_once=MOVES_AT_ONCE,
+        )
+
     def _is_empty(self, worker: Worker) -> bool:
-        """Whether nothing is left to move off a worker that drains, or has become a prefill worker."""
+        """Whether nothing is to be moved off a worker."""
         if worker.state == "draining":
-            return self._fleet.settle(worker)
-        held = (flight.lifecycle.decode_id == worker.worker_id for flight in self._flights.values())
-        return worker.state != "ready" or worker.role is not Role.PREFILL or not any(held)
+            return self._fleet.settle(worker) or not worker.migrate
+        decodes = any(flight.lifecycle.decode_id == worker.worker_id for flight in self._flights.values())
+        return worker.state != "ready" or not is_to_be_emptied(worker.role, draining=False, decodes=decodes)
 
     def _hold(self, flight: Flight, worker: Worker) -> Hold | None:
         life = flight.lifecycle
@@ -113,6 +129,11 @@ class FleetChanges:
         else:  # off this worker alone: one that comes to it and has its next move ahead of it counts for that
             moving = life.prefill_id == worker.worker_id and life.moves > 0 and not life.has_output
         return hold_of(life, worker.worker_id, moving=moving)
+
+    def _held_by(self, worker_id: str) -> list[HeldRequest]:
+        worker = self._fleet.workers[worker_id]
+        flights = [flight for flight in self._flights.values() if self._hold(flight, worker)]
+        return [self._held(flight, worker) for flight in flights]
 
     def _held(self, flight: Flight, worker: Worker) -> HeldRequest:
         self._driver.tell_progress(flight)
@@ -126,20 +147,26 @@ class FleetChanges:
         return HeldRequest(str(flight.index), hold, known, more, is_batch(flight.priority))
 
     def _move(self, flight: Flight, target_id: str | None) -> None:
-        """Begin a migration with the KV. Only a request that decodes and has somewhere to go can."""
+        """Begin a migration with the KV. Only a request that decodes and has somewhere to go can.
+
+        Colocated workers neither export KV nor read it.
+        """
         leg, source = flight.leg, flight.worker
-        if leg is None or source is None or leg.state is not LegState.DECODING:
+        if leg is None or source is None or leg.state is not LegState.DECODING or source.role is Role.COLOCATED:
             return
-        holders = [Role.DECODE, Role.COLOCATED]
         views = [
             view
             for view in self._fleet.views()
-            if view.worker_id != source.worker_id and (target_id in (None, view.worker_id) or view.role not in holders)
+            if view.worker_id != source.worker_id
+            and (view.role is Role.PREFILL or (view.role is Role.DECODE and target_id in (None, view.worker_id)))
         ]
         self._driver.tell_progress(flight)
         placement = self._placer.place(flight, views)
         if not isinstance(placement, Wait):
             self._begin(flight, placement.decode_id, placement.reserve_blocks)
+
+    def _begin_move(self, _: str, move: Move) -> None:
+        self._begin(self._flights[int(move.request_id)], move.target_id, move.reserve_blocks)
 
     def _begin(self, flight: Flight, target_id: str, blocks: int) -> None:
         """Let a request go on at the target."""

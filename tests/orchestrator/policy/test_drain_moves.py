@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.spec.config import Role
-from orchestrator.policy.drain_moves import HeldRequest, Hold, next_moves
+from orchestrator.policy.drain_moves import HeldRequest, Hold, Move, empty_workers, is_to_be_emptied, next_moves
 from orchestrator.policy.router import WorkerView
 
 SOURCE = WorkerView("d0", Role.DECODE, 100, 40, accepting=False)
@@ -93,3 +93,41 @@ def test_batch_moves_to_spot_and_others_keep_off_it() -> None:
     assert moves([batch, held("chat", 90)], workers) == [("batch", "spot"), ("chat", "kept")]
     assert moves([held("chat", 90)], workers[1:]) == [("chat", "spot")]
     assert moves([batch], workers[:1]) == [("batch", "kept")]
+
+
+def test_nothing_moves_off_a_colocated_worker() -> None:
+    colocated = WorkerView("c0", Role.COLOCATED, 100, 40, accepting=False)
+    found = next_moves(
+        [held("a", 500)], [colocated, decode("d1")], source_id="c0", block_size_tokens=32, moves_at_once=9
+    )
+    assert found == []
+
+
+def test_prefill_workers_are_emptied_of_what_decodes_there_and_others_when_they_drain() -> None:
+    cases = [(role, draining, decodes) for role in Role for draining in (False, True) for decodes in (False, True)]
+    found = {case for case in cases if is_to_be_emptied(case[0], draining=case[1], decodes=case[2])}
+    assert found == {case for case in cases if case[1]} | {(Role.PREFILL, False, True)}
+
+
+def test_workers_are_emptied_by_name_and_each_sees_what_the_one_before_reserved() -> None:
+    free = {"d2": 40}
+    holds = {"d1": [held("b", 30 * 32)], "d0": [held("a", 20 * 32)], "d9": []}
+    begun: list[tuple[str, Move]] = []
+
+    def begin(worker_id: str, move: Move) -> None:
+        begun.append((worker_id, move))
+        free[move.target_id] -= move.reserve_blocks
+
+    def tick(*worker_ids: str) -> bool:
+        return empty_workers(
+            worker_ids,
+            held=holds.__getitem__,
+            views=lambda: [decode(name, left) for name, left in free.items()],
+            begin=begin,
+            block_size_tokens=32,
+            moves_at_once=2,
+        )
+
+    assert tick("d9", "d1", "d0")
+    assert begun == [("d0", Move("a", "d2", 21))]  # b needs 31 of the 19 that are left
+    assert not tick("d9")
