@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
@@ -14,22 +12,18 @@ from aiohttp.http_exceptions import HttpProcessingError
 from cluster.errors import ConfigError, InvalidRequest, ModelNotFound
 from cluster.spec.config import GatewaySettings
 from interface.authentication import Authentication, current_caller
-from interface.backend import Backend, closing
-from interface.deadline import fold_deadline
-from interface.failure import report
-from interface.http.body import read_json
-from interface.http.completions.chunk import Chunks, error_chunk
+from interface.backend import Backend
+from interface.http.call_runner import CallRunner, Dialect, ErrorForm, Handler, failed, given_request_id, json_response
+from interface.http.completions.chunk import Chunks
 from interface.http.completions.reply import Reply
-from interface.http.completions.request import HttpCall, read_chat_call, read_completion_call
+from interface.http.completions.request import read_chat_call, read_completion_call
 from interface.http.cors import Cors
-from interface.http.event_stream import EventStream
 from interface.http.idle import IdleSweeper
-from interface.http.request_log import RequestLog, name_request, request_id
+from interface.http.request_log import RequestLog, request_id
 from interface.http.status import model_object, to_json
 from interface.http.tokens import read_detokenize_call, read_tokenize_call, tokens_object
 from interface.listening import listen
-from interface.merge import Event, run_all
-from interface.status import REQUEST_ID_KEY, http_headers, openai_error, status_of
+from interface.status import openai_error
 
 LINGER_S = 1.0
 """Seconds that the rest of a refused body is thrown away, so that its sender gets to read the reply."""
@@ -39,8 +33,7 @@ SHUTDOWN_S = 5.0
 HEALTH_PATHS = frozenset({"/health", "/v1/health", "/ping"})
 """Served without a key. SageMaker asks for /ping."""
 
-Read = Callable[[Any, str], HttpCall]
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+COMPLETIONS = Dialect(Chunks, Reply, openai_error)
 
 
 def _is_our_matter(record: logging.LogRecord) -> bool:
@@ -53,7 +46,7 @@ server_log.addFilter(_is_our_matter)
 
 
 class HttpServer:
-    """The routes. One handler per request; a caller who leaves cancels it, and with it the backend's stream."""
+    """The routes. One handler per request; a caller that disconnects cancels it, and with it the backend's stream."""
 
     def __init__(
         self,
@@ -63,8 +56,7 @@ class HttpServer:
         count_ignored: Callable[[str], object] = lambda _: None,
     ) -> None:
         self._backend = backend
-        self._count_ignored = count_ignored
-        self._settings = settings
+        self._runner = CallRunner(backend, settings, count_ignored)
         self._authentication = authentication
         self.sweeper = IdleSweeper(settings.body_timeout_s)
         self._log = RequestLog(settings.access_log)
@@ -116,75 +108,45 @@ class HttpServer:
         return response
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        return await self._run(request, lambda tree, request_id: read_chat_call(tree, request_id=request_id))
+        call = read_chat_call(await self._runner.body(request), request_id=given_request_id(request))
+        return await self._runner.run(request, call, COMPLETIONS)
 
     async def _completion(self, request: web.Request) -> web.StreamResponse:
-        return await self._run(
-            request,
-            lambda tree, request_id: read_completion_call(tree, request_id=request_id, max_prompts=self._max_prompts),
+        call = read_completion_call(
+            await self._runner.body(request), request_id=given_request_id(request), max_prompts=self._max_prompts
         )
+        return await self._runner.run(request, call, COMPLETIONS)
 
     async def _tokenize(self, request: web.Request) -> web.Response:
-        call = read_tokenize_call(await self._body(request))
+        call = read_tokenize_call(await self._runner.body(request))
         ids = await self._backend.tokenize(call.request, special_tokens=call.special_tokens)
         texts = self._backend.token_texts(ids) if call.texts else None
         models = [model for model in self._backend.models() if call.request.model in ("", model.name)]
-        return _json(tokens_object(ids, texts, models[0].max_model_len_tokens))
+        return json_response(tokens_object(ids, texts, models[0].max_model_len_tokens))
 
     async def _detokenize(self, request: web.Request) -> web.Response:
-        return _json({"prompt": await self._backend.detokenize(*read_detokenize_call(await self._body(request)))})
+        return json_response(
+            {"prompt": await self._backend.detokenize(*read_detokenize_call(await self._runner.body(request)))}
+        )
 
     async def _models(self, request: web.Request) -> web.Response:
-        return _json({"object": "list", "data": [model_object(model) for model in self._backend.models()]})
+        return json_response({"object": "list", "data": [model_object(model) for model in self._backend.models()]})
 
     async def _model(self, request: web.Request) -> web.Response:
         name = request.match_info["model"]
         for model in self._backend.models():
             if model.name == name:
-                return _json(model_object(model))
+                return json_response(model_object(model))
         raise ModelNotFound("no such model is served here; GET /v1/models lists them")
 
     async def _status(self, request: web.Request) -> web.Response:
-        return _json(to_json(self._backend.status()))
+        return json_response(to_json(self._backend.status()))
 
     async def _version(self, request: web.Request) -> web.Response:
-        return _json({"version": self._backend.status().version})
+        return json_response({"version": self._backend.status().version})
 
     async def _health(self, request: web.Request) -> web.Response:
-        return _json({"status": "ok"})
-
-    async def _body(self, request: web.Request) -> Any:
-        return await read_json(request, self._limit_bytes, self._settings.body_timeout_s)
-
-    async def _run(self, request: web.Request, read: Read) -> web.StreamResponse:
-        call = read(await self._body(request), request.headers.get(REQUEST_ID_KEY) or request_id(request))
-        name_request(request, call.request_id)
-        for name in call.ignored:
-            self._count_ignored(name)
-        try:
-            for item in call.requests:
-                fold_deadline(item, None)
-                if caller := current_caller.get():
-                    item.tenant = caller.tenant
-            async with closing(run_all(self._backend, call.requests)) as events:
-                created_unix_s = int(time.time())
-                if call.stream:
-                    async with self._event_stream(request) as stream:
-                        await _stream(stream, call, events, created_unix_s)
-                    return stream.response
-                reply = Reply(call, created_unix_s)
-                async for prompt, event in events:
-                    reply.add(prompt, event)
-                return _json(reply.object())
-        except Exception as error:
-            return _failed(error, call.request_id)
-
-    def _event_stream(self, request: web.Request) -> EventStream:
-        return EventStream(
-            request,
-            keep_alive_s=self._settings.http_keep_alive_s,
-            slow_reader_timeout_s=self._settings.slow_reader_timeout_s,
-        )
+        return json_response({"status": "ok"})
 
 
 async def serve_http(
@@ -230,41 +192,19 @@ async def serve_http(
     return runner, port
 
 
-async def _stream(stream: EventStream, call: HttpCall, events: AsyncIterator[Event], created_unix_s: int) -> None:
-    """Write each event as it comes, and an error that comes too late for a status as an event."""
-    chunks = Chunks(call, created_unix_s)
-    try:
-        async for prompt, event in events:
-            if chunk := chunks.take(prompt, event):
-                await stream.write(chunk)
-        last = chunks.end()
-    except ConnectionResetError:
-        return
-    except Exception as error:
-        if not stream.begun:
-            raise
-        last = error_chunk(report(error, call.request_id))
-    await stream.end(last)
-
-
 @web.middleware
 async def _errors_as_json(request: web.Request, handler: Any) -> web.StreamResponse:
-    """Every failure as OpenAI writes it."""
+    """Every failure in the form of the path's dialect."""
     try:
         response: web.StreamResponse = await handler(request)
     except web.HTTPException as error:
-        return _http_error(error)
+        return _http_error(error, openai_error)
     except Exception as error:
-        return _failed(error, request_id(request))
+        return failed(error, request_id(request), openai_error)
     return response
 
 
-def _failed(error: Exception, own_id: str) -> web.Response:
-    failure = report(error, own_id)
-    return _json(openai_error(failure), status=status_of(failure).http, headers=http_headers(failure))
-
-
-def _http_error(error: web.HTTPException) -> web.Response:
+def _http_error(error: web.HTTPException, form: ErrorForm) -> web.Response:
     """What aiohttp itself refuses: an unknown path, a wrong method, a broken header."""
     headers = {}
     match error:
@@ -276,9 +216,4 @@ def _http_error(error: web.HTTPException) -> web.Response:
             text = "no such path; this server has /v1/chat/completions, /v1/completions and /v1/models"
         case _:
             text = error.reason
-    return _json(openai_error(InvalidRequest(text)), status=error.status, headers=headers)
-
-
-def _json(tree: object, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
-    body = json.dumps(tree, separators=(",", ":")).encode()
-    return web.Response(body=body, status=status, headers=headers, content_type="application/json", charset="utf-8")
+    return json_response(form(InvalidRequest(text)), status=error.status, headers=headers)

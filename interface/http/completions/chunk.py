@@ -62,6 +62,10 @@ class Chunks:
         usage = json.dumps(usage_object(self._usages), separators=(",", ":"))
         return f'{self._head}],"usage":{usage}}}\n\n'.encode() + DONE
 
+    def fail(self, error: ServingError) -> bytes:
+        """An error that comes after the first chunk, as vLLM sends it and OpenAI's client raises it."""
+        return f"data: {json.dumps(openai_error(error))}\n\n".encode() + DONE
+
     def _delta(self, prompt: int, delta: inference_pb2.Delta) -> bytes:
         index = prompt * self._call.choices + delta.choice
         first = index not in self._started
@@ -127,11 +131,6 @@ class Chunks:
         if self._call.chat:
             return chat_logprobs(rows, top)
         return self._logprobs.setdefault(index, CompletionLogprobs(top)).take(rows)
-
-
-def error_chunk(error: ServingError) -> bytes:
-    """An error that comes after the first chunk, as vLLM sends it and OpenAI's client raises it."""
-    return f"data: {json.dumps(openai_error(error))}\n\n".encode() + DONE
 
 
 def _chat_body(delta: inference_pb2.Delta, first: bool) -> str:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import re
-import uuid
 from dataclasses import dataclass
 from typing import Any
 
 from baton.v1 import inference_pb2
-from cluster.errors import InvalidRequest
 from interface.http.completions.messages import read_chat
-from interface.http.fields import INT32_MAX, Fields, is_token_id
-from interface.http.known import HARMLESS, REFUSED, REFUSED_IN_COMPLETIONS
-from interface.http.reasoning import read_reasoning
-from interface.http.sampling import read_sampling
+from interface.http.fields import Fields, is_token_id
+from interface.http.generate_fields import finish, read_generate_fields, read_model, read_request_id
+from interface.http.known import REFUSED_IN_COMPLETIONS
 
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's and vLLM's limit for a completion that names none. A chat that names none takes the cluster's."""
-
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +55,13 @@ def read_chat_call(tree: Any, *, request_id: str = "") -> HttpCall:
         InvalidRequest: a field is unknown, malformed or unsupported.
     """
     fields = Fields(tree)
-    model, request_id = _model(fields), _request_id(fields, request_id)
+    model, request_id = read_model(fields), read_request_id(fields, request_id)
     chat = read_chat(fields)
     fields.refuse({"echo": ((False,), "is not supported in a chat")})
     fields.refuse({"add_special_tokens": ((False,), "is not supported; the chat template adds what the model needs")})
     logprobs = _chat_logprobs(fields)
     options = _stream_options(fields)
-    request = _request(fields, model, request_id, logprobs)
+    request = read_generate_fields(fields, model, request_id, logprobs)
     request.chat.CopyFrom(chat)
     return _call(fields, True, model, request_id, [request], logprobs, options)
 
@@ -79,7 +73,7 @@ def read_completion_call(tree: Any, *, request_id: str = "", max_prompts: int = 
         InvalidRequest: a field is unknown, malformed or unsupported.
     """
     fields = Fields(tree)
-    model, request_id = _model(fields), _request_id(fields, request_id)
+    model, request_id = read_model(fields), read_request_id(fields, request_id)
     prompts = _prompts(fields, max_prompts)
     fields.refuse({"add_special_tokens": ((True,), "is not supported; send token ids to leave them out")})
     fields.refuse(REFUSED_IN_COMPLETIONS)
@@ -90,7 +84,7 @@ def read_completion_call(tree: Any, *, request_id: str = "", max_prompts: int = 
     if echo and not all(isinstance(prompt, str) for prompt in prompts):
         raise fields.wrong("echo", "is supported for prompts of text only")
     options = _stream_options(fields)
-    template = _request(fields, model, request_id, logprobs)
+    template = read_generate_fields(fields, model, request_id, logprobs)
     if not template.sampling.HasField("max_tokens"):
         template.sampling.max_tokens = DEFAULT_COMPLETION_TOKENS
     requests = [_with_prompt(template, prompt, i if len(prompts) > 1 else None) for i, prompt in enumerate(prompts)]
@@ -109,12 +103,7 @@ def _call(
     echo: tuple[str, ...] = (),
 ) -> HttpCall:
     return_token_ids = bool(fields.flag("return_token_ids"))
-    if fields.has("kv_transfer_params"):
-        raise fields.wrong("kv_transfer_params", "a client may not steer KV transfer")
-    fields.drop(HARMLESS)
-    fields.drop_vendors()
-    fields.refuse(REFUSED)
-    fields.finish()
+    finish(fields)
     stream, include_usage, continuous_usage = options
     return HttpCall(
         chat=chat,
@@ -130,40 +119,6 @@ def _call(
         echo=echo,
         ignored=frozenset(fields.ignored),
     )
-
-
-def _model(fields: Fields) -> str:
-    model = fields.text("model")
-    if not model:
-        raise fields.wrong("model", "missing")
-    return model
-
-
-def _request_id(fields: Fields, header: str) -> str:
-    given = fields.text("request_id") or header
-    if not given:
-        return uuid.uuid4().hex
-    if not _REQUEST_ID.fullmatch(given):
-        raise InvalidRequest("request_id: expected at most 128 visible ASCII characters", field="request_id")
-    return given
-
-
-def _request(fields: Fields, model: str, request_id: str, logprobs: int | None) -> inference_pb2.GenerateRequest:
-    """Everything but the input."""
-    request = inference_pb2.GenerateRequest(model=model, request_id=request_id, sampling=read_sampling(fields))
-    if logprobs is not None:
-        request.sampling.logprobs = logprobs
-    if (reasoning := read_reasoning(fields)) is not None:
-        request.reasoning.CopyFrom(reasoning)
-    # vLLM serves low numbers first and Baton high ones; over this interface vLLM's meaning holds.
-    request.priority = -(fields.integer("priority", low=-INT32_MAX, high=INT32_MAX) or 0)
-    if (deadline_s := fields.number("deadline_s")) is not None:
-        request.deadline_s = deadline_s
-    request.tenant = fields.text("user") or ""
-    # Both say: these requests share a prefix.
-    session, cache_key = fields.text("session_id"), fields.text("prompt_cache_key")
-    request.session = session or cache_key or ""
-    return request
 
 
 def _chat_logprobs(fields: Fields) -> int | None:

@@ -14,7 +14,7 @@ from baton.v1 import inference_pb2 as pb
 from cluster.errors import InvalidRequest, RequestRejected
 from interface.client.completion import Completion, event_of
 from interface.http.body import parse_json
-from interface.http.completions.chunk import DONE, Chunks, error_chunk
+from interface.http.completions.chunk import DONE, Chunks
 from interface.http.completions.reply import Reply, usage_object
 from interface.http.completions.request import HttpCall, read_chat_call, read_completion_call
 from interface.http.fields import FLOAT32_MAX, UINT32_MAX, Fields
@@ -204,7 +204,8 @@ def test_usage_comes_only_where_it_was_asked_for() -> None:
 
 
 def test_an_error_in_mid_stream_is_one_event_and_the_end() -> None:
-    data = error_chunk(RequestRejected("full", retry_after_s=1))
+    call = read_chat_call({"model": "m", "messages": [{"role": "user", "content": "Hi"}]})
+    data = Chunks(call, 7).fail(RequestRejected("full", retry_after_s=1))
     assert data.endswith(DONE)
     assert json.loads(data.removesuffix(DONE).removeprefix(b"data: "))["error"]["message"] == "full"
 
