@@ -14,7 +14,7 @@ def to_json(message: Message) -> dict[str, Any]:
 
     Example:
         >>> to_json(inference_pb2.Model(name="m"))
-        {'name': 'm', 'max_model_len_tokens': 0, 'reasoning': False}
+        {'name': 'm', 'max_model_len_tokens': 0, 'reasoning': False, 'tools': False}
     """
     tree: dict[str, Any] = {}
     for field in message.DESCRIPTOR.fields:
