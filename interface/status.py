@@ -128,6 +128,29 @@ def openai_error(error: ServingError) -> dict[str, Any]:
     return {"error": {"message": error.message, "type": status.type, "param": param, "code": status.code}}
 
 
+_ANTHROPIC_TYPES = {
+    400: _INVALID,
+    401: "authentication_error",
+    404: "not_found_error",
+    405: _INVALID,
+    413: "request_too_large",
+    429: _LIMIT,
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def anthropic_error(error: ServingError) -> dict[str, Any]:
+    """The body of an error, as Anthropic writes it: its clients branch on the HTTP status, too.
+
+    Example:
+        >>> anthropic_error(errors.WorkerDied("gone"))
+        {'type': 'error', 'error': {'type': 'overloaded_error', 'message': 'gone'}}
+    """
+    kind = _ANTHROPIC_TYPES.get(status_of(error).http, "api_error")
+    return {"type": "error", "error": {"type": kind, "message": error.message}}
+
+
 def from_rpc(code: grpc.StatusCode, details: str | None, metadata: Iterable[tuple[str, Any]] | None) -> ServingError:
     """The error that a gRPC status stands for: the class the server named, else the one that fits the code.
 

@@ -71,6 +71,14 @@ def _read_anthropic(fields: Fields, said: _Said) -> None:
         said.switches["thinking.type"] = switch
     if (budget_tokens := fields.integer("budget_tokens")) is not None:
         said.budgets_tokens["thinking.budget_tokens"] = budget_tokens
+    display = fields.text("display")
+    if display not in (None, "summarized", "omitted"):
+        raise fields.wrong("display", "expected summarized or omitted")
+    if display == "omitted":
+        said.exclusions["thinking.display"] = True
+    elif display is not None:
+        # What comes is the reasoning itself.
+        fields.ignored.add("thinking.display")
     fields.finish()
 
 

@@ -19,11 +19,13 @@ from interface.http.completions.reply import Reply
 from interface.http.completions.request import read_chat_call, read_completion_call
 from interface.http.cors import Cors
 from interface.http.idle import IdleSweeper
+from interface.http.messages.routes import PATH as MESSAGES_PATH
+from interface.http.messages.routes import MessagesRoutes
 from interface.http.request_log import RequestLog, request_id
 from interface.http.status import model_object, to_json
 from interface.http.tokens import read_detokenize_call, read_tokenize_call, tokens_object
 from interface.listening import listen
-from interface.status import openai_error
+from interface.status import anthropic_error, openai_error
 
 LINGER_S = 1.0
 """Seconds that the rest of a refused body is thrown away, so that its sender gets to read the reply."""
@@ -70,6 +72,7 @@ class HttpServer:
             "/tokenize": self._tokenize,
             "/detokenize": self._detokenize,
             "/ping": self._health,
+            **MessagesRoutes(backend, self._runner).posts,
         }
         self._gets: dict[str, Handler] = {
             "/v1/models": self._models,
@@ -103,7 +106,7 @@ class HttpServer:
         """Serve health to anybody, and the rest to callers with a valid key."""
         if request.path.rstrip("/") not in HEALTH_PATHS:
             # Set for every request: those of one connection share a task.
-            current_caller.set(self._authentication.check(request.headers.get("Authorization", "")))
+            current_caller.set(self._authentication.check(_authorization(request)))
         response: web.StreamResponse = await handler(request)
         return response
 
@@ -198,10 +201,21 @@ async def _errors_as_json(request: web.Request, handler: Any) -> web.StreamRespo
     try:
         response: web.StreamResponse = await handler(request)
     except web.HTTPException as error:
-        return _http_error(error, openai_error)
+        return _http_error(error, _error_form(request))
     except Exception as error:
-        return failed(error, request_id(request), openai_error)
+        return failed(error, request_id(request), _error_form(request))
     return response
+
+
+def _authorization(request: web.Request) -> str:
+    """The ``Authorization`` header, or the key that Anthropic's clients send in one of their own."""
+    key = request.headers.get("x-api-key")
+    return request.headers.get("Authorization") or (f"Bearer {key}" if key else "")
+
+
+def _error_form(request: web.Request) -> ErrorForm:
+    """How the callers of a path read errors."""
+    return anthropic_error if request.path.startswith(MESSAGES_PATH) else openai_error
 
 
 def _http_error(error: web.HTTPException, form: ErrorForm) -> web.Response:
@@ -213,7 +227,7 @@ def _http_error(error: web.HTTPException, form: ErrorForm) -> web.Response:
             headers["Allow"] = allowed
             text = f"this path takes {allowed} only"
         case web.HTTPNotFound():
-            text = "no such path; this server has /v1/chat/completions, /v1/completions and /v1/models"
+            text = "no such path; this server has /v1/chat/completions, /v1/completions, /v1/messages and /v1/models"
         case _:
             text = error.reason
     return json_response(form(InvalidRequest(text)), status=error.status, headers=headers)

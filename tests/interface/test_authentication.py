@@ -121,6 +121,23 @@ async def test_without_a_valid_key_nothing_but_health_answers(
         assert not place.backend.requests
 
 
+async def test_a_key_in_the_header_of_anthropics_clients(keyed: tuple[SecuritySettings, str]) -> None:
+    security, key = keyed
+    body = {**CHAT, "max_tokens": 9, "metadata": {"user_id": "somebody-else"}}
+    async with house(security) as place, aiohttp.ClientSession(place.url) as session:
+        for headers, status in (
+            ({"x-api-key": key}, 200),
+            ({"x-api-key": "wrong"}, 401),
+            ({"x-api-key": key, "Authorization": "Bearer wrong"}, 401),
+            ({}, 401),
+        ):
+            async with session.post("/v1/messages", json=body, headers=headers) as answer:
+                assert answer.status == status
+                if status == 401:
+                    assert (await answer.json())["error"]["type"] == "authentication_error"
+        assert [request.tenant for request in place.backend.requests] == ["acme"]
+
+
 async def test_with_a_key_all_answers_and_the_tenant_is_the_keys(keyed: tuple[SecuritySettings, str]) -> None:
     security, key = keyed
     async with house(security) as place:

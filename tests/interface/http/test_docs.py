@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from interface.http.known import HARMLESS, HARMLESS_IN_MESSAGE, HARMLESS_IN_PART, REFUSED, REFUSED_IN_COMPLETIONS
+from interface.http.messages.request import HARMLESS_IN_MESSAGES, REFUSED_IN_MESSAGES
 from interface.status import ROWS
 
 PAGE = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
@@ -26,6 +27,12 @@ PAGE = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
 def test_fields_are_listed(heading: str, names: frozenset[str]) -> None:
     section = PAGE.partition(heading)[2].partition("\n#")[0]
     assert [name for name in sorted(names) if f"`{name}`" not in section] == []
+
+
+@pytest.mark.parametrize("names", [HARMLESS_IN_MESSAGES, frozenset(REFUSED_IN_MESSAGES)])
+def test_fields_of_other_dialects_are_listed(names: frozenset[str]) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "agents.md").read_text()
+    assert [name for name in sorted(names) if f"`{name}`" not in page] == []
 
 
 def test_the_error_table_is_the_codes() -> None:
