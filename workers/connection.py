@@ -7,6 +7,9 @@ import asyncio
 from baton.internal.v1 import worker_pb2
 from workers.leg_run import LegRun
 
+SCORES_BYTES = 8 << 20
+"""Log-probabilities of prompts after which a message is full; a prompt more may still be in it."""
+
 
 class Connection:
     """Owns one gateway's running legs, and the outputs not yet sent to it.
@@ -46,7 +49,19 @@ class Connection:
                     await self._wake.wait()
             except TimeoutError:
                 return []
-        outputs, self._pending = self._pending, []
+        count = self._fitting()
+        outputs, self._pending = self._pending[:count], self._pending[count:]
         self._open_entry.clear()
-        self._wake.clear()
+        if not self._pending:
+            self._wake.clear()
         return outputs
+
+    def _fitting(self) -> int:
+        """How many outputs the next message takes."""
+        size_bytes = 0
+        for index, output in enumerate(self._pending):
+            if output.HasField("prompt_scores"):
+                size_bytes += output.ByteSize()
+                if size_bytes > SCORES_BYTES:
+                    return index + 1
+        return len(self._pending)

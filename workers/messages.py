@@ -58,6 +58,11 @@ def output_message(output: EngineOutput) -> worker_pb2.LegOutput:
                 descriptors=figures.descriptors,
             )
         )
+    if output.prompt_scores is not None:
+        scores = output.prompt_scores
+        message.prompt_scores.token_ids = scores.token_ids.tobytes()
+        message.prompt_scores.logprobs = scores.logprobs.tobytes()
+        message.prompt_scores.ranks = scores.ranks.tobytes()
     for position in output.logprobs:
         chosen, *top = (
             inference_pb2.Logprob(token_id=token, logprob=logprob, rank=rank) for token, logprob, rank in position.rows

@@ -6,6 +6,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from baton.v1.inference_pb2 import Sampling
 
 HANDOFFS = "baton_handoffs"
@@ -102,6 +105,19 @@ class TokenAlternatives:
     rows: list[tuple[int, float, int]]
 
 
+@dataclass(frozen=True, slots=True)
+class PromptScores:
+    """Log-probabilities of a leg's prompt tokens but the first, which has none: a row for each.
+
+    In a row the prompt's own token comes first, then the alternatives, the likeliest first; ``ranks`` has one number a
+    row, the rank of the prompt's own token.
+    """
+
+    token_ids: NDArray[np.uint32]
+    logprobs: NDArray[np.float32]
+    ranks: NDArray[np.uint32]
+
+
 @dataclass(slots=True)
 class EngineOutput:
     """New tokens of a leg. ``finish_reason`` is empty while it goes on; else stop, length or abort."""
@@ -114,6 +130,8 @@ class EngineOutput:
     logprobs: list[TokenAlternatives] = field(default_factory=list)
     transfer_params: dict[str, Any] | None = None
     transfer: TransferFigures | None = None
+    prompt_scores: PromptScores | None = None
+    """With the first token, where the sampling has ``prompt_logprobs``; nothing cached is used then."""
 
 
 class Engine(Protocol):

@@ -19,9 +19,9 @@ from cluster.engine.protocol import (
     EngineLeg,
     EngineLoad,
     EngineOutput,
-    TokenAlternatives,
     WeightSums,
 )
+from cluster.engine.vllm_logprobs import alternatives, prompt_scores
 from cluster.engine.vllm_sampling import grammar_start, sampling_arguments, structured_arguments
 from cluster.engine.vllm_settings import VllmSettings, engine_arguments
 from cluster.engine.weight_sums import combine
@@ -144,9 +144,11 @@ class VllmEngine:
                 output.transfer = self._counters.transfers.pop(leg.leg_id, None)
                 if done.logprobs is not None:
                     output.logprobs = [
-                        _alternatives(position, token)
+                        alternatives(position, token)
                         for position, token in zip(done.logprobs, done.token_ids, strict=True)
                     ]
+                if out.prompt_logprobs:
+                    output.prompt_scores = prompt_scores(out.prompt_logprobs, leg.sampling.prompt_logprobs)
                 if finish and leg.transfer_params and leg.transfer_params.get("do_remote_decode"):
                     output.transfer_params = out.kv_transfer_params
                 yield output
@@ -214,9 +216,3 @@ def _sampling_params(leg: EngineLeg) -> Any:
     if structured is not None:
         arguments["structured_outputs"] = StructuredOutputsParams(**structured)
     return SamplingParams(output_kind=RequestOutputKind.DELTA, **arguments)
-
-
-def _alternatives(position: dict[int, Any], chosen: int) -> TokenAlternatives:
-    rows = [(token, entry.logprob, entry.rank or 0) for token, entry in position.items()]
-    rows.sort(key=lambda row: (row[0] != chosen, row[2]))
-    return TokenAlternatives(rows)

@@ -27,6 +27,9 @@ def sampling_arguments(leg: EngineLeg) -> dict[str, Any]:
     for name in FLOATS_AND_COUNTS:
         if given.HasField(name):
             arguments[name] = getattr(given, name)
+    if given.HasField("prompt_logprobs"):
+        # Flat: as one object a token they would take several times the memory, for long prompts hundreds of MB.
+        arguments |= {"prompt_logprobs": given.prompt_logprobs, "flat_logprobs": True}
     if given.stop_token_ids:
         arguments["stop_token_ids"] = list(given.stop_token_ids)
     if given.logit_bias:

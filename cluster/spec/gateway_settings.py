@@ -49,6 +49,8 @@ class GatewaySettings(Settings):
     """Largest ``n``."""
     max_logprobs: int = Field(20, ge=0)
     """Most alternatives per token."""
+    max_prompt_logprobs: int = Field(1 << 20, ge=0, le=4 << 20)
+    """Most log-probabilities of one prompt: its tokens, times the alternatives and one. 0 refuses them."""
     default_deadline_s: float = Field(3600, gt=0)
     """Deadline of a request that names none."""
     default_max_tokens: int | None = Field(None, ge=1)

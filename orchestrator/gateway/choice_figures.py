@@ -79,10 +79,15 @@ class ChoiceFigures:
             self._gaps_s.append(now - self._last_token_s)
             self._gaps_s.extend([0.0] * (count - 1))
             self._metrics.itl_s.observe(now - self._last_token_s)
+        self.paid(usd_per_s, now)
+        self._last_token_s = now
+        return ttft_s
+
+    def paid(self, usd_per_s: float, now: float) -> None:
+        """The present leg's worker costs so much a second, until now."""
         if self._leg_since_s:
             self.cost_usd += (now - self._leg_since_s) * usd_per_s
-        self._leg_since_s = self._last_token_s = now
-        return ttft_s
+        self._leg_since_s = now
 
     def answers(self, now: float) -> None:
         """The answer goes on, or begins."""
@@ -127,7 +132,8 @@ class ChoiceFigures:
         if self._gaps_s:
             p50, p99 = np.percentile(self._gaps_s, [50, 99])
             timings.itl_p50_s, timings.itl_p99_s = float(p50), float(p99)
-        metrics.e2e_s.observe(timings.last_token_s)
+        if self._last_token_s:
+            metrics.e2e_s.observe(timings.last_token_s)
         metrics.tokens.labels("prompt").inc(usage.prompt_tokens)
         metrics.tokens.labels("cached").inc(self.cached_tokens)
         metrics.tokens.labels("reasoning").inc(usage.reasoning_tokens)

@@ -27,11 +27,17 @@ def leg_message(
     moves = life.prefill_id == action.worker_id and life.moves > 0
     # A draining worker lets what it has go on after a turn, too.
     message.moves_away = moves or (output.turned and not prefills)
-    if prefills and life.handoff is Handoff.PLAIN:
+    # A leg that reads the KV does not compute the prompt.
+    scores = output.prompt_logprobs.awaited and action.ticket is None
+    if request.max_tokens == 0 or (prefills and life.handoff is Handoff.PLAIN):
         # Its token is dropped, so neither penalties nor a grammar need to be kept up for it.
         message.sampling.CopyFrom(pb.Sampling(temperature=0.0, ignore_eos=True))
+        if scores:
+            message.sampling.prompt_logprobs = request.sampling.prompt_logprobs
         return message
     message.sampling.CopyFrom(request.sampling)
+    if not scores:
+        message.sampling.ClearField("prompt_logprobs")
     if message.sampling.HasField("seed"):
         message.sampling.seed = choice_seed(message.sampling.seed, index)
     message.reasoning_ended, end_ids = output.grammar_state()

@@ -12,6 +12,7 @@ from dataclasses import replace
 from baton.v1 import inference_pb2 as pb
 from cluster.spec.model_settings import ReasoningSettings
 from orchestrator.gateway.choice_logprobs import ChoiceLogprobs
+from orchestrator.gateway.prompt_logprobs import PromptLogprobs
 from orchestrator.policy.closing import OutputGate, Turn
 from orchestrator.policy.phases import Phase
 from orchestrator.request.lifecycle import Action, Counted, LegOutput, Lifecycle, State, Turned
@@ -74,6 +75,10 @@ class ChoiceOutput:
             # Both markers are within the slack, too.
             self._second_end_within_tokens = max(0, reasoning.hard_stop_slack_tokens - 2 * len(front.markers.end_ids))
         self._logprobs = ChoiceLogprobs(front.tokenizer, request.sampling)
+        has_tokens = request.resumed is not None and bool(request.resumed.token_ids)
+        self.prompt_logprobs = PromptLogprobs(
+            front.tokenizer, request.prompt_ids, wanted=request.scores_prompt and index == 0 and not has_tokens
+        )
         self._stop_reason = ""
         self.turned = False
         """Whether a leg was given up here for another one on the same worker."""

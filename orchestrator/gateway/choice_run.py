@@ -196,6 +196,8 @@ class ChoiceRun:
             self._figures.transferred(output.transfer)
         if output.logprobs:
             self._output.arrive(action.leg_id, output.logprobs)
+        if output.HasField("prompt_scores"):
+            self._output.prompt_logprobs.take(output.prompt_scores)
         reason = output.finish_reason
         if reason in ("error", "abort"):
             if output.token_ids:
@@ -224,7 +226,8 @@ class ChoiceRun:
         """Note what a message of the present leg says beside its tokens."""
         if action.export and action.generated_tokens and self.life.moves and output.token_ids:
             self._figures.moved(len(action.token_ids) - output.cached_tokens)
-        self._figures.cached(output.cached_tokens)
+        if action.ticket is None:  # with one, the engine counts what it read as cached
+            self._figures.cached(output.cached_tokens)
         if output.finish_reason:
             self._output.note_stop(output.stop_reason)
         if action.ticket is not None and self._figures.handing_over and output.token_ids:
@@ -242,6 +245,11 @@ class ChoiceRun:
         try:
             while True:
                 while todo:
+                    if self._output.prompt_logprobs.arrived:
+                        self._figures.paid(self._usd_per_s(), time.monotonic())
+                        for piece in self._output.prompt_logprobs.events():
+                            yield pb.GenerateResponse(prompt_logprobs=piece)
+                            await asyncio.sleep(0)  # many may follow, and others' streams wait
                     action = todo.popleft()
                     if isinstance(action, lc.SendTokens):
                         ids = [*action.token_ids]

@@ -200,7 +200,8 @@ class Gateway:
     def _finished(self, prepared: PreparedRequest, runs: Sequence[ChoiceRun]) -> pb.Finished:
         usages = [run.summary.usage for run in runs]
         for usage, run in zip(usages, runs, strict=True):
-            self.model.forecast.record(usage.reasoning_tokens + usage.answer_tokens)
+            if prepared.max_tokens:
+                self.model.forecast.record(usage.reasoning_tokens + usage.answer_tokens)
             self.metrics.finished.labels(pb.FinishReason.Name(run.summary.finish_reason)).inc()
             if run.summary.retries:
                 self.metrics.retries.inc(run.summary.retries)

@@ -182,7 +182,8 @@ class Placer:
         """A run as it stands."""
         isl_tokens, forecast = run.life.context_tokens, self._forecast
         more = forecast.remaining_tokens(run) if run.waits_for_headroom else forecast.output_tokens(run.request)
-        cached = self._fleet.cached_tokens(run.hashes, isl_tokens)
+        # The engine reads nothing from its cache for a prompt that is scored.
+        cached = {} if run.request.scores_prompt else self._fleet.cached_tokens(run.hashes, isl_tokens)
         return RequestView(isl_tokens, more, forecast.block_size_tokens, cached, is_batch(run.request.priority))
 
     def avoided(self, run: RunView) -> frozenset[str]:

@@ -91,7 +91,7 @@ class Lifecycle:
     Args:
         request_id: Unique among live requests.
         prompt_ids: The prompt, tokenised once.
-        max_tokens: Output limit, at least 1.
+        max_tokens: Output limit; 0 has the prompt computed, and drops the one token that an engine makes in any case.
         handoff: How decode takes over.
         retry_budget: Times the ledger may be prefilled again after a failure.
         resumable: Whether the engine can go on from a ledger with the same meaning; if not, a failure before the
@@ -337,13 +337,13 @@ class Lifecycle:
 
     def _start_prefill(self, worker_id: str) -> StartLeg:
         self.state = State.PREFILLING
-        only_one = self._remaining == 1 and self.handoff is Handoff.FIRST_TOKEN
+        only_one = self._remaining <= 1 and self.handoff is Handoff.FIRST_TOKEN
         return self._start(worker_id, max_tokens=1, export=not only_one)
 
     def _start_decode(self, ticket: HandoffTicket | None) -> StartLeg:
         assert self.decode_id is not None
         self.state = State.DECODING
-        return self._start(self.decode_id, max_tokens=self._remaining, ticket=ticket)
+        return self._start(self.decode_id, max_tokens=max(1, self._remaining), ticket=ticket)
 
     def _take(self, token_ids: tuple[int, ...]) -> list[Action]:
         """Put tokens into the ledger and send them, never more than were asked for."""
@@ -373,7 +373,8 @@ class Lifecycle:
     def _finish(self, reason: str) -> list[Action]:
         actions = self._free()
         self.state = State.FINISHED
-        return [*actions, Finish(reason)]
+        # A token that was dropped says nothing of the end.
+        return [*actions, Finish(reason if self.max_tokens else "length")]
 
     def _end(self, error: ServingError) -> list[Action]:
         if self.ended:

@@ -55,9 +55,14 @@ class PreparedRequest:
     session: str
     resumed: Resumed | None = None
     request_class: str = ""
-    """What output lengths are learned by: tenant and effort."""
+    """What output lengths are learned by: tenant, and effort or that the prompt alone is scored."""
     reduced_budget: bool = False
     """Whether the thinking budget is smaller than what was asked for."""
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log-probabilities of the prompt are asked for."""
+        return self.sampling.HasField("prompt_logprobs")
 
 
 def prepare(
@@ -79,21 +84,24 @@ def prepare(
     prompt = list(prompt_ids(request, front, {**ask.template_variables(), **variables}))
     sampling = checked_sampling(request.sampling, front, spec)
     priority = max(-1000, min(spec.tenant(request.tenant).max_priority, request.priority))
-    budget = thinking_budget(request, ask, front, spec, priority=priority, severity=severity)
+    scored = sampling.HasField("prompt_logprobs")  # then nothing is added to the prompt that was not asked for
+    budget = thinking_budget(request, ask, front, spec, priority=priority, severity=0.0 if scored else severity)
     closed = budget.tokens == 0 and front.markers is not None
     if closed and front.markers is not None:
         prompt += closed_reasoning(prompt, front.markers, template_closed=_template_closed(request, ask, front))
     most = _most_tokens(prompt, front)
+    _check_entries(sampling, len(prompt), spec.gateway.max_prompt_logprobs)
     wanted = _wanted_tokens(sampling, spec, most)
     limit = reasoning_limit_tokens(budget, front, spec, max_tokens=min(wanted, most), ignore_eos=sampling.ignore_eos)
+    limit = limit or None if scored else limit
     if limit == 0 and not closed and front.markers is not None:
         width = len(front.markers.end_ids)
         if most > width and open_at_end(prompt, front.markers):
             prompt += front.markers.end_ids
             most, closed = most - width, True
     thinks = front.markers is not None and open_at_end(prompt, front.markers)
-    handoff = handoff_of(sampling, thinks=thinks)
-    effort = effort_of(ask, spec)
+    handoff = handoff_of(sampling, thinks=thinks) if wanted else Handoff.FIRST_TOKEN
+    effort = effort_of(ask, spec) if wanted else "prompt"
     return PreparedRequest(
         request_id=request.request_id or uuid.uuid4().hex,
         prompt_ids=tuple(prompt),
@@ -150,15 +158,27 @@ def _most_tokens(prompt: list[int], front: ModelFront) -> int:
 
 
 def _wanted_tokens(sampling: Sampling, spec: ClusterSpec, most: int) -> int:
-    """Output tokens asked for, at least 1."""
+    """Output tokens asked for; 0 where the prompt alone is to be scored."""
     wanted = sampling.max_tokens if sampling.HasField("max_tokens") else (spec.gateway.default_max_tokens or most)
-    if wanted < 1:
-        raise InvalidRequest("max_tokens=0: expected at least 1", field="sampling.max_tokens")
+    if wanted < 1 and not sampling.HasField("prompt_logprobs"):
+        raise InvalidRequest("max_tokens=0: expected at least 1, or prompt_logprobs", field="sampling.max_tokens")
+    if wanted < 1 and sampling.n > 1:
+        raise InvalidRequest(f"n={sampling.n}: max_tokens=0 leaves nothing to choose", field="sampling.n")
     if sampling.min_tokens > wanted:
         raise InvalidRequest(
             f"min_tokens={sampling.min_tokens}: expected at most max_tokens={wanted}", field="sampling.min_tokens"
         )
     return wanted
+
+
+def _check_entries(sampling: Sampling, prompt_tokens: int, most: int) -> None:
+    """Bound what is kept for a prompt's log-probabilities."""
+    if sampling.HasField("prompt_logprobs") and prompt_tokens * (sampling.prompt_logprobs + 1) > most:
+        raise InvalidRequest(
+            f"prompt_logprobs={sampling.prompt_logprobs}: with {prompt_tokens} prompt tokens these are "
+            f"{prompt_tokens * (sampling.prompt_logprobs + 1)} log-probabilities; expected at most {most}",
+            field="sampling.prompt_logprobs",
+        )
 
 
 def _resumed(

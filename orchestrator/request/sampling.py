@@ -53,10 +53,10 @@ def _check_numbers(sampling: Sampling, spec: ClusterSpec) -> None:
             value = getattr(sampling, name)
             if math.isnan(value) or not low <= value <= high:
                 raise InvalidRequest(f"{name}={value:g}: expected {words}", field=f"sampling.{name}")
-    if sampling.HasField("logprobs") and sampling.logprobs > spec.gateway.max_logprobs:
-        raise InvalidRequest(
-            f"logprobs={sampling.logprobs}: expected at most {spec.gateway.max_logprobs}", field="sampling.logprobs"
-        )
+    for name in ("logprobs", "prompt_logprobs"):
+        if sampling.HasField(name) and (count := getattr(sampling, name)) > spec.gateway.max_logprobs:
+            text = f"{name}={count}: expected at most {spec.gateway.max_logprobs}"
+            raise InvalidRequest(text, field=f"sampling.{name}")
     if sampling.n > spec.gateway.max_choices:
         raise InvalidRequest(f"n={sampling.n}: expected at most {spec.gateway.max_choices}", field="sampling.n")
 

@@ -14,11 +14,14 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from cluster.engine.protocol import (
     EngineInfo,
     EngineLeg,
     EngineLoad,
     EngineOutput,
+    PromptScores,
     TokenAlternatives,
     TransferFigures,
     WeightSums,
@@ -175,9 +178,10 @@ class FakeEngine:
             await self._pass("prefill", leg.leg_id)
             if failure is not None and self.fail_after == 0:
                 raise failure
-            cached = (
-                self._cached_tokens(leg.cache_salt, leg.token_ids) if figures is None else params["remote_num_tokens"]
-            )
+            scored = given.HasField("prompt_logprobs")
+            cached = 0 if scored else self._cached_tokens(leg.cache_salt, leg.token_ids)
+            if figures is not None:
+                cached = params["remote_num_tokens"]
             self._prompt_tokens += len(leg.token_ids) - cached
             made = 0
             fresh: list[int] = []
@@ -205,6 +209,8 @@ class FakeEngine:
                 output = EngineOutput(leg.leg_id, fresh, finish, reason)
                 if first:
                     output.cached_tokens, output.transfer, first = cached, figures, False
+                    if scored:
+                        output.prompt_scores = prompt_scores(leg.token_ids, given.prompt_logprobs)
                 if given.HasField("logprobs"):
                     output.logprobs = [alternatives(token, given.logprobs) for token in fresh]
                 if finish:
@@ -343,6 +349,17 @@ class FakeEngine:
                 break
             cached = end
         return cached
+
+
+def prompt_scores(token_ids: Sequence[int], count: int) -> PromptScores:
+    """Log-probabilities that tell from which token and place they come."""
+    rows = [(token, *((token + shift) % VOCAB_SIZE for shift in range(1, count + 1))) for token in token_ids[1:]]
+    values = [[-place / 16 - column for column in range(count + 1)] for place in range(1, len(rows) + 1)]
+    return PromptScores(
+        np.asarray(rows, dtype="<u4").reshape(-1, count + 1),
+        np.asarray(values, dtype="<f4").reshape(-1, count + 1),
+        np.asarray([place % 7 + 1 for place in range(1, len(rows) + 1)], dtype="<u4"),
+    )
 
 
 def alternatives(token: int, count: int) -> TokenAlternatives:
