@@ -77,6 +77,29 @@ class InferenceService:
         """List the models."""
         return inference_pb2.ListModelsResponse(models=self._backend.models())
 
+    async def tokenize(self, request: inference_pb2.TokenizeRequest, context: Any) -> Any:
+        """Tokenise an input."""
+        asked = inference_pb2.GenerateRequest(model=request.model)
+        match request.WhichOneof("input"):
+            case "prompt":
+                asked.prompt = request.prompt
+            case "chat":
+                asked.chat.CopyFrom(request.chat)
+            case _:
+                raise InvalidRequest("give a prompt or chat messages", field="input")
+        special_tokens = request.add_special_tokens if request.HasField("add_special_tokens") else True
+        token_ids = await self._backend.tokenize(asked, special_tokens=special_tokens)
+        models = [model for model in self._backend.models() if request.model in ("", model.name)]
+        return inference_pb2.TokenizeResponse(
+            token_ids=token_ids,
+            token_texts=self._backend.token_texts(token_ids) if request.return_token_texts else (),
+            max_model_len_tokens=models[0].max_model_len_tokens,
+        )
+
+    async def detokenize(self, request: inference_pb2.DetokenizeRequest, context: Any) -> Any:
+        """Make text of tokens."""
+        return inference_pb2.DetokenizeResponse(text=await self._backend.detokenize(request.model, request.token_ids))
+
 
 class ClusterService:
     """`baton.v1.Cluster`."""
@@ -127,6 +150,8 @@ async def serve_grpc(
                 settings.access_log,
                 Generate=(_stream, inference.generate, inference_pb2.GenerateRequest),
                 ListModels=(_unary, inference.list_models, inference_pb2.ListModelsRequest),
+                Tokenize=(_unary, inference.tokenize, inference_pb2.TokenizeRequest),
+                Detokenize=(_unary, inference.detokenize, inference_pb2.DetokenizeRequest),
             ),
             _service(
                 CLUSTER_SERVICE,

@@ -17,12 +17,13 @@ from typing import Any, Self, Unpack
 
 import grpc
 
-from baton.v1 import cluster_pb2, cluster_pb2_grpc, inference_pb2, inference_pb2_grpc
-from cluster.errors import DeadlineExceeded, NoReadyWorker, RequestAborted, ServingError
-from interface.client.client_request import GenerateOptions, build_request
+from baton.v1 import cluster_pb2, inference_pb2
+from cluster.errors import DeadlineExceeded, NoReadyWorker, ServingError
+from interface.client.client_request import GenerateOptions, build_request, tokenize_request
 from interface.client.completion import Completion, Event
 from interface.client.credentials import Credentials
-from interface.client.resumption import Patience, Resumption, addresses_of
+from interface.client.lines import Lines
+from interface.client.resumption import Patience, Resumption
 from interface.client.rpc_errors import cancelled, errors_mapped, failure, is_lost_call, unfinished
 
 DEFAULT_DEADLINE_S = 600.0
@@ -30,68 +31,11 @@ DEFAULT_DEADLINE_S = 600.0
 CALL_DEADLINE_S = 10.0
 """Deadline of the short calls."""
 
-_OPTIONS = [
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    # A reply's size is the server's business; a request's is checked there.
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-]
-
-
-class _Lines:
-    """Channels to the gateways, made at first use; one of them is the present one.
-
-    Made at first use and not before, because gRPC ties an async channel to the running loop.
-    """
-
-    def __init__(self, module: Any, address: str | Sequence[str], credentials: Credentials | None) -> None:
-        self.addresses = addresses_of(address)
-        self.closed = False
-        self._module = module
-        self._credentials = credentials or Credentials()
-        self._stubs: dict[str, tuple[Any, Any, Any]] = {}
-        self._present = 0
-
-    def call(self, deadline_s: float) -> dict[str, Any]:
-        """What goes with every call."""
-        return {"timeout": deadline_s, "metadata": self._credentials.metadata}
-
-    def next_gateway(self) -> None:
-        """The present gateway was lost."""
-        self._present = (self._present + 1) % len(self.addresses)
-
-    @property
-    def inference(self) -> Any:
-        """Stub at the present gateway."""
-        return self._at()[1]
-
-    @property
-    def cluster(self) -> Any:
-        """Stub at the present gateway."""
-        return self._at()[2]
-
-    def channels(self) -> list[Any]:
-        """Channels made so far; they are forgotten."""
-        channels = [channel for channel, _, _ in self._stubs.values()]
-        self._stubs = {}
-        return channels
-
-    def _at(self) -> tuple[Any, Any, Any]:
-        if self.closed:
-            raise RequestAborted("the client is closed")
-        address = self.addresses[self._present]
-        if address not in self._stubs:
-            channel = self._credentials.channel(self._module, address, _OPTIONS)
-            stubs = (inference_pb2_grpc.InferenceStub(channel), cluster_pb2_grpc.ClusterStub(channel))
-            self._stubs[address] = (channel, *stubs)
-        return self._stubs[address]
-
 
 class _Generation:
     """One generation over the gateways: when to go on with the next one, and when to give up."""
 
-    def __init__(self, lines: _Lines, options: GenerateOptions, deadline_s: float) -> None:
+    def __init__(self, lines: Lines, options: GenerateOptions, deadline_s: float) -> None:
         self.state = Resumption(build_request(options))
         self._lines = lines
         self._patience = Patience(len(lines.addresses))
@@ -144,7 +88,7 @@ class Client:
         credentials: Credentials | None = None,
     ) -> None:
         self._deadline_s = deadline_s
-        self._lines = _Lines(grpc, address, credentials)
+        self._lines = Lines(grpc, address, credentials)
 
     def __enter__(self) -> Self:
         return self
@@ -197,6 +141,25 @@ class Client:
         """The models served."""
         request = inference_pb2.ListModelsRequest()
         return list(self._ask(lambda: self._lines.inference.ListModels(request, **self._arguments())).models)
+
+    def tokenize(self, *, special_tokens: bool = True, **options: Unpack[GenerateOptions]) -> list[int]:
+        """Token ids of ``prompt`` or ``messages``, as `generate` with these options would have them.
+
+        Args:
+            special_tokens: Add the model's own (bos) to a prompt.
+            options: The input and what shapes it, as of `generate`; sampling makes no difference.
+
+        Raises:
+            ServingError: the input is malformed.
+        """
+        request = tokenize_request(options, special_tokens=special_tokens)
+        return list(self._ask(lambda: self._lines.inference.Tokenize(request, **self._arguments())).token_ids)
+
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        """Text of tokens, special ones included."""
+        request = inference_pb2.DetokenizeRequest(token_ids=token_ids)
+        text: str = self._ask(lambda: self._lines.inference.Detokenize(request, **self._arguments())).text
+        return text
 
     def get_status(self) -> cluster_pb2.Status:
         """How the cluster is."""
@@ -261,7 +224,7 @@ class AsyncClient:
         credentials: Credentials | None = None,
     ) -> None:
         self._deadline_s = deadline_s
-        self._lines = _Lines(grpc.aio, address, credentials)
+        self._lines = Lines(grpc.aio, address, credentials)
 
     async def __aenter__(self) -> Self:
         return self
@@ -322,6 +285,26 @@ class AsyncClient:
         request = inference_pb2.ListModelsRequest()
         reply = await self._ask(lambda: self._lines.inference.ListModels(request, **self._arguments()))
         return list(reply.models)
+
+    async def tokenize(self, *, special_tokens: bool = True, **options: Unpack[GenerateOptions]) -> list[int]:
+        """Token ids of ``prompt`` or ``messages``, as `generate` with these options would have them.
+
+        Args:
+            special_tokens: Add the model's own (bos) to a prompt.
+            options: The input and what shapes it, as of `generate`; sampling makes no difference.
+
+        Raises:
+            ServingError: the input is malformed.
+        """
+        request = tokenize_request(options, special_tokens=special_tokens)
+        return list((await self._ask(lambda: self._lines.inference.Tokenize(request, **self._arguments()))).token_ids)
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """Text of tokens, special ones included."""
+        request = inference_pb2.DetokenizeRequest(token_ids=token_ids)
+        reply = await self._ask(lambda: self._lines.inference.Detokenize(request, **self._arguments()))
+        text: str = reply.text
+        return text
 
     async def get_status(self) -> cluster_pb2.Status:
         """How the cluster is."""

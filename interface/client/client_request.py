@@ -60,6 +60,7 @@ class GenerateOptions(TypedDict, total=False):
     structured_output: inference_pb2.StructuredOutput
     n: int
     skip_special_tokens: bool
+    prompt_logprobs: int
 
 
 _NOT_SAMPLING = frozenset(
@@ -94,6 +95,24 @@ def build_request(options: GenerateOptions) -> inference_pb2.GenerateRequest:
         _put_reasoning(request, given)
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidRequest(f"an option has the wrong type or value: {error}") from error
+    return request
+
+
+def tokenize_request(options: GenerateOptions, *, special_tokens: bool) -> inference_pb2.TokenizeRequest:
+    """The request for the tokens of a generation's input.
+
+    Raises:
+        InvalidRequest: as of `build_request`; or the input is tokens already.
+    """
+    made = build_request(options)
+    request = inference_pb2.TokenizeRequest(model=made.model, add_special_tokens=special_tokens)
+    match made.WhichOneof("input"):
+        case "prompt":
+            request.prompt = made.prompt
+        case "chat":
+            request.chat.CopyFrom(made.chat)
+        case _:
+            raise InvalidRequest("prompt_token_ids are tokens already; give prompt or messages", field="prompt")
     return request
 
 

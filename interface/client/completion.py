@@ -6,7 +6,13 @@ from dataclasses import dataclass, field
 
 from baton.v1 import inference_pb2
 
-Event = inference_pb2.Admitted | inference_pb2.FirstToken | inference_pb2.Delta | inference_pb2.Finished
+Event = (
+    inference_pb2.Admitted
+    | inference_pb2.PromptLogprobs
+    | inference_pb2.FirstToken
+    | inference_pb2.Delta
+    | inference_pb2.Finished
+)
 """What `generate` yields. Match on the class; `Finished` is the last."""
 
 
@@ -30,6 +36,8 @@ class Completion:
     choices: list[Choice] = field(default_factory=list)
     usage: inference_pb2.Usage = field(default_factory=inference_pb2.Usage)
     cost_usd: float = 0.0
+    prompt_logprobs: list[inference_pb2.TokenLogprobs] = field(default_factory=list)
+    """One for each token of the prompt, where they were asked for; see `PromptLogprobs` of the proto."""
 
     @property
     def text(self) -> str:
@@ -78,6 +86,8 @@ class Completion:
         match event:
             case inference_pb2.Delta():
                 self._add_delta(event)
+            case inference_pb2.PromptLogprobs():
+                self.prompt_logprobs.extend(event.tokens)
             case inference_pb2.Finished():
                 self.request_id, self.usage, self.cost_usd = event.request_id, event.usage, event.cost_usd
                 for summary in event.choices:

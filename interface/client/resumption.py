@@ -108,6 +108,11 @@ class Resumption:
                 if key in self._seen:
                     return None
                 self._seen.add(key)
+            case pb.PromptLogprobs():
+                key = (type(event).__name__, event.first_position)
+                if key in self._seen:
+                    return None
+                self._seen.add(key)
             case pb.Delta():
                 self._started = True
                 self._resume.token_ids.extend(event.token_ids)

@@ -117,6 +117,31 @@ def first_token(choice: int = 0) -> Event:
     return Event(first_token=inference_pb2.FirstToken(choice=choice, ttft_s=0.01, cached_tokens=2))
 
 
+def prompt_of(request: inference_pb2.GenerateRequest) -> list[int]:
+    """Its tokens are its bytes."""
+    return list(request.prompt_token_ids.ids) or list(request.prompt.encode()) or [72, 105]
+
+
+def prompt_logprobs(token_ids: Sequence[int], count: int) -> list[Event]:
+    """Two events, or one for a single token; each place has values of its own, and the last one has none at all."""
+    rows = [inference_pb2.TokenLogprobs(chosen=inference_pb2.Logprob(token_id=token_ids[0], text=chr(token_ids[0])))]
+    for place, token in enumerate(token_ids[1:], start=1):
+        value = float("-inf") if place == len(token_ids) - 1 and place > 1 else -place / 4
+        chosen = inference_pb2.Logprob(token_id=token, text=chr(token), logprob=value, rank=2)
+        top = [
+            inference_pb2.Logprob(token_id=1000 + i, text=f"p{i}", logprob=-(1 + i) / 8, rank=1 + i)
+            for i in range(count)
+        ]
+        rows.append(inference_pb2.TokenLogprobs(chosen=chosen, top=top))
+    cut = (len(rows) + 1) // 2
+    pieces = {0: rows[:cut], cut: rows[cut:]}
+    return [
+        Event(prompt_logprobs=inference_pb2.PromptLogprobs(first_position=first, tokens=piece))
+        for first, piece in pieces.items()
+        if piece
+    ]
+
+
 def delta(
     text: str,
     *,
@@ -190,6 +215,10 @@ def reply(
         logprobs = sampling.logprobs if sampling.HasField("logprobs") else None
         count = sampling.n or 1
         steps: list[Step] = [admitted(choice=choice) for choice in range(count)]
+        if sampling.HasField("prompt_logprobs"):
+            steps += prompt_logprobs(prompt_of(request), sampling.prompt_logprobs)
+        if sampling.HasField("max_tokens") and sampling.max_tokens == 0:
+            return [*steps, delta("", ids=(), finish="LENGTH"), finished(answer=0, finish="LENGTH")]
         texts = [(text, True) for text in reasoning] + [(text, False) for text in answer]
         for position, (text, thinks) in enumerate(texts):
             for choice in range(count):

@@ -11,7 +11,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from baton.v1 import cluster_pb2, inference_pb2
+from baton.v1 import cluster_pb2, inference_pb2, inference_pb2_grpc
 from cluster.errors import ConfigError, WorkerDied
 from cluster.spec.config import GatewaySettings
 from interface.grpc_server import serve_grpc
@@ -259,3 +259,20 @@ async def test_the_access_log_has_calls_and_no_text(caplog: pytest.LogCaptureFix
     ]
     assert all(line.endswith(' request_id="a\\"b"') for line in lines())
     assert not any("SECRET" in line for line in lines())
+
+
+async def test_tokenize_and_detokenize_are_http_s(edge: Edge, channel: Any) -> None:
+    stub = inference_pb2_grpc.InferenceStub(channel)
+    made = await stub.Tokenize(inference_pb2.TokenizeRequest(prompt="Hi", return_token_texts=True))
+    _, over_http = await edge.post("/tokenize", {"prompt": "Hi", "return_token_strs": True})
+    assert list(made.token_ids) == over_http["tokens"]
+    assert list(made.token_texts) == over_http["token_strs"]
+    assert made.max_model_len_tokens == over_http["max_model_len"]
+    assert (await stub.Detokenize(inference_pb2.DetokenizeRequest(token_ids=[72]))).text == "H"
+    for wrong, code in (
+        (inference_pb2.TokenizeRequest(), grpc.StatusCode.INVALID_ARGUMENT),
+        (inference_pb2.TokenizeRequest(prompt="Hi", model="other"), grpc.StatusCode.NOT_FOUND),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.Tokenize(wrong)
+        assert refused.value.code() is code

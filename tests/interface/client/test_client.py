@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from baton.v1 import inference_pb2
-from cluster.errors import DeadlineExceeded, InvalidRequest, NoReadyWorker, RequestAborted, RequestRejected
+from cluster.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    NoReadyWorker,
+    RequestAborted,
+    RequestRejected,
+)
 from interface.client.client import AsyncClient, Client
 from interface.client.client_request import build_request
 from tests.fakes.backend import FakeBackend, Stall, admitted, delta, finished, reply, script
@@ -45,6 +52,27 @@ async def test_completes(edge: Edge) -> None:
     assert request.sampling.logit_bias == {3: 1.5}
     assert request.reasoning.effort == inference_pb2.EFFORT_LOW
     assert request.deadline_s <= 5.5
+
+
+async def test_a_prompt_is_scored(edge: Edge) -> None:
+    async with AsyncClient(edge.grpc_address) as client:
+        done = await client.complete(prompt="Hello", max_tokens=0, prompt_logprobs=2)
+    assert [row.chosen.text for row in done.prompt_logprobs] == list("Hello")
+    assert [len(row.top) for row in done.prompt_logprobs] == [0, 2, 2, 2, 2]
+    assert (done.text, done.finish_reason) == ("", inference_pb2.FINISH_REASON_LENGTH)
+
+
+async def test_tokens_and_text(edge: Edge) -> None:
+    async with AsyncClient(edge.grpc_address) as client:
+        assert await client.tokenize(prompt="Hi") == [256, 72, 105]
+        assert await client.tokenize(prompt="Hi", special_tokens=False) == [72, 105]
+        assert await client.tokenize(messages=[{"role": "user", "content": "Hi"}]) == [256, 72, 105]
+        assert await client.detokenize([72, 105]) == "Hi"
+        with pytest.raises(ModelNotFound):
+            await client.tokenize(prompt="Hi", model="other")
+        with pytest.raises(InvalidRequest):
+            await client.tokenize(prompt_token_ids=[72])
+    assert edge.backend.requests == []
 
 
 async def test_every_call_has_a_deadline(edge: Edge) -> None:
@@ -155,6 +183,12 @@ def test_sync(served: tuple[FakeBackend, str]) -> None:
         assert client.get_status() == backend.status()
         watch = client.watch_status(0.1)
         assert [next(watch), next(watch)] == [backend.status()] * 2
+
+
+def test_sync_tokens_and_text(served: tuple[FakeBackend, str]) -> None:
+    with Client(served[1]) as client:
+        assert client.tokenize(prompt="Hi") == [256, 72, 105]
+        assert client.detokenize([72, 105]) == "Hi"
 
 
 def test_sync_failures(served: tuple[FakeBackend, str]) -> None:

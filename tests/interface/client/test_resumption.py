@@ -15,7 +15,16 @@ from cluster.errors import InvalidRequest, NoReadyWorker, ServingError, WorkerDi
 from interface.client.client import AsyncClient
 from interface.client.resumption import Resumption, is_lost
 from interface.grpc_server import serve_grpc
-from tests.fakes.backend import FakeBackend, admitted, delta, finished, first_token, reply, script
+from tests.fakes.backend import (
+    FakeBackend,
+    admitted,
+    delta,
+    finished,
+    first_token,
+    prompt_logprobs,
+    reply,
+    script,
+)
 from tests.interface.conftest import SETTINGS
 
 
@@ -152,3 +161,13 @@ def test_the_request_itself_is_left_alone() -> None:
     state.take(delta("a", ids=(5,)))
     assert state.request().HasField("resume")
     assert not request.HasField("resume")
+
+
+async def test_pieces_of_a_scored_prompt_come_once() -> None:
+    pieces = prompt_logprobs([1, 2, 3, 4], 1)
+    assert len(pieces) == 2
+    falling = Falling(ADMITTED, pieces[0])
+    backend = FakeBackend(script(admitted(), *pieces, delta("", ids=(), finish="LENGTH"), finished(answer=0)))
+    async with two(falling, backend) as address, AsyncClient(address) as client:
+        done = await client.complete(prompt="Hi", max_tokens=0, prompt_logprobs=1)
+    assert [row.chosen.token_id for row in done.prompt_logprobs] == [1, 2, 3, 4]
