@@ -76,8 +76,8 @@ class ReplyWriter(Protocol):
         """Take one event of a request of the call."""
         ...
 
-    def object(self) -> dict[str, Any]:
-        """The reply, as JSON."""
+    def object(self) -> dict[str, Any] | bytes:
+        """The reply: an object, or its JSON where that was written on the way."""
         ...
 
 
@@ -162,8 +162,8 @@ def failed(error: Exception, own_id: str, form: ErrorForm) -> web.Response:
 
 
 def json_response(tree: object, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
-    """A reply of JSON without white space."""
-    body = json.dumps(tree, separators=(",", ":")).encode()
+    """A reply of JSON without white space; bytes are JSON already."""
+    body = tree if isinstance(tree, bytes) else json.dumps(tree, separators=(",", ":")).encode()
     return web.Response(body=body, status=status, headers=headers, content_type="application/json", charset="utf-8")
 
 

@@ -75,7 +75,6 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "spaces_between_special_tokens": ((True,), "is not supported; special tokens are joined by spaces"),
     "truncate_prompt_tokens": ((-1,), "a prompt is never cut; send one that fits"),
     "truncation_side": ((), "a prompt is never cut; send one that fits"),
-    "prompt_logprobs": ((), "log-probabilities of the prompt are not supported"),
     "logprob_token_ids": (([],), "is not supported; use logprobs"),
     "watermarking": ((False,), "is not supported"),
     "suffix": (("",), "is not supported; the model completes at the end only"),

@@ -46,15 +46,26 @@ def chat_logprobs(rows: Rows, top: int) -> dict[str, Any]:
 
 
 class CompletionLogprobs:
-    """Builds the ``logprobs`` of one completion choice; offsets go on from one delta to the next."""
+    """Builds the ``logprobs`` of one completion choice; offsets go on from one delta to the next.
 
-    def __init__(self, top: int) -> None:
+    ``content_chars`` are those of the prompt's tokens, where it is echoed and its log-probabilities came before.
+    """
+
+    def __init__(self, top: int, content_chars: int = 0) -> None:
         self._top = top
-        self._content_chars = self._reasoning_chars = 0
+        self.content_chars = content_chars
+        self._reasoning_chars = 0
+
+    def take_prompt(self, piece: inference_pb2.PromptLogprobs) -> dict[str, Any]:
+        """The next tokens of an echoed prompt; the first one has no log-probability."""
+        shown, self.content_chars = self._columns(piece.tokens, self.content_chars)
+        if piece.first_position == 0:
+            shown["token_logprobs"][0] = shown["top_logprobs"][0] = None
+        return shown
 
     def take(self, rows: Rows) -> dict[str, Any]:
         """The next tokens. The chosen token is always among the alternatives, so there may be ``top + 1``."""
-        shown, self._content_chars = self._columns(rows.content, self._content_chars)
+        shown, self.content_chars = self._columns(rows.content, self.content_chars)
         if rows.reasoning:
             shown["reasoning_content"], self._reasoning_chars = self._columns(rows.reasoning, self._reasoning_chars)
         return shown
@@ -63,9 +74,9 @@ class CompletionLogprobs:
         tokens, logprobs, tops, offsets = [], [], [], []
         for row in rows:
             tokens.append(row.chosen.text)
-            logprobs.append(row.chosen.logprob)
-            best = {item.text: item.logprob for item in reversed(_best(row, self._top))}
-            tops.append({row.chosen.text: row.chosen.logprob, **best})
+            logprobs.append(_written(row.chosen))
+            best = {item.text: _written(item) for item in reversed(_best(row, self._top))}
+            tops.append({row.chosen.text: _written(row.chosen), **best})
             offsets.append(offset_chars)
             offset_chars += len(row.chosen.text)
         columns = {"tokens": tokens, "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": offsets}
@@ -81,5 +92,24 @@ def _best(row: inference_pb2.TokenLogprobs, top: int) -> list[inference_pb2.Logp
     return sorted(by_id.values(), key=lambda item: -item.logprob)[:top]
 
 
+def listed(piece: inference_pb2.PromptLogprobs, top: int) -> list[dict[int, dict[str, Any]] | None]:
+    """Some of a prompt's tokens as vLLM's ``prompt_logprobs`` has them, with so many alternatives."""
+    rows: list[dict[int, dict[str, Any]] | None] = [
+        {
+            item.token_id: {"logprob": _written(item), "rank": item.rank, "decoded_token": item.text}
+            for item in (row.chosen, *row.top[:top])
+        }
+        for row in piece.tokens
+    ]
+    if piece.first_position == 0:
+        rows[0] = None
+    return rows
+
+
 def _entry(item: inference_pb2.Logprob) -> dict[str, Any]:
-    return {"token": item.text, "logprob": item.logprob, "bytes": list(item.text.encode())}
+    return {"token": item.text, "logprob": _written(item), "bytes": list(item.text.encode())}
+
+
+def _written(item: inference_pb2.Logprob) -> float:
+    """JSON has no infinity; this is what OpenAI writes."""
+    return max(item.logprob, -9999.0)

@@ -16,7 +16,7 @@ from interface.backend import Backend
 from interface.http.call_runner import CallRunner, Dialect, ErrorForm, Handler, failed, given_request_id, json_response
 from interface.http.completions.chunk import Chunks
 from interface.http.completions.reply import Reply
-from interface.http.completions.request import read_chat_call, read_completion_call
+from interface.http.completions.request import read_chat_call, read_completion_call, with_texts
 from interface.http.cors import Cors
 from interface.http.idle import IdleSweeper
 from interface.http.messages.routes import PATH as MESSAGES_PATH
@@ -118,6 +118,7 @@ class HttpServer:
         call = read_completion_call(
             await self._runner.body(request), request_id=given_request_id(request), max_prompts=self._max_prompts
         )
+        call = await with_texts(call, self._backend.detokenize)
         return await self._runner.run(request, call, COMPLETIONS)
 
     async def _tokenize(self, request: web.Request) -> web.Response:

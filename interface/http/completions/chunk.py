@@ -53,7 +53,24 @@ class Chunks:
                 self._prompt_tokens[prompt] = event.admitted.prompt_tokens
             case "first_token":
                 self._cached_tokens[prompt] = event.first_token.cached_tokens
+            case "prompt_logprobs":
+                return self._echoed(prompt, event.prompt_logprobs)
         return b""
+
+    def _echoed(self, prompt: int, piece: inference_pb2.PromptLogprobs) -> bytes:
+        """Chunks with log-probabilities of an echoed prompt, one for each of its choices; the first has the text."""
+        call = self._call
+        if not call.echo or call.logprobs is None:
+            return b""
+        chunks = []
+        for index in range(prompt * call.choices, (prompt + 1) * call.choices):
+            text = "" if index in self._logprobs else call.echo[prompt]
+            logprobs = self._logprobs.setdefault(index, CompletionLogprobs(call.logprobs)).take_prompt(piece)
+            body = json.dumps(
+                {"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}, separators=(",", ":")
+            )
+            chunks.append(f"{self._head}{body}{self._tail}")
+        return "".join(chunks).encode()
 
     def end(self) -> bytes:
         """What closes the stream: usage where it was asked for, and the end mark."""
@@ -71,7 +88,8 @@ class Chunks:
         first = index not in self._started
         if first:
             self._started.add(index)
-        echo = self._call.echo[prompt] if first and self._call.echo else ""
+        # An echoed prompt with log-probabilities has gone out with these.
+        echo = self._call.echo[prompt] if first and self._call.echo and index not in self._logprobs else ""
         if self._call.exclude_reasoning and delta.phase == _REASONING:
             # Its first chunk goes out, empty: the caller learns that the request is served.
             if not (first or delta.finish_reason or self._call.continuous_usage):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from baton.v1 import inference_pb2
+from interface.http.completions.prompt_text import PromptText, written
 from interface.http.completions.request import HttpCall
 from interface.http.logprobs import CompletionLogprobs, PhaseRows, by_phase, chat_logprobs
 
@@ -78,6 +79,7 @@ class Reply:
         self._created_unix_s = created_unix_s
         self._choices: list[_Choice] = []
         self._usages: list[inference_pb2.Usage] = []
+        self._prompts: dict[int, PromptText] = {}
 
     def add(self, prompt: int, event: inference_pb2.GenerateResponse) -> None:
         """Take one event of the given prompt."""
@@ -90,9 +92,31 @@ class Reply:
                 self._add_delta(prompt, event.delta)
             case "finished":
                 self._usages.append(event.finished.usage)
+            case "prompt_logprobs":
+                self._prompts.setdefault(prompt, self._prompt_text()).add(event.prompt_logprobs)
 
-    def object(self) -> dict[str, Any]:
-        """The reply."""
+    def object(self) -> dict[str, Any] | bytes:
+        """The reply; one with log-probabilities of prompts is JSON already."""
+        tree = self._object()
+        if not self._prompts:
+            return tree
+        if self._call.chat:
+            return written(tree)[:-1] + self._prompts[0].listed() + b"}"
+        choices = b",".join(map(self._scored_choice, tree.pop("choices"), self._choices))
+        return written(tree)[:-1] + b',"choices":[' + choices + b"]}"
+
+    def _scored_choice(self, item: dict[str, Any], choice: _Choice) -> bytes:
+        """A completion's choice with what there is of its prompt."""
+        prompt = self._prompts.get(choice.prompt) or self._prompt_text()
+        logprobs = item.pop("logprobs")
+        shown = b"null" if logprobs is None else prompt.with_output(logprobs)
+        return written(item)[:-1] + b',"logprobs":' + shown + prompt.listed() + b"}"
+
+    def _prompt_text(self) -> PromptText:
+        call = self._call
+        return PromptText(call.logprobs if call.echo else None, call.prompt_logprobs)
+
+    def _object(self) -> dict[str, Any]:
         call = self._call
         return {
             "id": call.reply_id,
@@ -124,7 +148,7 @@ class Reply:
         if call.chat:
             item["message"] = _message(choice)
         else:
-            item["text"] = (call.echo[choice.prompt] if call.echo else "") + "".join(choice.answer)
+            item["text"] = "".join([call.echo[choice.prompt] if call.echo else "", *choice.answer])
             item |= _thoughts("".join(choice.reasoning))
         item["logprobs"] = self._logprobs(choice)
         item["finish_reason"] = choice.finish_reason
@@ -139,7 +163,10 @@ class Reply:
         if top is None:
             return None
         rows = by_phase(choice.logprobs)
-        return chat_logprobs(rows, top) if self._call.chat else CompletionLogprobs(top).take(rows)
+        if self._call.chat:
+            return chat_logprobs(rows, top)
+        prompt = self._prompts.get(choice.prompt)
+        return CompletionLogprobs(top, prompt.chars if prompt else 0).take(rows)
 
 
 def prompt_token_ids(request: inference_pb2.GenerateRequest) -> list[int] | None:

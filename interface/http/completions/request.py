@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from baton.v1 import inference_pb2
@@ -20,8 +21,8 @@ class HttpCall:
     """One HTTP request, ready to run.
 
     ``requests`` has one entry per prompt; choice ``c`` of prompt ``p`` is choice ``p * choices + c`` of the reply.
-    ``echo`` holds the prompt's text for each request, where it is to come back before the answer. ``ignored`` names
-    the fields that were let through without effect.
+    ``echo`` holds the prompt's text for each request, where it is to come back before the answer; `with_texts` puts
+    in those of prompts that came as token ids. ``ignored`` names the fields that were let through without effect.
     """
 
     chat: bool
@@ -35,6 +36,7 @@ class HttpCall:
     logprobs: int | None = None
     return_token_ids: bool = False
     echo: tuple[str, ...] = ()
+    prompt_logprobs: int | None = None
     ignored: frozenset[str] = frozenset()
 
     @property
@@ -63,7 +65,9 @@ def read_chat_call(tree: Any, *, request_id: str = "") -> HttpCall:
     options = _stream_options(fields)
     request = read_generate_fields(fields, model, request_id, logprobs)
     request.chat.CopyFrom(chat)
-    return _call(fields, True, model, request_id, [request], logprobs, options)
+    prompt_logprobs = _prompt_logprobs(fields, request.sampling, options[0])
+    call = _call(fields, True, model, request_id, [request], logprobs, options)
+    return replace(call, prompt_logprobs=prompt_logprobs)
 
 
 def read_completion_call(tree: Any, *, request_id: str = "", max_prompts: int = 256) -> HttpCall:
@@ -79,17 +83,30 @@ def read_completion_call(tree: Any, *, request_id: str = "", max_prompts: int = 
     fields.refuse(REFUSED_IN_COMPLETIONS)
     echo = bool(fields.flag("echo"))
     logprobs = fields.integer("logprobs")
-    if echo and logprobs is not None:
-        raise fields.wrong("echo", "is not supported together with logprobs")
-    if echo and not all(isinstance(prompt, str) for prompt in prompts):
-        raise fields.wrong("echo", "is supported for prompts of text only")
     options = _stream_options(fields)
     template = read_generate_fields(fields, model, request_id, logprobs)
     if not template.sampling.HasField("max_tokens"):
         template.sampling.max_tokens = DEFAULT_COMPLETION_TOKENS
+    prompt_logprobs = _prompt_logprobs(fields, template.sampling, options[0])
+    if echo and (logprobs is not None or template.sampling.max_tokens == 0):
+        # Those of an echoed prompt are among `logprobs`; and without any output, the prompt is all that is computed.
+        template.sampling.prompt_logprobs = max(logprobs or 0, prompt_logprobs or 0)
     requests = [_with_prompt(template, prompt, i if len(prompts) > 1 else None) for i, prompt in enumerate(prompts)]
-    texts = tuple(prompt for prompt in prompts if isinstance(prompt, str)) if echo else ()
-    return _call(fields, False, model, request_id, requests, logprobs, options, texts)
+    texts = tuple(prompt if isinstance(prompt, str) else "" for prompt in prompts) if echo else ()
+    call = _call(fields, False, model, request_id, requests, logprobs, options, texts)
+    return replace(call, prompt_logprobs=prompt_logprobs)
+
+
+async def with_texts(call: HttpCall, detokenize: Callable[[str, Sequence[int]], Awaitable[str]]) -> HttpCall:
+    """The call with the text of each prompt that came as token ids and is to be echoed.
+
+    Raises:
+        ServingError: there is no such model, or no such token.
+    """
+    if not call.echo or not call.requests[0].HasField("prompt_token_ids"):
+        return call
+    texts = [await detokenize(call.model, request.prompt_token_ids.ids) for request in call.requests]
+    return replace(call, echo=tuple(texts))
 
 
 def _call(
@@ -128,6 +145,18 @@ def _chat_logprobs(fields: Fields) -> int | None:
             raise fields.wrong("top_logprobs", "needs logprobs: true")
         return None
     return top or 0
+
+
+def _prompt_logprobs(fields: Fields, sampling: inference_pb2.Sampling, stream: bool) -> int | None:
+    count = fields.integer("prompt_logprobs")
+    if count is None:
+        return None
+    if stream:
+        raise fields.wrong(
+            "prompt_logprobs", "is not supported in streams; leave out stream, or use echo with logprobs"
+        )
+    sampling.prompt_logprobs = count
+    return count
 
 
 def _stream_options(fields: Fields) -> tuple[bool, bool, bool]:

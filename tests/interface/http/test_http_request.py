@@ -298,12 +298,24 @@ def test_no_field_is_both() -> None:
     assert not HARMLESS & REFUSED.keys()
 
 
-def test_echo_needs_text_and_no_logprobs() -> None:
-    assert completion(echo=True).echo == ("Hi",)
-    with pytest.raises(InvalidRequest, match="together with logprobs"):
-        completion(echo=True, logprobs=0)
-    with pytest.raises(InvalidRequest, match="text only"):
-        completion(echo=True, prompt=[1])
+@pytest.mark.parametrize(
+    ("body", "scored"),
+    [
+        ({}, None),
+        ({"echo": True}, None),
+        ({"echo": True, "logprobs": 0}, 0),
+        ({"echo": True, "logprobs": 3}, 3),
+        ({"echo": True, "logprobs": 1, "prompt_logprobs": 2}, 2),
+        ({"echo": True, "max_tokens": 0}, 0),
+        ({"prompt_logprobs": 0}, 0),
+    ],
+)
+def test_how_a_prompt_is_scored(body: dict[str, Any], scored: int | None) -> None:
+    call = completion(**body)
+    sampling = call.requests[0].sampling
+    assert (sampling.prompt_logprobs if sampling.HasField("prompt_logprobs") else None) == scored
+    assert call.prompt_logprobs == body.get("prompt_logprobs")
+    assert call.echo == (("Hi",) if "echo" in body else ())
 
 
 def test_an_unknown_name_is_shown_cut_and_printable() -> None:
