@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Protocol, TypeVar
 
 from baton.v1 import cluster_pb2, inference_pb2
+from orchestrator.gateway.delta_sink import DeltaSink
 
 T = TypeVar("T")
 
@@ -14,8 +15,12 @@ T = TypeVar("T")
 class Backend(Protocol):
     """Runs requests. The gateway is the real one; tests have a scripted one."""
 
-    def generate(self, request: inference_pb2.GenerateRequest) -> AsyncIterator[inference_pb2.GenerateResponse]:
+    def generate(
+        self, request: inference_pb2.GenerateRequest, sink: DeltaSink | None = None
+    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
         """Run one request. Closing the iterator cancels it; ``finished`` is its last event.
+
+        Given a ``sink``, it may send deltas there instead of yielding them; see `DeltaSink`.
 
         Raises:
             ServingError: before or during the stream.

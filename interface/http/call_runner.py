@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -20,8 +20,9 @@ from interface.failure import report
 from interface.http.body import read_json
 from interface.http.event_stream import EventStream
 from interface.http.request_log import name_request, request_id
-from interface.merge import Event, run_all
+from interface.merge import run_all
 from interface.status import REQUEST_ID_KEY, http_headers, status_of
+from orchestrator.gateway.delta_sink import DeltaSink
 
 ErrorForm = Callable[[ServingError], dict[str, Any]]
 """The body of an error."""
@@ -55,6 +56,10 @@ class Call(Protocol):
 
 class StreamWriter(Protocol):
     """Writes a stream's events, as server-sent events."""
+
+    def sink(self, stream: EventStream) -> DeltaSink | None:
+        """What takes plain deltas straight to the stream; none where each event is to come to `take`."""
+        ...
 
     def take(self, prompt: int, event: inference_pb2.GenerateResponse) -> bytes:
         """What one event of a request of the call comes to; empty where nothing is to be sent."""
@@ -115,17 +120,33 @@ class CallRunner:
         try:
             self.admit(request, call)
             created_unix_s = int(time.time())
+            if call.stream:
+                async with self.event_stream(request) as stream:
+                    await self._stream(stream, call, dialect.stream(call, created_unix_s))
+                return stream.response
+            reply = dialect.reply(call, created_unix_s)
             async with closing(run_all(self._backend, call.requests)) as events:
-                if call.stream:
-                    async with self.event_stream(request) as stream:
-                        await _stream(stream, call, dialect.stream(call, created_unix_s), events)
-                    return stream.response
-                reply = dialect.reply(call, created_unix_s)
                 async for prompt, event in events:
                     reply.add(prompt, event)
-                return json_response(reply.object())
+            return json_response(reply.object())
         except Exception as error:
             return failed(error, call.request_id, dialect.error)
+
+    async def _stream(self, stream: EventStream, call: Call, writer: StreamWriter) -> None:
+        """Write each event as it comes, and an error that comes too late for a status as an event."""
+        try:
+            async with closing(run_all(self._backend, call.requests, writer.sink(stream))) as events:
+                async for prompt, event in events:
+                    if chunk := writer.take(prompt, event):
+                        await stream.write(chunk)
+            last = writer.end()
+        except ConnectionResetError:
+            return
+        except Exception as error:
+            if not stream.begun:
+                raise
+            last = writer.fail(report(error, call.request_id))
+        await stream.end(last)
 
     def admit(self, request: web.Request, call: Call) -> None:
         """Name the request in the logs, count what is ignored, and set the deadline and the tenant.
@@ -165,19 +186,3 @@ def json_response(tree: object, *, status: int = 200, headers: dict[str, str] | 
     """A reply of JSON without white space; bytes are JSON already."""
     body = tree if isinstance(tree, bytes) else json.dumps(tree, separators=(",", ":")).encode()
     return web.Response(body=body, status=status, headers=headers, content_type="application/json", charset="utf-8")
-
-
-async def _stream(stream: EventStream, call: Call, writer: StreamWriter, events: AsyncIterator[Event]) -> None:
-    """Write each event as it comes, and an error that comes too late for a status as an event."""
-    try:
-        async for prompt, event in events:
-            if chunk := writer.take(prompt, event):
-                await stream.write(chunk)
-        last = writer.end()
-    except ConnectionResetError:
-        return
-    except Exception as error:
-        if not stream.begun:
-            raise
-        last = writer.fail(report(error, call.request_id))
-    await stream.end(last)

@@ -43,6 +43,8 @@ class EventStream:
         self._slow_reader_timeout_s = slow_reader_timeout_s
         self._loop = asyncio.get_running_loop()
         self._beginning = asyncio.Lock()
+        self._transport: asyncio.Transport | None = None
+        self._chunked = True
         self._writing = False
         self._written_s = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
@@ -64,7 +66,7 @@ class EventStream:
         return self.response.prepared
 
     async def write(self, events: bytes) -> None:
-        """Write whole events.
+        """Write whole events, and wait while the transport holds too much for its reader.
 
         Raises:
             ConnectionResetError: the reader has disconnected.
@@ -76,9 +78,30 @@ class EventStream:
                 await self._begin()
             async with reading_within(self._slow_reader_timeout_s):
                 await self.response.write(events)
+                if self._request.protocol.writing_paused:
+                    await self._request.writer.drain()
         finally:
             self._writing = False
             self._written_s = self._loop.time()
+        self._transport = self._request.transport
+
+    @property
+    def keeps_up(self) -> bool:
+        """Whether the stream has begun and its reader takes what is written, so that `write_now` may be called."""
+        return self._transport is not None and not self._writing and not self._request.protocol.writing_paused
+
+    def write_now(self, events: bytes) -> None:
+        """Write whole events without waiting, while the stream `keeps_up`: one write to the transport, and no task.
+
+        The frame is HTTP's own: aiohttp's writer is a coroutine, with a drain and four writes for a chunk.
+        """
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return  # the request's task is about to be cancelled
+        data = b"%x\r\n%b\r\n" % (len(events), events) if self._chunked else events
+        transport.write(data)
+        self._request.writer.output_size += len(data)
+        self._written_s = self._loop.time()
 
     async def end(self, last: bytes) -> None:
         """Write the last events and end the stream. A reader that takes nothing loses its connection."""
@@ -96,6 +119,7 @@ class EventStream:
         # Two begin at once where the first event comes while a comment is due; the headers must be before both.
         async with self._beginning:
             await self.response.prepare(self._request)
+            self._chunked = "Transfer-Encoding" in self.response.headers
 
     def _end_keep_alive(self) -> None:
         for running in (self._timer, self._comment):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+
 import numpy as np
 
 from baton.internal.v1 import worker_pb2
@@ -9,9 +11,12 @@ from baton.v1 import inference_pb2 as pb
 from kv_transfer.ticket import HandoffTicket
 from orchestrator.gateway.metrics import GatewayMetrics
 
+FOLD_GAPS = 4096
+"""Gaps after which they are put into the metric though the choice goes on: a long trace shows before its end."""
+
 
 class ChoiceFigures:
-    """Owns a choice's summary, and fills it while it runs.
+    """Owns a choice's summary, and fills it while it runs. Of a token no more is kept than the gap before it.
 
     Args:
         metrics: The gateway's.
@@ -28,10 +33,19 @@ class ChoiceFigures:
         self._metrics = metrics
         self._received_s = received_s
         self._received_unix_s = received_unix_s
-        self._gaps_s: list[float] = []
+        self._gaps_s = array("d")
+        self._folded_gaps = 0
+        self._tokens_without_gap = 0
+        """Tokens that came together with the one before."""
         self._last_token_s = 0.0
+        self._answered = False
         self._handoff_begun_s = 0.0
         self._leg_since_s = 0.0
+
+    @property
+    def has_first_token(self) -> bool:
+        """Whether tokens have gone to the caller."""
+        return bool(self._last_token_s)
 
     @property
     def handing_over(self) -> bool:
@@ -69,16 +83,17 @@ class ChoiceFigures:
 
     def tokens(self, count: int, usd_per_s: float, now: float) -> float | None:
         """Tokens go to the caller; returns the seconds to the first one, if it is among them."""
-        timings, ttft_s = self.summary.timings, None
-        if not timings.first_token_s:
-            ttft_s = timings.first_token_s = now - self._received_s
+        ttft_s = None
+        if not self._last_token_s:
+            ttft_s = self.summary.timings.first_token_s = now - self._received_s
             self._metrics.ttft_s.observe(ttft_s)
             count -= 1
         if count > 0:
             # Tokens that came together: one gap as the caller saw it, then none.
             self._gaps_s.append(now - self._last_token_s)
-            self._gaps_s.extend([0.0] * (count - 1))
-            self._metrics.itl_s.observe(now - self._last_token_s)
+            self._tokens_without_gap += count - 1
+            if len(self._gaps_s) - self._folded_gaps == FOLD_GAPS:
+                self.fold()
         self.paid(usd_per_s, now)
         self._last_token_s = now
         return ttft_s
@@ -89,12 +104,18 @@ class ChoiceFigures:
             self.cost_usd += (now - self._leg_since_s) * usd_per_s
         self._leg_since_s = now
 
+    def fold(self) -> None:
+        """Put the gaps so far into the metric; done on the way, too, and for a choice that has no end."""
+        if len(self._gaps_s) > self._folded_gaps:
+            self._metrics.itl_s.fold(np.frombuffer(self._gaps_s[self._folded_gaps :]))
+            self._folded_gaps = len(self._gaps_s)
+
     def answers(self, now: float) -> None:
         """The answer goes on, or begins."""
-        timings = self.summary.timings
-        if not timings.first_answer_token_s:
-            timings.first_answer_token_s = now - self._received_s
-            self._metrics.ttfat_s.observe(timings.first_answer_token_s)
+        if not self._answered:
+            self._answered = True
+            self.summary.timings.first_answer_token_s = now - self._received_s
+            self._metrics.ttfat_s.observe(self.summary.timings.first_answer_token_s)
 
     def transferred(self, transfer: worker_pb2.Transfer) -> None:
         """KV was read."""
@@ -130,7 +151,8 @@ class ChoiceFigures:
             metrics.clipped_traces.inc(clipped)
         timings.last_token_s = self._last_token_s - self._received_s if self._last_token_s else 0.0
         if self._gaps_s:
-            p50, p99 = np.percentile(self._gaps_s, [50, 99])
+            gaps_s = np.concatenate([np.frombuffer(self._gaps_s), np.zeros(self._tokens_without_gap)])
+            p50, p99 = np.percentile(gaps_s, [50, 99])
             timings.itl_p50_s, timings.itl_p99_s = float(p50), float(p99)
         if self._last_token_s:
             metrics.e2e_s.observe(timings.last_token_s)

@@ -80,6 +80,8 @@ class ChoiceOutput:
             front.tokenizer, request.prompt_ids, wanted=request.scores_prompt and index == 0 and not has_tokens
         )
         self._stop_reason = ""
+        self.streams = not self._grammar and not request.sampling.HasField("logprobs")
+        """Whether tokens may come by `stream`."""
         self.turned = False
         """Whether a leg was given up here for another one on the same worker."""
 
@@ -129,6 +131,13 @@ class ChoiceOutput:
             self._count(life)
         return actions
 
+    def stream(self, leg_id: str, token_ids: Sequence[int], life: Lifecycle) -> bool:
+        """Put tokens in the midst of a leg into the ledger, as `take` would; False, and nothing done, where it must."""
+        if not (life.goes_on_after(leg_id, len(token_ids)) and self._gate.passes(token_ids)):
+            return False
+        life.output_ids.extend(token_ids)
+        return True
+
     def grammar_state(self) -> tuple[bool, tuple[int, ...]]:
         """Whether the reasoning is over, and the end marker: what an engine needs to begin a grammar in time."""
         if not self._grammar or self._markers is None:
@@ -172,6 +181,15 @@ class ChoiceOutput:
         """Whether the caller got less thought than the model would have had."""
         unasked = self._request.reasoning_closed and self._request.thinking_budget_tokens != 0
         return self._gate.closed or unasked
+
+    def pieces(self, token_ids: Sequence[int]) -> list[Piece]:
+        """Text for new tokens that come by `stream`, by phase."""
+        pieces = self._text.push(token_ids)
+        if self._request.reasoning_excluded:
+            for piece in pieces:
+                if piece.phase is Phase.REASONING:
+                    piece.text = ""
+        return pieces
 
     def deltas(self, token_ids: Sequence[int]) -> Iterator[pb.Delta]:
         """Deltas for new tokens, one for each run of a phase."""

@@ -1,6 +1,7 @@
 """One choice of one request, run: feeds the lifecycle with what happens and does what it answers.
 
-This is the middle of a token's way: `_take_output` gets it from the worker's link, `run` yields it to the front.
+This is the middle of a token's way: `_take_output` gets it from the worker's link. In the midst of a leg, while the
+caller keeps up, `_stream` sends it on at once; all else goes through the inbox to `run`, which yields it to the front.
 """
 
 from __future__ import annotations
@@ -8,61 +9,23 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 from typing import Protocol
 
 from baton.internal.v1 import worker_pb2
 from baton.v1 import inference_pb2 as pb
 from cluster.errors import ServingError, TicketRefused, WorkerError
-from kv_transfer.ticket import HandoffTicket
 from orchestrator.gateway.choice_figures import ChoiceFigures
 from orchestrator.gateway.choice_leg import leg_message
 from orchestrator.gateway.choice_output import ChoiceOutput, finish_reason
-from orchestrator.gateway.pairs import Pairs
+from orchestrator.gateway.delta_sink import DeltaSink
+from orchestrator.gateway.leg_fleet import LegFleet
+from orchestrator.policy.phases import Phase
 from orchestrator.request import lifecycle as lc
 from orchestrator.request.prepare import PreparedRequest
 from orchestrator.request.resume import fingerprint
 from workers.worker_link import leg_error
-
-
-class LegFleet(Protocol):
-    """What a run asks of its fleet."""
-
-    @property
-    def pairs(self) -> Pairs:
-        """Where handoffs are counted."""
-        ...
-
-    def start_leg(
-        self,
-        action: lc.StartLeg,
-        message: worker_pb2.SubmitLeg,
-        handler: Callable[[worker_pb2.LegOutput], None],
-        hashes: Sequence[int],
-    ) -> None:
-        """Send a leg to its worker, with its ticket; raises `ServingError` where that cannot be."""
-        ...
-
-    def abort_leg(self, leg_id: str, worker_id: str) -> None:
-        """Stop a leg."""
-        ...
-
-    def issue_ticket(self, worker_id: str, params_json: str, now_s: float) -> HandoffTicket:
-        """Check what prefill returned; raises `TicketRefused`."""
-        ...
-
-    def release_ticket(self, worker_id: str, ticket: HandoffTicket) -> None:
-        """Have the ticket's blocks freed."""
-        ...
-
-    def free(self, request_id: str, worker_id: str) -> None:
-        """Take back what was reserved for a request."""
-        ...
-
-    def usd_per_request_s(self, worker_id: str) -> float:
-        """A worker's price for a second, shared by the legs on it."""
-        ...
 
 
 class RunOwner(Protocol):
@@ -134,6 +97,8 @@ class ChoiceRun:
         self._todo: deque[lc.Action] = deque()
         self._wake = asyncio.Event()
         self._ended = False
+        self._direct: DeltaSink | None = None
+        """Set while `run` waits, and all it yielded is with the caller."""
         if request.resumed:
             output.resume(self.life, request.resumed.token_ids)
             self.summary.resumed_tokens = len(request.resumed.token_ids)
@@ -170,6 +135,11 @@ class ChoiceRun:
                 self._do(action)
             return
         self._inbox.append(event)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Have `run` see to the inbox and to what is to be done; until it has, nothing goes past it."""
+        self._direct = None
         self._wake.set()
 
     def placed(self, prefill_id: str | None, decode_id: str) -> None:
@@ -191,6 +161,8 @@ class ChoiceRun:
 
     def _take_output(self, action: lc.StartLeg, output: worker_pb2.LegOutput) -> None:
         """A leg's message, from its link."""
+        if self._direct is not None and self._stream(self._direct, action, output):
+            return
         now = time.monotonic()
         if output.HasField("transfer"):
             self._figures.transferred(output.transfer)
@@ -222,6 +194,24 @@ class ChoiceRun:
             self._figure(action, output, now)
         self.post(lc.LegOutput(action.leg_id, tuple(output.token_ids), reason, ticket))
 
+    def _stream(self, sink: DeltaSink, action: lc.StartLeg, output: worker_pb2.LegOutput) -> bool:
+        """Send tokens on at once, if there is nothing to them but that; returns whether there was not."""
+        if output.finish_reason or output.cached_tokens or self._figures.handing_over or output.HasField("transfer"):
+            return False
+        token_ids = output.token_ids[:]
+        if not token_ids or not sink.ready or not self._output.stream(action.leg_id, token_ids, self.life):
+            return False
+        now = time.monotonic()
+        self._figures.tokens(len(token_ids), self._usd_per_s(), now)
+        for piece in self._output.pieces(token_ids):
+            if piece.phase is Phase.ANSWER:
+                self._figures.answers(now)
+            sink.take(self.index, piece.phase, piece.text, piece.token_ids)
+        if self._output.stop_found:
+            self._todo.extend(self.life.handle(lc.StopMatched("stop")))
+            self._go_on()
+        return True
+
     def _figure(self, action: lc.StartLeg, output: worker_pb2.LegOutput, now: float) -> None:
         """Note what a message of the present leg says beside its tokens."""
         if action.export and action.generated_tokens and self.life.moves and output.token_ids:
@@ -237,9 +227,13 @@ class ChoiceRun:
 
     # --- the loop -------------------------------------------------------------------------------------------
 
-    async def run(self) -> AsyncGenerator[pb.GenerateResponse]:
-        """Yield the choice's events; each is with the caller before the next action is done."""
+    async def run(self, sink: DeltaSink | None = None) -> AsyncGenerator[pb.GenerateResponse]:
+        """Yield the choice's events; each is with the caller before the next action is done.
+
+        With a ``sink``, most deltas go there instead; see `DeltaSink`.
+        """
         todo = self._todo
+        sink = sink if self._output.streams else None
         reason = self._output.ended_before()
         todo.extend(self.life.handle(lc.StopMatched(reason)) if reason else [lc.AskPlacement(frozenset())])
         try:
@@ -269,7 +263,7 @@ class ChoiceRun:
                     else:
                         self._do(action)
                 if not self._inbox:
-                    await self._wait()
+                    await self._wait(sink)
                 while self._inbox:
                     event = self._inbox.popleft()
                     # Before any yield: a caller that goes away there must not take the event, and the KV
@@ -284,6 +278,7 @@ class ChoiceRun:
         """Nobody iterates from here on: give back what the choice still has."""
         self._ended = True
         self.prefilled.set()
+        self._figures.fold()
         self._owner.over(self)
         for action in [*self._todo, *self.life.handle(lc.Cancelled())]:
             if isinstance(action, lc.StartLeg):
@@ -302,8 +297,10 @@ class ChoiceRun:
         else:
             self._todo.extend(self.life.handle(event))
 
-    async def _wait(self) -> None:
+    async def _wait(self, sink: DeltaSink | None) -> None:
         self._wake.clear()
+        # `FirstToken` goes before all deltas.
+        self._direct = sink if self._figures.has_first_token else None
         # The deadline, on the loop's clock.
         until_s = asyncio.get_running_loop().time() + (self.request.deadline_s - time.monotonic())
         try:
@@ -311,6 +308,8 @@ class ChoiceRun:
                 await self._wake.wait()
         except TimeoutError:
             self._inbox.append(lc.DeadlinePassed())
+        finally:
+            self._direct = None
 
     # --- actions --------------------------------------------------------------------------------------------
 

@@ -138,8 +138,10 @@ class Fleet:
 
     def usd_per_request_s(self, worker_id: str) -> float:
         """A worker's price for a second, shared by the legs on it."""
+        if not self._priced:
+            return 0.0
         worker, cost = self.workers.get(worker_id), self._cost
-        if worker is None or not self._priced:
+        if worker is None:
             return 0.0
         member = worker.member
         per_hour = member.accelerators * cost.usd_per_accelerator_hour + member.cpus * cost.usd_per_cpu_hour

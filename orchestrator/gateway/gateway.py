@@ -22,6 +22,7 @@ from cluster.errors import ModelNotFound, RequestRejected, ServingError
 from cluster.internal_rpc import InternalRpc
 from cluster.spec.config import ClusterSpec
 from orchestrator.gateway.choice_run import ChoiceRun
+from orchestrator.gateway.delta_sink import DeltaSink
 from orchestrator.gateway.entry import Entry
 from orchestrator.gateway.fan_out import fan_out
 from orchestrator.gateway.gateway_status import set_gauges, worker_rows
@@ -52,8 +53,10 @@ class Gateway:
 
     # --- Backend --------------------------------------------------------------------------------------------
 
-    async def generate(self, request: pb.GenerateRequest) -> AsyncGenerator[pb.GenerateResponse]:
-        """Stream one request; closing the iterator cancels it.
+    async def generate(
+        self, request: pb.GenerateRequest, sink: DeltaSink | None = None
+    ) -> AsyncGenerator[pb.GenerateResponse]:
+        """Stream one request; closing the iterator cancels it. With a ``sink``, most deltas go there instead.
 
         Raises:
             ServingError: the request is bad, was refused, or failed.
@@ -66,7 +69,7 @@ class Gateway:
                 runs = [self.model.new_run(prepared, index, received_s, received_unix_s) for index in choices]
                 self._traffic.arrived(received_s, prepared.request_class, len(prepared.prompt_ids), len(runs))
                 with self._charged(prepared, runs):
-                    async with contextlib.aclosing(runs[0].run() if len(runs) == 1 else fan_out(runs)) as stream:
+                    async with contextlib.aclosing(runs[0].run(sink) if len(runs) == 1 else fan_out(runs)) as stream:
                         async for message in stream:
                             yield message
         except ServingError as error:

@@ -87,6 +87,23 @@ class PhaseSplitter:
             ]
         return self._let_go() if len(self._behind) > self._wait_tokens else []
 
+    def plain_phase(self, token_id: int) -> Phase | None:
+        """The phase of a token that is text for certain and changes nothing here; None where `push` has to decide.
+
+        Example:
+            >>> splitter = PhaseSplitter(ReasoningMarkers((3,), (4,)), in_reasoning=True)
+            >>> splitter.plain_phase(7).name, splitter.plain_phase(4)
+            ('REASONING', None)
+        """
+        markers = self.markers
+        if markers is None:
+            return Phase.ANSWER
+        if self._held or self._behind is not None or token_id == markers.end_ids[0]:
+            return None
+        if self.in_reasoning:
+            return Phase.REASONING
+        return None if token_id == markers.start_ids[0] else Phase.ANSWER
+
     def flush(self) -> list[tuple[int, Phase, bool]]:
         """Decide what is still held, at the end."""
         decided = self._let_go()

@@ -177,6 +177,19 @@ class Lifecycle:
             case DeadlinePassed():
                 return self._end(DeadlineExceeded("the deadline passed", request_id=self.request_id))
 
+    def goes_on_after(self, leg_id: str, tokens: int) -> bool:
+        """Whether so many more tokens of a decode leg would be put into the ledger, and nothing else be done.
+
+        Then ``output_ids`` may be extended by them in place of a `handle`, which costs several times as much.
+        """
+        leg = self._leg
+        return (
+            self.state is State.DECODING
+            and leg is not None
+            and leg.leg_id == leg_id
+            and len(self.output_ids) + tokens < self.max_tokens
+        )
+
     def validate(self) -> None:
         """Check the invariants; for tests.
 

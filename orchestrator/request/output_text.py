@@ -50,21 +50,21 @@ class StopMatcher:
     """
 
     def __init__(self, stops: Sequence[str], *, include: bool) -> None:
-        self._stops = [stop for stop in stops if stop]
+        self.stops = [stop for stop in stops if stop]
         self._include = include
         self._held = ""
 
     def push(self, text: str) -> tuple[str, str | None]:
         """Take text; returns what may be sent, and the stop string if one was found."""
-        if not self._stops:
+        if not self.stops:
             return text, None
         buffer = self._held + text
-        found = [(index, stop) for stop in self._stops if (index := buffer.find(stop)) >= 0]
+        found = [(index, stop) for stop in self.stops if (index := buffer.find(stop)) >= 0]
         if found:
             index, stop = min(found)
             self._held = ""
             return buffer[: index + len(stop) if self._include else index], stop
-        hold = max((self._overlap(buffer, stop) for stop in self._stops), default=0)
+        hold = max((self._overlap(buffer, stop) for stop in self.stops), default=0)
         self._held = buffer[len(buffer) - hold :]
         return buffer[: len(buffer) - hold], None
 
@@ -138,8 +138,15 @@ class OutputText:
         pieces: list[Piece] = []
         if self.stop_matched is not None:
             return pieces
+        splitter = self._splitter
         for token_id in token_ids:
-            for decided in self._splitter.push(token_id):
+            phase = splitter.plain_phase(token_id)
+            if phase is not None:
+                self._add(pieces, token_id, phase, True)
+                if self.stop_matched is not None:
+                    return pieces
+                continue
+            for decided in splitter.push(token_id):
                 self._add(pieces, *decided)
                 if self.stop_matched is not None:
                     return pieces
@@ -170,11 +177,12 @@ class OutputText:
             self._stream = DecodeStream(skip_special_tokens=self._skip_special)
         if has_text:
             self._text_phase = phase
-        stops_count = phase is Phase.ANSWER or self._stop_in_reasoning
-        if not stops_count or self.reasoning_tokens + self.answer_tokens < self._min_tokens:
-            text = self._matcher.skip(text)
-        else:
-            text, self.stop_matched = self._matcher.push(text)
+        if self._matcher.stops:
+            stops_count = phase is Phase.ANSWER or self._stop_in_reasoning
+            if not stops_count or self.reasoning_tokens + self.answer_tokens < self._min_tokens:
+                text = self._matcher.skip(text)
+            else:
+                text, self.stop_matched = self._matcher.push(text)
         self._append(pieces, phase, text, token_id)
 
     @staticmethod

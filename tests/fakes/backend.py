@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from baton.v1 import cluster_pb2, inference_pb2
 from cluster.errors import ModelNotFound
+from orchestrator.gateway.delta_sink import DeltaSink
+from orchestrator.policy.phases import Phase
 
 MODEL = "tiny-thinker"
 Event = inference_pb2.GenerateResponse
@@ -36,7 +38,9 @@ class FakeBackend:
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     running: int = 0
 
-    async def generate(self, request: inference_pb2.GenerateRequest) -> AsyncIterator[Event]:
+    async def generate(
+        self, request: inference_pb2.GenerateRequest, sink: DeltaSink | None = None
+    ) -> AsyncIterator[Event]:
         self.requests.append(request)
         self.running += 1
         self.started.set()
@@ -54,7 +58,8 @@ class FakeBackend:
                         await asyncio.Event().wait()
                     case _:
                         await asyncio.sleep(0)
-                        yield step
+                        if sink is None or not _sent_at_once(step, sink):
+                            yield step
             done = True
         finally:
             self.running -= 1
@@ -97,6 +102,16 @@ class FakeBackend:
             ],
             requests=cluster_pb2.RequestCounts(finished=3),
         )
+
+
+def _sent_at_once(event: Event, sink: DeltaSink) -> bool:
+    """Send a delta with nothing but text past the iterator, as the gateway does."""
+    delta = event.delta
+    plain = event.HasField("delta") and not (delta.finish_reason or delta.logprobs or delta.stop_matched)
+    if not plain or not sink.ready:
+        return False
+    sink.take(delta.choice, Phase(delta.phase), delta.text, list(delta.token_ids))
+    return True
 
 
 def script(*steps: Step) -> Script:

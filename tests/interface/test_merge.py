@@ -99,7 +99,7 @@ class Endless:
     def __init__(self) -> None:
         self.sent = 0
 
-    async def generate(self, request: Request) -> AsyncIterator[inference_pb2.GenerateResponse]:
+    async def generate(self, request: Request, sink: object = None) -> AsyncIterator[inference_pb2.GenerateResponse]:
         while True:
             self.sent += 1
             yield delta("a")

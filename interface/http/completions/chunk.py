@@ -12,14 +12,19 @@ from typing import Any
 
 from baton.v1 import inference_pb2
 from cluster.errors import ServingError
+from interface.http.chunk_sink import ChunkSink
 from interface.http.completions.reply import FINISH_REASONS, prompt_token_ids, stop_reason, usage_object
 from interface.http.completions.request import HttpCall
+from interface.http.event_stream import EventStream
 from interface.http.logprobs import CompletionLogprobs, by_phase, chat_logprobs
 from interface.status import openai_error
+from orchestrator.policy.phases import Phase
 
 DONE = b"data: [DONE]\n\n"
 
 _REASONING = inference_pb2.PHASE_REASONING
+_MARK = "\0"
+"""Stands for the text in a frame; no name of a field is written like it."""
 
 
 class Chunks:
@@ -33,7 +38,9 @@ class Chunks:
             f'"model":{quote(call.model)},"choices":['
         )
         self._tail = "]" + (',"usage":null' if call.include_usage and not call.continuous_usage else "") + "}\n\n"
-        self._plain = call.logprobs is None and not call.return_token_ids and not call.continuous_usage
+        self.plain = call.logprobs is None and not call.return_token_ids and not call.continuous_usage
+        """Whether a chunk has text alone, so that `text` may write it."""
+        self._frames: dict[tuple[int, bool], list[str]] = {}
         self._started: set[int] = set()
         self._usages: list[inference_pb2.Usage] = []
         self._prompt_tokens: dict[int, int] = {}
@@ -72,6 +79,33 @@ class Chunks:
             chunks.append(f"{self._head}{body}{self._tail}")
         return "".join(chunks).encode()
 
+    def sink(self, stream: EventStream) -> ChunkSink | None:
+        """What takes deltas with text alone straight to the stream; none where chunks have more."""
+        return ChunkSink(stream, self.text) if self.plain else None
+
+    def text(self, choice: int, phase: Phase, text: str) -> bytes:
+        """The chunk of a delta with text alone, that is not the first one of its choice; of calls that are `plain`.
+
+        All but the text is the same in each: it is written once for a phase of a choice.
+        """
+        thinks = phase is Phase.REASONING
+        if thinks and self._call.exclude_reasoning:
+            return b""
+        frame = self._frames.get((choice, thinks))
+        if frame is None:
+            frame = self._frames[choice, thinks] = self._frame(choice, thinks)
+        return quote(text).join(frame).encode()
+
+    def _frame(self, choice: int, thinks: bool) -> list[str]:
+        """What stands around the text of a chunk, in as many parts as there are places for it and one."""
+        phase = _REASONING if thinks else inference_pb2.PHASE_ANSWER
+        marked = inference_pb2.Delta(phase=phase, text=_MARK)
+        body = _chat_body(marked, False) if self._call.chat else _completion_body(marked, "")
+        frame = body.split(quote(_MARK))
+        frame[0] = f'{self._head}{{"index":{choice},{frame[0]}'
+        frame[-1] += f',"logprobs":null,"finish_reason":null}}{self._tail}'
+        return frame
+
     def end(self) -> bytes:
         """What closes the stream: usage where it was asked for, and the end mark."""
         if not self._call.include_usage:
@@ -102,7 +136,7 @@ class Chunks:
                 reasoning_closed=delta.reasoning_closed,
             )
         body = _chat_body(delta, first) if self._call.chat else _completion_body(delta, echo)
-        if self._plain and not delta.finish_reason:
+        if self.plain and not delta.finish_reason:
             chunk = f'{self._head}{{"index":{index},{body},"logprobs":null,"finish_reason":null}}{self._tail}'
         else:
             chunk = self._full(prompt, index, first, body, delta)

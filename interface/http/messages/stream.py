@@ -9,6 +9,7 @@ from typing import Any
 from baton.v1 import inference_pb2
 from cluster.errors import ServingError
 from interface.http.blocks import Block, Blocks, Closed, Kind, Opened, Piece, Step
+from interface.http.event_stream import EventStream
 from interface.http.messages.reply import message_object, signature, stop_fields, usage_object
 from interface.http.messages.request import MessagesCall
 from interface.status import anthropic_error
@@ -28,6 +29,9 @@ class MessageEvents:
         self._blocks = Blocks()
         self._usage = inference_pb2.Usage()
         self._begun = False
+
+    def sink(self, _stream: EventStream) -> None:
+        """None: each delta may open or close a block."""
 
     def take(self, prompt: int, event: inference_pb2.GenerateResponse) -> bytes:
         """The events that one event of the backend comes to."""

@@ -48,7 +48,7 @@ class Served(FakeBackend):
     client: openai.AsyncOpenAI = field(default_factory=lambda: openai.AsyncOpenAI(api_key="any"))
     metrics: GatewayMetrics = field(default_factory=GatewayMetrics)
 
-    async def generate(self, request: pb.GenerateRequest) -> AsyncIterator[pb.GenerateResponse]:
+    async def generate(self, request: pb.GenerateRequest, sink: object = None) -> AsyncIterator[pb.GenerateResponse]:
         made = prepare(request, self.front, self.spec, now_s=0.0)
         self.prepared.append(made)
         async for event in super().generate(request):

@@ -51,6 +51,34 @@ def test_trace_and_marker_leave_tokens_for_the_answer(
         assert most - limit - len(markers.end_ids) >= min(reserve, most // 2)
 
 
+@given(
+    ids_of, st.lists(st.integers(1, 3)), markers_of, st.none() | st.integers(0, 12), st.integers(0, 8), st.booleans(),
+    st.booleans(),
+)  # fmt: skip
+def test_what_passes_is_what_would_be_taken(
+    ids: list[int],
+    widths: list[int],
+    markers: ReasoningMarkers,
+    limit: int | None,
+    window: int,
+    opens: bool,
+    grammar: bool,
+) -> None:
+    looked, quick = (
+        gate(markers, opens=opens, limit_tokens=limit, window_tokens=window, grammar=grammar) for _ in range(2)
+    )
+    for width in [*widths, *[1] * len(ids)]:
+        part, ids = ids[:width], ids[width:]
+        if not part:
+            return
+        expected = looked.take(part)
+        found = (tuple(part), None) if quick.passes(part) else quick.take(part)
+        assert found == expected
+        if expected[1] is not None:
+            return
+        assert (quick.reasoning_tokens, quick.awaits_answer) == (looked.reasoning_tokens, looked.awaits_answer)
+
+
 # --- closing --------------------------------------------------------------------------------------------------------
 
 

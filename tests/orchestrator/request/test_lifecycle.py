@@ -415,7 +415,10 @@ class AnyOrder(RuleBasedStateMachine):
 
     def feed(self, event: Event) -> list[Action]:
         was_over = self.life.ended
+        midst = isinstance(event, LegOutput) and self.life.goes_on_after(event.leg_id, len(event.token_ids))
         actions = self.life.handle(event)
+        if midst and isinstance(event, LegOutput) and event.token_ids and not event.finish_reason:
+            assert actions == [SendTokens(event.token_ids)]
         for position, action in enumerate(actions):
             match action:
                 case SendTokens():
