@@ -21,6 +21,7 @@ from orchestrator.gateway.choice_leg import leg_message
 from orchestrator.gateway.choice_output import ChoiceOutput, finish_reason
 from orchestrator.gateway.delta_sink import DeltaSink
 from orchestrator.gateway.leg_fleet import LegFleet
+from orchestrator.gateway.siblings import Sibling
 from orchestrator.policy.phases import Phase
 from orchestrator.request import lifecycle as lc
 from orchestrator.request.prepare import PreparedRequest
@@ -57,6 +58,7 @@ class ChoiceRun:
         fleet: Runs the legs.
         owner: Finds workers.
         figures: Takes times and counts.
+        sibling: What the other choices of the request see of it.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class ChoiceRun:
         fleet: LegFleet,
         owner: RunOwner,
         figures: ChoiceFigures,
+        sibling: Sibling,
     ) -> None:
         self.request = request
         self.index = index
@@ -84,8 +87,6 @@ class ChoiceRun:
             resumable=request.resumable,
             output_ids=list(request.resumed.token_ids) if request.resumed else [],
         )
-        self.prefilled = asyncio.Event()
-        """A decode leg has started, or the run is over."""
         self.summary = figures.summary
         self.waits_for_headroom = False
         """It was preempted and is yet to come back."""
@@ -93,6 +94,7 @@ class ChoiceRun:
         self._fleet = fleet
         self._owner = owner
         self._figures = figures
+        self.sibling = sibling
         self._inbox: deque[lc.Event] = deque()
         self._todo: deque[lc.Action] = deque()
         self._wake = asyncio.Event()
@@ -145,6 +147,7 @@ class ChoiceRun:
     def placed(self, prefill_id: str | None, decode_id: str) -> None:
         """Workers were found, and the KV is reserved."""
         self.waits_for_headroom = False
+        self.sibling.placed(prefill_id, decode_id)
         self.post(lc.Placed(prefill_id, decode_id))
 
     def preempt(self) -> bool:
@@ -189,14 +192,14 @@ class ChoiceRun:
             except TicketRefused as error:
                 self.post(lc.LegFailed(action.leg_id, error))
                 return
-        notable = reason or output.cached_tokens or action.export or self._figures.handing_over
+        notable = reason or output.cached_tokens or action.export or self.sibling.awaits_token
         if notable and self.life.leg_id == action.leg_id:
             self._figure(action, output, now)
         self.post(lc.LegOutput(action.leg_id, tuple(output.token_ids), reason, ticket))
 
     def _stream(self, sink: DeltaSink, action: lc.StartLeg, output: worker_pb2.LegOutput) -> bool:
         """Send tokens on at once, if there is nothing to them but that; returns whether there was not."""
-        if output.finish_reason or output.cached_tokens or self._figures.handing_over or output.HasField("transfer"):
+        if output.finish_reason or output.cached_tokens or self.sibling.awaits_token or output.HasField("transfer"):
             return False
         token_ids = output.token_ids[:]
         if not token_ids or not sink.ready or not self._output.stream(action.leg_id, token_ids, self.life):
@@ -218,6 +221,8 @@ class ChoiceRun:
             self._figures.moved(len(action.token_ids) - output.cached_tokens)
         if action.ticket is None:  # with one, the engine counts what it read as cached
             self._figures.cached(output.cached_tokens)
+        if self.sibling.awaits_token and output.token_ids:
+            self.sibling.decodes(action.worker_id, output.cached_tokens)
         if output.finish_reason:
             self._output.note_stop(output.stop_reason)
         if action.ticket is not None and self._figures.handing_over and output.token_ids:
@@ -266,8 +271,7 @@ class ChoiceRun:
                     await self._wait(sink)
                 while self._inbox:
                     event = self._inbox.popleft()
-                    # Before any yield: a caller that goes away there must not take the event, and the KV
-                    # reserved with it, along.
+                    # Before any yield: a caller that goes away there must not take the event and its KV along.
                     self._take_in(event)
                     if isinstance(event, lc.Placed):
                         yield self._admitted(event)
@@ -277,8 +281,8 @@ class ChoiceRun:
     def _end(self) -> None:
         """Nobody iterates from here on: give back what the choice still has."""
         self._ended = True
-        self.prefilled.set()
         self._figures.fold()
+        self.sibling.over(finished=self.life.state is lc.State.FINISHED)
         self._owner.over(self)
         for action in [*self._todo, *self.life.handle(lc.Cancelled())]:
             if isinstance(action, lc.StartLeg):
@@ -299,8 +303,7 @@ class ChoiceRun:
 
     async def _wait(self, sink: DeltaSink | None) -> None:
         self._wake.clear()
-        # `FirstToken` goes before all deltas.
-        self._direct = sink if self._figures.has_first_token else None
+        self._direct = sink if self._figures.has_first_token else None  # `FirstToken` goes before all deltas
         # The deadline, on the loop's clock.
         until_s = asyncio.get_running_loop().time() + (self.request.deadline_s - time.monotonic())
         try:
@@ -317,6 +320,7 @@ class ChoiceRun:
         match action:
             case lc.AskPlacement():
                 self.summary.retries = self.life.retries
+                self.sibling.failed_on(action.avoid)
                 self._owner.needs_workers(self, action.avoid)
             case lc.StartLeg():
                 self._start_leg(action)
@@ -331,8 +335,7 @@ class ChoiceRun:
 
     def _start_leg(self, action: lc.StartLeg) -> None:
         prefills = self.life.state is lc.State.PREFILLING
-        if self.life.state is lc.State.DECODING:
-            self.prefilled.set()
+        self.sibling.awaits_token = self.life.state is lc.State.DECODING
         self._figures.leg_starts(prefills=prefills, ticket=action.ticket is not None, now=time.monotonic())
         self._output.leg_starts()
         message = leg_message(action, self.life, self.request, self.index, self._output)
@@ -358,7 +361,6 @@ class ChoiceRun:
         )
 
     def _tokens(self, token_ids: list[int]) -> list[pb.GenerateResponse]:
-        """Deltas for new tokens."""
         now = time.monotonic()
         messages: list[pb.GenerateResponse] = []
         ttft_s = self._figures.tokens(len(token_ids), self._usd_per_s(), now)

@@ -5,13 +5,13 @@ This is the one strategy there is for several traces of a question; another one 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Protocol
 
 from baton.v1 import inference_pb2 as pb
+from orchestrator.gateway.siblings import Sibling
 from orchestrator.request.merged_streams import merged
 
 QUEUED_EVENTS = 64
@@ -21,7 +21,7 @@ QUEUED_EVENTS = 64
 class Branch(Protocol):
     """One trace."""
 
-    prefilled: asyncio.Event
+    sibling: Sibling
 
     def run(self) -> AsyncGenerator[pb.GenerateResponse]:
         """Its events; closing the iterator cancels it."""
@@ -29,13 +29,14 @@ class Branch(Protocol):
 
 
 def fan_out(branches: Sequence[Branch]) -> AsyncGenerator[pb.GenerateResponse]:
-    """Run several choices. The first one prefills; the others then find the prompt in the prefix cache."""
+    """Run several choices. Each begins once the one before it has workers that it can go to, or brings the KV there."""
 
-    async def produce(branch: Branch, put: Callable[[pb.GenerateResponse], Awaitable[None]]) -> None:
-        if branch is not branches[0]:
-            await branches[0].prefilled.wait()
+    async def produce(index: int, put: Callable[[pb.GenerateResponse], Awaitable[None]]) -> None:
+        branch = branches[index]
+        if index:
+            await branches[index - 1].sibling.settled.wait()
         async with contextlib.aclosing(branch.run()) as stream:
             async for message in stream:
                 await put(message)
 
-    return merged([partial(produce, branch) for branch in branches], queued=QUEUED_EVENTS)
+    return merged([partial(produce, index) for index in range(len(branches))], queued=QUEUED_EVENTS)

@@ -21,7 +21,7 @@ from cluster.spec.config import Role
 from cluster.spec.objective_settings import CostSettings
 from kv_transfer import ticket as tickets
 from kv_transfer.ticket import HandoffTicket, TicketGuard
-from orchestrator.gateway.fleet_worker import PREFILL_RATE_PRIOR_TOKENS_PER_S, FleetWorker
+from orchestrator.gateway.fleet_worker import PREFILL_RATE_PRIOR_TOKENS_PER_S, FleetWorker, request_of
 from orchestrator.gateway.pairs import Pairs
 from orchestrator.gateway.silence import SilenceWatch
 from orchestrator.policy.drain_moves import is_to_be_emptied
@@ -149,9 +149,16 @@ class Fleet:
 
     # --- reservations of KV -------------------------------------------------------------------------------------
 
-    def reserve_placement(self, request_id: str, placement: Placement, uncached_tokens: int) -> None:
-        """Reserve a placed request its blocks, and count its prompt as queued where it will be read."""
+    def reserve_placement(
+        self, request_id: str, placement: Placement, uncached_tokens: int, shared: tuple[str, int] | None = None
+    ) -> None:
+        """Reserve a placed request its blocks, and count its prompt as queued where it will be read.
+
+        ``shared`` names those of its blocks that it has in common with siblings, which are reserved once.
+        """
         self.reserve(request_id, placement.decode_id, placement.reserve_blocks)
+        if shared is not None:
+            self.workers[placement.decode_id].share(request_id, *shared)
         reader = self.workers[placement.prefill_id or placement.decode_id]
         reader.queued_tokens[request_id] = uncached_tokens
 
@@ -181,7 +188,8 @@ class Fleet:
 
         Returns what to call if it was not preempted after all.
         """
-        self.workers[worker_id].leaving[leg_id] = blocks
+        worker = self.workers[worker_id]
+        worker.leaving[leg_id] = max(0, blocks - worker.shared_blocks(request_of(leg_id)))
         return partial(self._stays, worker_id, leg_id)
 
     def _stays(self, worker_id: str, leg_id: str) -> None:

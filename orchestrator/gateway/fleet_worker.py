@@ -22,7 +22,9 @@ class FleetWorker:
     link: WorkerLink
     load: worker_pb2.WorkerLoad = field(default_factory=worker_pb2.WorkerLoad)
     reserved: dict[str, int] = field(default_factory=dict)
-    """Blocks reserved, by request."""
+    """Blocks reserved, by request, and by name those that several share."""
+    sharers: dict[str, str] = field(default_factory=dict)
+    """By request, the name of the reservation that it shares with its siblings."""
     queued_tokens: dict[str, int] = field(default_factory=dict)
     """Uncached prompt tokens of legs not yet prefilled."""
     unsent: set[str] = field(default_factory=set)
@@ -66,27 +68,48 @@ class FleetWorker:
         if not self._has_leg(request_id):
             self.unsent.add(request_id)
 
+    def share(self, request_id: str, name: str, blocks: int) -> None:
+        """Take blocks that are reserved to a request as those of this name, which are reserved once for all sharers."""
+        self.reserved[request_id] -= blocks
+        self.sharers[request_id] = name
+        if name not in self.reserved:
+            self.reserved[name] = blocks
+            self.unsent.add(name)
+
     def free(self, request_id: str) -> None:
-        """Take back what was reserved to a request."""
+        """Take back what was reserved to a request; what it shares goes with the last sharer."""
         self.reserved.pop(request_id, None)
         self.unsent.discard(request_id)
+        name = self.sharers.pop(request_id, None)
+        if name is not None and name not in self.sharers.values():
+            del self.reserved[name]
+            self.unsent.discard(name)
+
+    def shared_blocks(self, request_id: str) -> int:
+        """Blocks of a request that stay when it goes, since siblings have them, too."""
+        name = self.sharers.get(request_id)
+        alone = name is None or sum(each == name for each in self.sharers.values()) == 1
+        return 0 if alone or name is None else self.reserved[name]
 
     def freed_by(self, request_id: str, held_blocks: int) -> int:
         """Blocks of headroom that a request would leave which holds so many, and has its reservation."""
         used, reserved = self.used_blocks, sum(self.reserved.values())
-        unsent = self._unsent_blocks()
-        without = max(unsent, used + unsent - held_blocks, reserved - self.reserved.get(request_id, 0))
+        unsent, name = self._unsent_blocks(), self.sharers.get(request_id, "")
+        shared = self.shared_blocks(request_id)
+        own = self.reserved.get(request_id, 0) + (0 if shared else self.reserved.get(name, 0))
+        without = max(unsent, used + unsent - max(0, held_blocks - shared), reserved - own)
         return max(used + unsent, reserved) - without
 
     def add_leg(self, leg_id: str) -> None:
         """A leg is sent."""
         self.legs.add(leg_id)
-        self.unsent.discard(_request_of(leg_id))
+        request_id = request_of(leg_id)
+        self.unsent -= {request_id, self.sharers.get(request_id, request_id)}
 
     def drop_leg(self, leg_id: str) -> None:
         """A leg no longer occupies the worker."""
         self.legs.discard(leg_id)
-        self.unqueue(_request_of(leg_id))
+        self.unqueue(request_of(leg_id))
 
     def unqueue(self, request_id: str) -> None:
         """Count a request's prompt no more, unless a leg of it runs: a later one, or one whose reservation moved."""
@@ -95,7 +118,7 @@ class FleetWorker:
 
     def prompt_read(self, leg_id: str) -> bool:
         """A leg has made a token; whether it is the first one, so that its prompt no longer queues."""
-        return self.queued_tokens.pop(_request_of(leg_id), None) is not None
+        return self.queued_tokens.pop(request_of(leg_id), None) is not None
 
     def has_left(self, leg_id: str) -> None:
         """A leg has ended, which one of the next loads will show."""
@@ -145,8 +168,9 @@ class FleetWorker:
         return sum(self.reserved[request_id] for request_id in self.unsent)
 
     def _has_leg(self, request_id: str) -> bool:
-        return any(_request_of(leg_id) == request_id for leg_id in self.legs)
+        return any(request_of(leg_id) == request_id for leg_id in self.legs)
 
 
-def _request_of(leg_id: str) -> str:
+def request_of(leg_id: str) -> str:
+    """The request of a leg."""
     return leg_id.rsplit("/", 1)[0]

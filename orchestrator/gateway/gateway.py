@@ -65,8 +65,8 @@ class Gateway:
         try:
             with self._entry.enter(request.tenant):
                 prepared = await self._prepare(request, received_s)
-                choices = range(prepared.choices)
-                runs = [self.model.new_run(prepared, index, received_s, received_unix_s) for index in choices]
+                prompt, times = self.model.shared_prompt(prepared), (received_s, received_unix_s)
+                runs = [self.model.new_run(prepared, index, prompt, *times) for index in range(prepared.choices)]
                 self._traffic.arrived(received_s, prepared.request_class, len(prepared.prompt_ids), len(runs))
                 with self._charged(prepared, runs):
                     async with contextlib.aclosing(runs[0].run(sink) if len(runs) == 1 else fan_out(runs)) as stream:

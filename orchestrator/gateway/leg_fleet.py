@@ -1,4 +1,4 @@
-"""What a run asks of its fleet."""
+"""What a run asks of the fleet that its legs run on."""
 
 from __future__ import annotations
 

@@ -126,6 +126,12 @@ class GatewayMetrics:
             **make,
         )
         self.retries = Counter("baton_retries", "Ledgers prefilled again after a failure", **make)
+        self.siblings = Counter(
+            "baton_siblings",
+            "Further choices placed where a sibling has their prompt, by whether the engine found it",
+            ["result"],
+            **make,
+        )
         self.moves = Counter("baton_moves", "Requests moved off a draining worker with their KV", **make)
         self.rebalanced = Counter(
             "baton_rebalanced", "Requests moved off a decode worker that would have run out of KV", **make

@@ -18,6 +18,7 @@ from orchestrator.gateway.peaks import Peaks
 from orchestrator.gateway.placer import Placer
 from orchestrator.gateway.preemption import Preemption
 from orchestrator.gateway.request_moves import RequestMoves
+from orchestrator.gateway.siblings import PrefixSharing, SharedPrompt, Sibling
 from orchestrator.policy.prefix_index import block_hashes
 from orchestrator.request.lifecycle import WorkerLost
 from orchestrator.request.model_front import ModelFront
@@ -48,6 +49,7 @@ class ModelServing:
         block_size_tokens = next(pool.engine.block_size_tokens for _, pool in spec.pools.items())
         scaling = spec.autoscaling
         self.forecast = OutputForecast(spec.gateway.forecast_osl_tokens, block_size_tokens)
+        self._sharing = PrefixSharing(lambda result: metrics.siblings.labels(result).inc())
         self.fleet = Fleet(
             self,
             silence_timeout_s=spec.health.silence_timeout_s,
@@ -82,7 +84,15 @@ class ModelServing:
             patience_s=scaling.preempt_after_s if scaling.enabled else None,
         )
 
-    def new_run(self, request: PreparedRequest, index: int, received_s: float, received_unix_s: float) -> ChoiceRun:
+    def shared_prompt(self, request: PreparedRequest) -> SharedPrompt:
+        """What the choices of a request share; of one that is alone, nothing."""
+        name = f"{request.request_id}.{next(self._numbers):x}"
+        shared_tokens = len(request.prompt_ids) if request.choices > 1 else 1
+        return SharedPrompt(name, shared_tokens, self.forecast.block_size_tokens, self._sharing)
+
+    def new_run(
+        self, request: PreparedRequest, index: int, prompt: SharedPrompt, received_s: float, received_unix_s: float
+    ) -> ChoiceRun:
         """A choice of a request that came at this time, on the monotonic and on the wall clock. Iterating starts it."""
         return ChoiceRun(
             request,
@@ -94,6 +104,7 @@ class ModelServing:
             self.fleet,
             self,
             ChoiceFigures(self._metrics, index, received_s, received_unix_s),
+            Sibling(prompt),
         )
 
     def states(self) -> Counter[str]:

@@ -59,10 +59,15 @@ class Peaks:
         self._since_s = now_s
         block = self._forecast.block_size_tokens
         loads: dict[str, list[tuple[int, int]]] = {}
+        prompts: set[tuple[str, str]] = set()
         for run in self._runs.values():
             if run.life.decode_id is not None and not run.life.ended:
                 own = loads.setdefault(run.life.decode_id, [])
-                own.append((run.life.context_tokens, self._forecast.remaining_tokens(run)))
+                prompt = run.sibling.prompt
+                counted = (run.life.decode_id, prompt.name) in prompts  # with a sibling there
+                prompts.add((run.life.decode_id, prompt.name))
+                context_tokens = run.life.context_tokens - (prompt.tokens if counted else 0)
+                own.append((context_tokens, self._forecast.remaining_tokens(run)))
         self._blocks = {}
         for worker_id, used_blocks in self._fleet.decode_used_blocks().items():
             own = loads.get(worker_id, [])

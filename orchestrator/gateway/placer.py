@@ -41,8 +41,10 @@ class PlacingFleet(Protocol):
         """Requests on a worker, those of other gateways included."""
         ...
 
-    def reserve_placement(self, request_id: str, placement: Placement, uncached_tokens: int) -> None:
-        """Reserve a placed request its KV."""
+    def reserve_placement(
+        self, request_id: str, placement: Placement, uncached_tokens: int, shared: tuple[str, int] | None = None
+    ) -> None:
+        """Reserve a placed request its KV; ``shared`` names blocks that it has in common with siblings."""
         ...
 
 
@@ -184,7 +186,10 @@ class Placer:
         more = forecast.remaining_tokens(run) if run.waits_for_headroom else forecast.output_tokens(run.request)
         # The engine reads nothing from its cache for a prompt that is scored.
         cached = {} if run.request.scores_prompt else self._fleet.cached_tokens(run.hashes, isl_tokens)
-        return RequestView(isl_tokens, more, forecast.block_size_tokens, cached, is_batch(run.request.priority))
+        view = RequestView(isl_tokens, more, forecast.block_size_tokens, cached, is_batch(run.request.priority))
+        begins = not run.life.output_ids and not run.life.retries
+        prompt = run.sibling.prompt
+        return replace(view, held_on=prompt.held_on, shared_blocks=prompt.blocks) if begins else view
 
     def avoided(self, run: RunView) -> frozenset[str]:
         """Workers that failed it before."""
@@ -193,9 +198,9 @@ class Placer:
     def placed(self, run: RunView, view: RequestView, placement: Placement) -> None:
         """Reserve a run what the router chose, and let it go on."""
         reader = placement.prefill_id or placement.decode_id
-        self._fleet.reserve_placement(
-            run.life.request_id, placement, view.isl_tokens - view.cached_tokens.get(reader, 0)
-        )
+        uncached_tokens = view.isl_tokens - view.cached_tokens.get(reader, 0)
+        shared = (run.sibling.prompt.name, view.shared_blocks) if view.shared_blocks else None
+        self._fleet.reserve_placement(run.life.request_id, placement, uncached_tokens, shared)
         if self._peaks is not None:
             self._peaks.add(placement.decode_id, placement.reserve_blocks)
         run.placed(placement.prefill_id, placement.decode_id)

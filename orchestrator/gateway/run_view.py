@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from orchestrator.gateway.siblings import Sibling
 from orchestrator.request.lifecycle import Event, Lifecycle
 from orchestrator.request.prepare import PreparedRequest
 
@@ -37,6 +38,11 @@ class RunView(Protocol):
     @property
     def hashes(self) -> Sequence[int]:
         """Of the prompt's full blocks."""
+        ...
+
+    @property
+    def sibling(self) -> Sibling:
+        """What it has in common with the other choices of its request."""
         ...
 
     @property

@@ -17,6 +17,7 @@ from orchestrator.policy.admission import AdmissionQueue, Discipline
 from orchestrator.policy.preemption import TAKE_BACK_EVERY_S, TakeBacks
 from orchestrator.policy.preemption_guard import PreemptionGuard, PreemptionOwner
 from orchestrator.policy.router import Placement, RequestView, Wait, WorkerView, place, without_avoided
+from orchestrator.policy.siblings import place_beside
 
 
 class WaitingRequest(Protocol):
@@ -73,6 +74,8 @@ class Routing:
 
     def route(self, request: RequestView, workers: Sequence[WorkerView], avoid: frozenset[str]) -> Placement | Wait:
         """Choose workers for a request, not those to ``avoid`` unless no other is left."""
+        if (beside := place_beside(request, workers, avoid=avoid)) is not None:
+            return beside
         return place(
             request,
             workers,

@@ -56,7 +56,9 @@ class WorkerView:
 class RequestView:
     """What the router knows of one request. ``cached_tokens`` maps worker id to prompt tokens it likely has.
 
-    ``batch``: it goes to spot workers first (`is_batch`).
+    ``batch``: it goes to spot workers first (`is_batch`). ``held_on`` are workers where choices of the same request
+    have its prompt's KV in use, of which ``shared_blocks`` need not be reserved once more there; see
+    `orchestrator.policy.siblings`.
     """
 
     isl_tokens: int
@@ -64,6 +66,8 @@ class RequestView:
     block_size_tokens: int
     cached_tokens: dict[str, int]
     batch: bool = False
+    held_on: frozenset[str] = frozenset()
+    shared_blocks: int = 0
 
     @property
     def reserve_blocks(self) -> int:
@@ -127,7 +131,7 @@ def place(
     roomy = [w for w in holders if w.headroom_blocks >= need or (w.running_requests == 0 and w.reserved_blocks == 0)]
     if not roomy:
         return Wait("no_blocks")
-    holder = min(roomy, key=lambda worker: _holder_rank(worker, request))
+    holder = min(roomy, key=lambda worker: holder_rank(worker, request))
     uncached = request.isl_tokens - request.cached_tokens.get(holder.worker_id, 0)
     alone = holder.role is Role.COLOCATED or uncached <= local_prefill_below_tokens
     if alone:
@@ -184,7 +188,7 @@ def expected_ttft_s(worker: WorkerView, request: RequestView) -> float:
     return (worker.queued_tokens + uncached) / worker.prefill_tokens_per_s
 
 
-def _holder_rank(worker: WorkerView, request: RequestView) -> tuple[bool, float, int, str]:
+def holder_rank(worker: WorkerView, request: RequestView) -> tuple[bool, float, int, str]:
     """Spot or not as suits the request, then least filled at its peak with it; cached prompt blocks count as free."""
     cached_blocks = request.cached_tokens.get(worker.worker_id, 0) // request.block_size_tokens
     held = worker.total_blocks - worker.headroom_blocks if worker.peak_blocks is None else worker.peak_blocks

@@ -87,6 +87,8 @@ class Hold:
 class _Leg:
     ledger: list[int]
     blocks: int = 0
+    prompt: tuple[str, tuple[int, ...]] = ("", ())
+    """Full blocks of its prompt, which legs of the same prompt share."""
     aborted: bool = False
     answers: list[int] = field(default_factory=list)
     """What a grammar still has to say."""
@@ -118,6 +120,8 @@ class FakeEngine:
         self.fail_after = 0
         self.fail_times = 1
         self.deaf = False
+        self.shares_prefixes = True
+        """Whether a leg finds its prompt in the cache; a hybrid model may not."""
         self.dead = False
         self.leases: dict[str, Lease] = {}
         self.started: list[EngineLeg] = []
@@ -164,7 +168,9 @@ class FakeEngine:
         given = leg.sampling
         if given.HasField("temperature") and given.temperature < 0:
             raise InvalidRequest("temperature below 0", leg_id=leg.leg_id)
-        state = _Leg(list(leg.token_ids), self._blocks(len(leg.token_ids)))
+        full = (len(leg.token_ids) - 1) // BLOCK_SIZE_TOKENS * BLOCK_SIZE_TOKENS
+        prompt = (leg.cache_salt, tuple(leg.token_ids[:full]))
+        state = _Leg(list(leg.token_ids), self._blocks(len(leg.token_ids)), prompt)
         self._legs[leg.leg_id] = state
         params = leg.transfer_params or {}
         try:
@@ -192,7 +198,7 @@ class FakeEngine:
                 if state.aborted:
                     yield EngineOutput(leg.leg_id, fresh, "abort")
                     return
-                if len(state.ledger) % BLOCK_SIZE_TOKENS == 0:
+                if made == 0 or len(state.ledger) % BLOCK_SIZE_TOKENS == 0:
                     # A full block is cached from here on, however the leg ends.
                     self._remember(leg.cache_salt, state.ledger)
                 token, last = self._next(leg, state, made)
@@ -266,7 +272,10 @@ class FakeEngine:
     @property
     def used_blocks(self) -> int:
         """Blocks of running legs and of leases nobody has read."""
-        return sum(leg.blocks for leg in self._legs.values()) + sum(lease.blocks for lease in self.leases.values())
+        prompts = [leg.prompt for leg in self._legs.values()]
+        shared = sum(len(prompt[1]) for prompt in prompts) - sum(len(prompt[1]) for prompt in set(prompts))
+        legs = sum(leg.blocks for leg in self._legs.values()) - shared // BLOCK_SIZE_TOKENS
+        return legs + sum(lease.blocks for lease in self.leases.values())
 
     @staticmethod
     def _blocks(tokens: int) -> int:
@@ -344,6 +353,8 @@ class FakeEngine:
 
     def _cached_tokens(self, salt: str, prompt: Sequence[int]) -> int:
         cached = 0
+        if not self.shares_prefixes:
+            return cached
         for end in range(BLOCK_SIZE_TOKENS, len(prompt), BLOCK_SIZE_TOKENS):
             if (salt, tuple(prompt[:end])) not in self._cache:
                 break

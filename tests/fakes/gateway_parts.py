@@ -13,6 +13,7 @@ from baton.internal.v1 import worker_pb2
 from baton.v1 import inference_pb2 as pb
 from cluster.spec.config import Role, parse
 from kv_transfer.ticket import HandoffTicket
+from orchestrator.gateway.siblings import PrefixSharing, SharedPrompt, Sibling
 from orchestrator.policy.router import Placement, WorkerView
 from orchestrator.request.lifecycle import Event, LegOutput, Lifecycle, Placed, Preempted, State
 from orchestrator.request.prepare import PreparedRequest, prepare
@@ -38,8 +39,11 @@ def prepared(isl_tokens: int = 64, max_tokens: int = 100, **fields: Any) -> Prep
 class FakeRun:
     """A run that only remembers what it was asked; its lifecycle is a real one."""
 
-    def __init__(self, request: PreparedRequest | None = None, index: int = 0) -> None:
+    def __init__(
+        self, request: PreparedRequest | None = None, index: int = 0, prompt: SharedPrompt | None = None
+    ) -> None:
         self.request = request or prepared()
+        self.sibling = Sibling(prompt or SharedPrompt("", 1, BLOCK, PrefixSharing()))
         self.index = index
         self.number = next(_numbers)
         self.hashes: list[int] = []
@@ -60,6 +64,7 @@ class FakeRun:
     def placed(self, prefill_id: str | None, decode_id: str) -> None:
         self.waits_for_headroom = False
         self.placements.append((prefill_id, decode_id))
+        self.sibling.placed(prefill_id, decode_id)
         self.life.handle(Placed(prefill_id, decode_id))
 
     def preempt(self) -> bool:
@@ -114,7 +119,9 @@ class FakeFleet:
     def running_requests(self, worker_id: str) -> int:
         return self.others.get(worker_id, 0)
 
-    def reserve_placement(self, request_id: str, placement: Placement, uncached_tokens: int) -> None:
+    def reserve_placement(
+        self, request_id: str, placement: Placement, uncached_tokens: int, shared: tuple[str, int] | None = None
+    ) -> None:
         self.reserve(request_id, placement.decode_id, placement.reserve_blocks)
 
     def reserve(self, request_id: str, worker_id: str, blocks: int) -> None:

@@ -18,6 +18,7 @@ from orchestrator.gateway.choice_output import ChoiceOutput
 from orchestrator.gateway.choice_run import ChoiceRun
 from orchestrator.gateway.metrics import GatewayMetrics
 from orchestrator.gateway.pairs import Pairs
+from orchestrator.gateway.siblings import PrefixSharing, SharedPrompt, Sibling
 from orchestrator.request.lifecycle import StartLeg
 from orchestrator.request.prepare import PreparedRequest
 from tests.fakes.gateway_parts import FRONT, SPEC, prepared
@@ -90,7 +91,8 @@ class Bench:
         request = request or prepared(64, 6)
         output = ChoiceOutput(request, 0, FRONT, SPEC.model.reasoning, lambda _: False)
         figures = ChoiceFigures(self.metrics, 0, 0.0, 0.0)
-        self.run = ChoiceRun(request, 0, 7, [], 2, output, self.fleet, self.owner, figures)
+        self.sibling = Sibling(SharedPrompt("", 1, 32, PrefixSharing()))
+        self.run = ChoiceRun(request, 0, 7, [], 2, output, self.fleet, self.owner, figures, self.sibling)
         self.stream = self.run.run()
 
     async def event(self) -> str:
@@ -123,7 +125,7 @@ async def test_from_prefill_to_the_last_token() -> None:
     assert (prefill.worker_id, prefill.export) == ("prefill-0", True)
     assert (decode.worker_id, decode.generated_tokens, decode.max_tokens) == ("decode-0", 1, 5)
     assert message.max_tokens == 5
-    assert bench.run.prefilled.is_set()
+    assert bench.run.sibling.settled.is_set()
     assert await bench._after(lambda: bench.fleet.say(67, 68, 69, 70, finish_reason="length")) == ["delta"]
     assert list(bench.last.delta.token_ids) == [67, 68, 69, 70]
     assert await bench.event() == "delta"  # the end

@@ -129,6 +129,23 @@ async def test_a_worker_that_is_to_prefill_by_itself_runs_the_request_before_its
     assert bench.fleet.views()[1].running_requests == 1
 
 
+async def test_a_reservation_that_siblings_share_counts_once_and_stays_for_the_last(bench: Bench) -> None:
+    decode = bench.fleet.workers["decode-0"]
+    for name, prefill_id in (("r", "prefill-0"), ("s", None), ("t", None)):
+        bench.fleet.reserve_placement(name, Placement(prefill_id, "decode-0", 7), 40, shared=("prompt", 4))
+    assert bench.fleet.views()[1].headroom_blocks == 100 - 4 - 3 * 3
+    for name in "rst":
+        bench.start(f"{name}/1", "decode-0")
+    bench.load("decode-0", used_blocks=13)
+    assert (decode.shared_blocks("r"), bench.fleet.freed_by("decode-0", "r", 7)) == (4, 3)
+    bench.fleet.free("r", "decode-0")
+    bench.fleet.free("s", "decode-0")
+    assert decode.reserved == {"prompt": 4, "t": 3}
+    assert (decode.shared_blocks("t"), bench.fleet.freed_by("decode-0", "t", 7)) == (0, 7)
+    bench.fleet.free("t", "decode-0")
+    assert not decode.reserved and not decode.sharers and not decode.unsent
+
+
 async def test_those_that_lost_a_worker_hear_of_it_before_others_are_placed(bench: Bench) -> None:
     bench.publish("prefill-0")
     assert bench.owner.reports == ["lost decode-0"]

@@ -73,8 +73,9 @@ async def test_choices_share_one_prefill_and_each_is_whole(pair: Cluster) -> Non
     assert reply.finished is not None
     assert [choice.choice for choice in reply.finished.choices] == [0, 1, 2]
     assert reply.finished.usage.answer_tokens == 18
-    # The first leg computed the prompt; the others found its one full block.
-    assert pair.engine("prefill-0").load().prompt_tokens == len(PROMPT) + 2 * (len(PROMPT) - 32)
+    # The first leg brought the prompt to decode; the others found its one full block there.
+    assert pair.engine("prefill-0").load().prompt_tokens == len(PROMPT)
+    assert pair.engine("decode-0").load().prompt_tokens == 1 + 2 * (len(PROMPT) - 32)
     await pair.idle()
 
 
