@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from cluster.engine.weight_reader import WeightReader
 
 
@@ -33,6 +35,41 @@ def avoid_amx_attention() -> None:
     cpu_attn._get_attn_isa = without_amx
 
 
+def rewind_generators(runner: Any) -> None:
+    """Have a model runner class of vLLM give seeded requests back what it drew for a token that it drops.
+
+    A prompt that is computed in several steps has a token sampled in each, of which the last one counts. vLLM 0.32
+    rewinds the request's generator by an offset, which CUDA's have (`GPUModelRunner._bookkeeping_sync`); those of a CPU
+    raise, and the engine dies with all that it has. Here the state from before the draw is put back.
+    """
+    sample, bookkeep = runner._sample, runner._bookkeeping_sync
+    if getattr(sample, "rewinds", False):
+        return
+
+    def dropped(self: Any) -> dict[int, Any]:
+        mask, generators = self.discard_request_mask.np[: self.input_batch.num_reqs], self.input_batch.generators
+        return {int(at): generators[int(at)] for at in np.nonzero(mask)[0] if int(at) in generators}
+
+    def sample_and_rewind(self: Any, *arguments: Any, **named: Any) -> Any:
+        before = [(generator, generator.get_state()) for generator in dropped(self).values()]
+        output = sample(self, *arguments, **named)
+        for generator, state in before:
+            generator.set_state(state)
+        return output
+
+    def without_dropped(self: Any, *arguments: Any, **named: Any) -> Any:
+        batch, gone = self.input_batch, dropped(self)
+        generators = batch.generators
+        batch.generators = {at: each for at, each in generators.items() if at not in gone}
+        try:
+            return bookkeep(self, *arguments, **named)
+        finally:
+            batch.generators = generators
+
+    sample_and_rewind.rewinds = True  # type: ignore[attr-defined]
+    runner._sample, runner._bookkeeping_sync = sample_and_rewind, without_dropped
+
+
 def _on_cpu() -> bool:
     from vllm.platforms import current_platform
 
@@ -41,6 +78,9 @@ def _on_cpu() -> bool:
 
 if _on_cpu():
     avoid_amx_attention()
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+    rewind_generators(CPUModelRunner)
 
 
 class WorkerExtension(WeightReader):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from baton.v1 import inference_pb2 as pb
 from orchestrator.gateway.gateway import Gateway
+from tests.fakes.live_cluster import Reply
 from tests.support.live_cluster import LiveCluster
 
 pytestmark = pytest.mark.engine
@@ -132,16 +134,53 @@ async def test_thinking_budget_holds_across_the_handoff(cluster: LiveCluster) ->
         assert finished.usage.answer_tokens > 0
 
 
-async def test_choices_fan_out_over_one_prefill(cluster: LiveCluster) -> None:
-    message = request(200, 21, n=4, temperature=0.8, max_tokens=24)
+@pytest.mark.parametrize("isl_tokens", [200, 500, 1500])
+async def test_eight_choices_take_one_prefill_and_one_transfer(cluster: LiveCluster, isl_tokens: int) -> None:
+    """Greedy choices equal the one of ``n`` = 1, token for token; seeded ones those of a colocated engine."""
+    draw = random.randrange(1 << 30)  # a prompt that no run before has left in a cache
+    block = 32
+    async with cluster.gateway("colocated") as colocated, cluster.gateway("prefill", "decode") as gateway:
+        for sampling in ({}, {"temperature": 0.9, "seed": 7}):
+            draw += 1
+            message = request(isl_tokens, draw, n=8, max_tokens=24, **sampling)
+            served, wanted = Reply(), Reply()
+            async for event in gateway.generate(message):
+                served.take(event)
+            async for event in colocated.generate(message):
+                wanted.take(event)
+            assert served.finished is not None
+            assert served.token_ids == wanted.token_ids
+            alone, _ = await tokens(colocated, request(isl_tokens, draw, max_tokens=24, **sampling))
+            assert served.token_ids[0] == alone
+            if not sampling:
+                assert served.token_ids == dict.fromkeys(range(8), alone)
+            choices = served.finished.choices
+            assert [choice.workers.prefill for choice in choices] == ["prefill-0"] + [""] * 7
+            assert len({choice.workers.decode for choice in choices}) == 1
+            kv_bytes = -(-isl_tokens // block) * block * kv_bytes_per_token_float32(cluster)
+            assert [choice.handoff.bytes for choice in choices] == [kv_bytes] + [0] * 7
+            full = (isl_tokens - 1) // block * block
+            assert [choice.usage.cached_tokens for choice in choices[1:]] == [full] * 7
+
+
+async def test_cancelled_choices_leave_no_block(cluster: LiveCluster) -> None:
+    draw = random.Random(16)
     async with cluster.gateway("prefill", "decode") as gateway:
-        async for event in gateway.generate(message):
-            if event.HasField("finished"):
-                finished = event.finished
-    assert [choice.choice for choice in finished.choices] == [0, 1, 2, 3]
-    # The first one computes the prompt; the others find its full blocks in the cache.
-    assert all(choice.usage.cached_tokens == 192 for choice in finished.choices[1:])
-    assert finished.usage.answer_tokens + finished.usage.reasoning_tokens == 4 * 24
+
+        async def cancelled(number: int) -> None:
+            message = request(draw.randrange(1, 200), 5000 + number, n=draw.randrange(2, 9), max_tokens=24)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(draw.random()):
+                    await tokens(gateway, message)
+
+        for first in range(0, 60, 6):
+            await asyncio.gather(*(cancelled(first + number) for number in range(6)))
+        for worker in gateway.model.fleet.workers.values():
+            assert not worker.reserved
+            assert not worker.legs
+        async with asyncio.timeout(45):  # the lease is 30 s
+            while any(worker.load.used_blocks for worker in gateway.model.fleet.workers.values()):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
 
 
 async def test_blocks_come_back_after_cancels(cluster: LiveCluster) -> None:
