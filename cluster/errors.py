@@ -7,6 +7,7 @@
     ├── RequestError
     │   ├── InvalidRequest       fix the request; a retry cannot help
     │   ├── ModelNotFound        ask for a model that `ListModels` names
+    │   ├── ResponseNotFound     send the conversation's items
     │   ├── Unauthenticated      send a valid key
     │   ├── RequestTooLarge      send less
     │   ├── RequestRejected      wait `retry_after_s`, then retry
@@ -75,6 +76,10 @@ class InvalidRequest(RequestError):
 
 class ModelNotFound(RequestError):
     """No such model is served here."""
+
+
+class ResponseNotFound(RequestError):
+    """No such response is stored here for this tenant."""
 
 
 class Unauthenticated(RequestError):

@@ -47,6 +47,7 @@ ROWS: dict[type[ServingError], WireStatus] = {
     errors.RequestError: WireStatus(Code.INVALID_ARGUMENT, 400, _INVALID, "invalid_request"),
     errors.InvalidRequest: WireStatus(Code.INVALID_ARGUMENT, 400, _INVALID, "invalid_request"),
     errors.ModelNotFound: WireStatus(Code.NOT_FOUND, 404, _INVALID, "model_not_found"),
+    errors.ResponseNotFound: WireStatus(Code.NOT_FOUND, 404, _INVALID, "response_not_found"),
     errors.Unauthenticated: WireStatus(Code.UNAUTHENTICATED, 401, _INVALID, "invalid_api_key"),
     # gRPC itself answers RESOURCE_EXHAUSTED to a message over its limit; without a retry hint, as no retry can help.
     errors.RequestTooLarge: WireStatus(Code.RESOURCE_EXHAUSTED, 413, _INVALID, "request_too_large"),

@@ -45,6 +45,12 @@ class GatewaySettings(Settings):
     """Log a line for each call: method, status, bytes, duration, peer, tenant and request id; no text."""
     cors_origins: tuple[Origin, ...] = ()
     """Origins (`https://chat.example`) whose pages may use the HTTP interface; `*` alone is every one."""
+    max_stored_responses: int = Field(1024, ge=0)
+    """Responses that each gateway keeps for `previous_response_id`, in memory, the newest; 0 keeps none."""
+    max_stored_responses_bytes: int = Field(256 << 20, ge=0)
+    """Most bytes of them, as JSON; what the responses of one conversation share counts in each."""
+    max_stored_response_age_s: float = Field(86400, gt=0)
+    """Seconds that they are kept at most."""
     max_choices: int = Field(16, ge=1)
     """Largest ``n``."""
     max_logprobs: int = Field(20, ge=0)

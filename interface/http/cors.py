@@ -15,7 +15,7 @@ ANY = "*"
 MAX_AGE_S = 600
 """Seconds that a browser may keep the answer of a preflight."""
 
-_METHODS = "GET, HEAD, POST"
+_METHODS = "GET, HEAD, POST, DELETE"
 _EXPOSED = "X-Request-Id, Retry-After, retry-after-ms"
 
 

@@ -39,10 +39,15 @@ def chat_logprobs(rows: Rows, top: int) -> dict[str, Any]:
         rows: One per output token.
         top: Alternatives asked for per token; the chosen one counts among them if it is likely enough.
     """
-    shown: dict[str, Any] = {"content": _chat_rows(rows.content, top), "refusal": None}
+    shown: dict[str, Any] = {"content": token_logprobs(rows.content, top), "refusal": None}
     if rows.reasoning:
-        shown["reasoning_content"] = _chat_rows(rows.reasoning, top)
+        shown["reasoning_content"] = token_logprobs(rows.reasoning, top)
     return shown
+
+
+def token_logprobs(rows: Iterable[inference_pb2.TokenLogprobs], top: int) -> list[dict[str, Any]]:
+    """One object per token, with the likeliest ``top`` beside it."""
+    return [{**_entry(row.chosen), "top_logprobs": [_entry(item) for item in _best(row, top)]} for row in rows]
 
 
 class CompletionLogprobs:
@@ -81,10 +86,6 @@ class CompletionLogprobs:
             offset_chars += len(row.chosen.text)
         columns = {"tokens": tokens, "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": offsets}
         return columns, offset_chars
-
-
-def _chat_rows(rows: Iterable[inference_pb2.TokenLogprobs], top: int) -> list[dict[str, Any]]:
-    return [{**_entry(row.chosen), "top_logprobs": [_entry(item) for item in _best(row, top)]} for row in rows]
 
 
 def _best(row: inference_pb2.TokenLogprobs, top: int) -> list[inference_pb2.Logprob]:

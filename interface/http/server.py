@@ -22,6 +22,7 @@ from interface.http.idle import IdleSweeper
 from interface.http.messages.routes import PATH as MESSAGES_PATH
 from interface.http.messages.routes import MessagesRoutes
 from interface.http.request_log import RequestLog, request_id
+from interface.http.responses.routes import ResponsesRoutes
 from interface.http.status import model_object, to_json
 from interface.http.tokens import read_detokenize_call, read_tokenize_call, tokens_object
 from interface.listening import listen
@@ -66,6 +67,7 @@ class HttpServer:
         self._limit_bytes = settings.max_request_bytes
         # More prompts than may wait could never all be admitted.
         self._max_prompts = max(1, settings.max_queued_requests)
+        responses = ResponsesRoutes(self._runner, settings)
         self._posts: dict[str, Handler] = {
             "/v1/chat/completions": self._chat,
             "/v1/completions": self._completion,
@@ -73,6 +75,7 @@ class HttpServer:
             "/detokenize": self._detokenize,
             "/ping": self._health,
             **MessagesRoutes(backend, self._runner).posts,
+            **responses.posts,
         }
         self._gets: dict[str, Handler] = {
             "/v1/models": self._models,
@@ -80,7 +83,9 @@ class HttpServer:
             "/v1/status": self._status,
             "/version": self._version,
             **dict.fromkeys(HEALTH_PATHS, self._health),
+            **responses.gets,
         }
+        self._deletes = responses.deletes
 
     def app(self) -> web.Application:
         """The application, ready to be run. Each path may end with a slash, and each that takes GET takes HEAD."""
@@ -99,6 +104,8 @@ class HttpServer:
             app.add_routes([web.post(path, handler), web.post(f"{path}/", handler)])
         for path, handler in self._gets.items():
             app.add_routes([web.get(path, handler), web.get(f"{path}/", handler)])
+        for path, handler in self._deletes.items():
+            app.add_routes([web.delete(path, handler), web.delete(f"{path}/", handler)])
         return app
 
     @web.middleware
@@ -228,7 +235,10 @@ def _http_error(error: web.HTTPException, form: ErrorForm) -> web.Response:
             headers["Allow"] = allowed
             text = f"this path takes {allowed} only"
         case web.HTTPNotFound():
-            text = "no such path; this server has /v1/chat/completions, /v1/completions, /v1/messages and /v1/models"
+            text = (
+                "no such path; this server has /v1/chat/completions, /v1/completions, /v1/responses, /v1/messages "
+                "and /v1/models"
+            )
         case _:
             text = error.reason
     return json_response(form(InvalidRequest(text)), status=error.status, headers=headers)

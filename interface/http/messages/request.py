@@ -127,7 +127,7 @@ def _put_effort(fields: Fields, effort: str, reasoning: inference_pb2.Reasoning)
 
 def _put_format(fields: Fields, sampling: inference_pb2.Sampling) -> None:
     kind, schema = fields.text("type"), fields.tree("schema")
-    fields.drop(frozenset({"name"}))
+    fields.text("name")
     fields.finish()
     if kind != "json_schema":
         raise fields.wrong("type", "expected json_schema")

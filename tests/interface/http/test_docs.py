@@ -8,6 +8,7 @@ import pytest
 
 from interface.http.known import HARMLESS, HARMLESS_IN_MESSAGE, HARMLESS_IN_PART, REFUSED, REFUSED_IN_COMPLETIONS
 from interface.http.messages.request import HARMLESS_IN_MESSAGES, REFUSED_IN_MESSAGES
+from interface.http.responses.request import HARMLESS_IN_RESPONSES, REFUSED_IN_RESPONSES
 from interface.status import ROWS
 
 PAGE = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
@@ -29,7 +30,15 @@ def test_fields_are_listed(heading: str, names: frozenset[str]) -> None:
     assert [name for name in sorted(names) if f"`{name}`" not in section] == []
 
 
-@pytest.mark.parametrize("names", [HARMLESS_IN_MESSAGES, frozenset(REFUSED_IN_MESSAGES)])
+@pytest.mark.parametrize(
+    "names",
+    [
+        HARMLESS_IN_MESSAGES,
+        frozenset(REFUSED_IN_MESSAGES),
+        HARMLESS_IN_RESPONSES,
+        frozenset(REFUSED_IN_RESPONSES),
+    ],
+)
 def test_fields_of_other_dialects_are_listed(names: frozenset[str]) -> None:
     page = (Path(__file__).parents[3] / "docs" / "agents.md").read_text()
     assert [name for name in sorted(names) if f"`{name}`" not in page] == []
