@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from baton.v1.inference_pb2 import Sampling, StructuredOutput
@@ -163,6 +164,28 @@ async def test_logprobs_come_with_each_token(engines: EnginePair) -> None:
     rows = [position.rows for output in made for position in output.logprobs]
     assert [row[0][0] for row in rows] == tokens(made)
     assert all(len(row) >= 2 and row[0][1] <= 0 for row in rows)
+
+
+@pytest.mark.parametrize("length", [1, 2, 33, 100])
+async def test_a_prompt_is_scored_whole_whatever_is_cached(engines: EnginePair, length: int) -> None:
+    sampling = Sampling(temperature=0.0, ignore_eos=True, prompt_logprobs=3)
+    work = leg(length, max_tokens=3, sampling=sampling)
+    for index in range(2):
+        made = await outputs(engines.prefill, replace(work, leg_id=f"{work.leg_id}-{index}"))
+        assert made[0].cached_tokens == 0
+        assert all(output.prompt_scores is None for output in made[1:])
+        scores = made[0].prompt_scores
+        assert scores is not None
+        assert scores.token_ids.shape == scores.logprobs.shape
+        assert scores.ranks.tolist().count(0) == 0
+        if length > 1:
+            assert scores.token_ids[:, 0].tolist() == work.token_ids[1:]
+            assert scores.token_ids.shape == (length - 1, 4)
+            assert (np.diff(scores.logprobs[:, 1:]) <= 0).all(), "the likeliest first"
+        else:
+            assert len(scores.ranks) == 0
+    without = await outputs(engines.prefill, leg(length))
+    assert without[0].prompt_scores is None
 
 
 # --- a grammar and a model that reasons -----------------------------------------------------------------------------

@@ -14,7 +14,15 @@ import grpc
 import numpy as np
 
 from baton.internal.v1 import registry_pb2, registry_pb2_grpc, worker_pb2
-from cluster.engine.protocol import EngineInfo, EngineLeg, EngineLoad, EngineOutput, TokenAlternatives, TransferFigures
+from cluster.engine.protocol import (
+    EngineInfo,
+    EngineLeg,
+    EngineLoad,
+    EngineOutput,
+    PromptScores,
+    TokenAlternatives,
+    TransferFigures,
+)
 from workers.worker_link import WorkerLink, leg_error
 
 _names = itertools.count()
@@ -100,11 +108,20 @@ def _output(message: worker_pb2.LegOutput) -> EngineOutput:
     if message.HasField("transfer"):
         figures = message.transfer
         output.transfer = TransferFigures(figures.bytes, figures.duration_s, figures.start_unix_s, figures.descriptors)
+    if message.HasField("prompt_scores"):
+        output.prompt_scores = _prompt_scores(message.prompt_scores)
     output.logprobs = [
         TokenAlternatives([(one.token_id, one.logprob, one.rank) for one in (entry.chosen, *entry.top)])
         for entry in message.logprobs
     ]
     return output
+
+
+def _prompt_scores(message: worker_pb2.PromptScores) -> PromptScores:
+    ranks = np.frombuffer(message.ranks, dtype="<u4")
+    columns = len(message.token_ids) // max(1, len(message.ranks))
+    token_ids = np.frombuffer(message.token_ids, dtype="<u4").reshape(len(ranks), columns)
+    return PromptScores(token_ids, np.frombuffer(message.logprobs, dtype="<f4").reshape(len(ranks), columns), ranks)
 
 
 @contextlib.asynccontextmanager
