@@ -10,6 +10,7 @@ from typing import Any
 from baton.v1 import inference_pb2
 from cluster.errors import ServingError
 from interface.http.blocks import Block, Closed, Kind, Opened, Piece, Step
+from interface.http.event_stream import EventStream
 from interface.http.responses.reply import Keep, ResponseState
 from interface.http.responses.request import ResponsesCall
 
@@ -33,6 +34,9 @@ class ResponseEvents:
         self._keep = keep
         self._number = 0
         self._begun = False
+
+    def sink(self, _stream: EventStream) -> None:
+        """None: each delta has a number, and may open or close an item."""
 
     def take(self, prompt: int, event: inference_pb2.GenerateResponse) -> bytes:
         """The events that one event of the backend comes to."""
