@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -121,7 +121,7 @@ class CallRunner:
             self.admit(request, call)
             created_unix_s = int(time.time())
             if call.stream:
-                async with self.event_stream(request) as stream:
+                async with self._event_stream(request) as stream:
                     await self._stream(stream, call, dialect.stream(call, created_unix_s))
                 return stream.response
             reply = dialect.reply(call, created_unix_s)
@@ -162,8 +162,18 @@ class CallRunner:
             if caller := current_caller.get():
                 item.tenant = caller.tenant
 
-    def event_stream(self, request: web.Request) -> EventStream:
-        """A reply of events to a request."""
+    async def send(self, request: web.Request, events: AsyncIterator[bytes]) -> web.StreamResponse:
+        """Answer with events that come from elsewhere; a caller that disconnects ends the sending alone."""
+        async with self._event_stream(request) as stream, closing(events):
+            try:
+                async for data in events:
+                    await stream.write(data)
+            except ConnectionResetError:
+                return stream.response
+            await stream.end(b"")
+        return stream.response
+
+    def _event_stream(self, request: web.Request) -> EventStream:
         return EventStream(
             request,
             keep_alive_s=self._settings.http_keep_alive_s,

@@ -67,7 +67,7 @@ class HttpServer:
         self._limit_bytes = settings.max_request_bytes
         # More prompts than may wait could never all be admitted.
         self._max_prompts = max(1, settings.max_queued_requests)
-        responses = ResponsesRoutes(self._runner, settings)
+        self.responses = responses = ResponsesRoutes(backend, self._runner, settings)
         self._posts: dict[str, Handler] = {
             "/v1/chat/completions": self._chat,
             "/v1/completions": self._completion,
@@ -177,7 +177,7 @@ async def serve_http(
     authentication = authentication or Authentication()
     server = HttpServer(backend, settings, authentication, count_ignored)
     app = server.app()
-    app.on_shutdown.append(lambda _: server.sweeper.stop())
+    app.on_shutdown.extend([lambda _: server.sweeper.stop(), lambda _: server.responses.close()])
     runner = web.AppRunner(
         app,
         access_log=None,

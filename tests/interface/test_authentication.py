@@ -29,7 +29,7 @@ from interface.client.credentials import Credentials
 from interface.grpc_server import serve_grpc
 from interface.http.idle import IdleSweeper
 from interface.http.server import serve_http
-from tests.fakes.backend import FakeBackend, delta, reply, script
+from tests.fakes.backend import FakeBackend, Stall, admitted, delta, reply, script
 from tests.interface.conftest import SETTINGS
 from tests.support.certificates import Authority
 
@@ -136,6 +136,36 @@ async def test_a_key_in_the_header_of_anthropics_clients(keyed: tuple[SecuritySe
                 if status == 401:
                     assert (await answer.json())["error"]["type"] == "authentication_error"
         assert [request.tenant for request in place.backend.requests] == ["acme"]
+
+
+async def test_a_response_is_its_tenants_alone(keyed: tuple[SecuritySettings, str], tmp_path: Path) -> None:
+    security, key = keyed
+    others, entry = make_key("other")
+    add_to_file(tmp_path / "keys.yaml", entry)
+    async with house(security) as place, aiohttp.ClientSession(place.url) as session:
+
+        async def call(method: str, path: str, by: str, **body: Any) -> tuple[int, Any]:
+            headers = {"Authorization": f"Bearer {by}"}
+            async with session.request(method, path, json=body or None, headers=headers) as answer:
+                return answer.status, await answer.json()
+
+        ask = {"model": "tiny-thinker", "input": "Hi", "user": "acme"}
+        _, made = await call("POST", "/v1/responses", key, **ask)
+        place.backend.script = script(admitted(), Stall())
+        _, running = await call("POST", "/v1/responses", key, **ask, background=True)
+        for response_id in (made["id"], running["id"]):
+            path = f"/v1/responses/{response_id}"
+            for method, each in (
+                ("GET", path),
+                ("GET", f"{path}?stream=true"),
+                ("GET", f"{path}/input_items"),
+                ("POST", f"{path}/cancel"),
+                ("DELETE", path),
+            ):
+                assert (await call(method, each, others))[0] == 404, each
+            assert (await call("POST", "/v1/responses", others, **ask, previous_response_id=response_id))[0] == 400
+            assert (await call("GET", path, key))[1]["id"] == response_id
+        assert (await call("DELETE", f"/v1/responses/{running['id']}", key))[0] == 200
 
 
 async def test_with_a_key_all_answers_and_the_tenant_is_the_keys(keyed: tuple[SecuritySettings, str]) -> None:

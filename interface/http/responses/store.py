@@ -23,6 +23,8 @@ class StoredResponse:
     session: str
     size_bytes: int
     stored_s: float
+    events: tuple[bytes, ...] = ()
+    """Of a background response that was asked for as a stream."""
 
     @property
     def context(self) -> tuple[dict[str, Any], ...]:

@@ -27,7 +27,7 @@ _DONE = {
 
 
 class ResponseEvents:
-    """Writes the events of one response, numbered; the first come with the first token."""
+    """Writes the events of one response, numbered. The first come with the first token, or from `queue`."""
 
     def __init__(self, call: ResponsesCall, created_unix_s: int, keep: Keep) -> None:
         self._state = ResponseState(call, created_unix_s)
@@ -38,9 +38,20 @@ class ResponseEvents:
     def sink(self, _stream: EventStream) -> None:
         """None: each delta has a number, and may open or close an item."""
 
+    def object(self) -> dict[str, Any]:
+        """The response as it is now."""
+        return self._state.object()
+
+    def queue(self) -> bytes:
+        """Begin before the backend does: a background response waits."""
+        self._state.status = "queued"
+        response = {"response": self._state.object()}
+        return self._event("response.created", response) + self._event("response.queued", response)
+
     def take(self, prompt: int, event: inference_pb2.GenerateResponse) -> bytes:
         """The events that one event of the backend comes to."""
-        begun = self._begin() if event.HasField("delta") else b""
+        runs = self._state.status == "queued" and event.HasField("admitted")
+        begun = self._begin() if runs or event.HasField("delta") else b""
         return begun + self._write(self._state.take(event))
 
     def end(self) -> bytes:
@@ -48,22 +59,33 @@ class ResponseEvents:
         begun = self._begin()
         # Its status is set first: the last item's depends on it.
         steps = self._write(self._state.end())
-        made = self._state.object()
-        self._keep(self._state.call, made)
-        return begun + steps + self._event(f"response.{self._state.status}", {"response": made})
+        return begun + steps + self._over(f"response.{self._state.status}")
 
     def fail(self, error: ServingError) -> bytes:
-        """A response that failed in mid-stream."""
+        """A response that failed in mid-stream; it is kept by now, too."""
         begun = self._begin()
         self._state.fail(error)
-        return begun + self._event("response.failed", {"response": self._state.object()})
+        return begun + self._over("response.failed")
+
+    def cancel(self) -> bytes:
+        """A response that was cancelled, which is kept. OpenAI has no event for it; the last one shows its status."""
+        begun = self._begin()
+        self._state.cancel()
+        return begun + self._over("response.incomplete")
+
+    def _over(self, kind: str) -> bytes:
+        made = self._state.object()
+        self._keep(self._state.call, made)
+        return self._event(kind, {"response": made})
 
     def _begin(self) -> bytes:
         if self._begun:
             return b""
         self._begun = True
+        queued, self._state.status = self._state.status == "queued", "in_progress"
         response = {"response": {**self._state.object(), "output": []}}
-        return self._event("response.created", response) + self._event("response.in_progress", response)
+        created = b"" if queued else self._event("response.created", response)
+        return created + self._event("response.in_progress", response)
 
     def _write(self, steps: Iterable[Step]) -> bytes:
         return b"".join(data for step in steps for data in self._step(step))
