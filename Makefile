@@ -9,7 +9,7 @@ PURE := $(VENV_PYTHON) -m pytest -m "not engine and not ray" -q -n auto --dist l
 
 include models/Makefile.inc
 
-.PHONY: help setup model demo test check proto chart bench clean
+.PHONY: help setup model demo test check proto chart openapi bench clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -39,6 +39,9 @@ proto: setup  ## Generate the stubs in baton/ from proto/
 
 chart: setup  ## Write the chart's values.yaml, schema and dashboard from scripts/chart_values.py
 	$(VENV_PYTHON) scripts/generate_chart.py
+
+openapi: setup  ## Write interface/http/openapi.json by what the HTTP readers take
+	$(VENV_PYTHON) scripts/generate_openapi.py
 
 bench: setup  ## Compare with vLLM's own server on this machine; writes docs/benchmarks.json
 	$(VENV_PYTHON) benchmarks/compare.py

@@ -21,6 +21,7 @@ from interface.http.cors import Cors
 from interface.http.idle import IdleSweeper
 from interface.http.messages.routes import PATH as MESSAGES_PATH
 from interface.http.messages.routes import MessagesRoutes
+from interface.http.openapi import document
 from interface.http.request_log import RequestLog, request_id
 from interface.http.responses.routes import ResponsesRoutes
 from interface.http.status import model_object, to_json
@@ -82,6 +83,7 @@ class HttpServer:
             "/v1/models/{model:.*[^/]}": self._model,
             "/v1/status": self._status,
             "/version": self._version,
+            "/openapi.json": self._openapi,
             **dict.fromkeys(HEALTH_PATHS, self._health),
             **responses.gets,
         }
@@ -155,6 +157,9 @@ class HttpServer:
 
     async def _version(self, request: web.Request) -> web.Response:
         return json_response({"version": self._backend.status().version})
+
+    async def _openapi(self, request: web.Request) -> web.Response:
+        return json_response(document(self._backend.status().version))
 
     async def _health(self, request: web.Request) -> web.Response:
         return json_response({"status": "ok"})
