@@ -27,6 +27,7 @@ from orchestrator.gateway.gateway import Gateway
 from orchestrator.policy.readiness import can_serve
 from orchestrator.registry import watch
 from orchestrator.request.model_front import load_model_front
+from orchestrator.request.torch_hidden import torch_hidden
 
 log = logging.getLogger("baton.gateway")
 _PR_SET_PDEATHSIG = 1
@@ -86,7 +87,9 @@ async def serve(
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     authentication = Authentication(spec.security)
-    gateway = Gateway(spec, load_model_front(spec, model_path.check(spec.model.path)))
+    with torch_hidden():
+        front = load_model_front(spec, model_path.check(spec.model.path))
+    gateway = Gateway(spec, front)
     watcher = asyncio.create_task(watch(controller, gateway.update_members, InternalRpc(spec.security)))
     reporter = asyncio.create_task(gateway.report_to(controller)) if spec.autoscaling.enabled else None
     settings = spec.gateway

@@ -80,7 +80,8 @@ class ChoiceOutput:
             front.tokenizer, request.prompt_ids, wanted=request.scores_prompt and index == 0 and not has_tokens
         )
         self._stop_reason = ""
-        self.streams = not self._grammar and not request.sampling.HasField("logprobs")
+        plain = isinstance(self._text, OutputText)
+        self.streams = plain and not self._grammar and not request.sampling.HasField("logprobs")
         """Whether tokens may come by `stream`."""
         self.turned = False
         """Whether a leg was given up here for another one on the same worker."""
