@@ -15,7 +15,7 @@ from typing import Protocol
 from orchestrator.gateway.forecast import OutputForecast
 from orchestrator.gateway.metrics import GatewayMetrics
 from orchestrator.gateway.run_view import RunView
-from orchestrator.policy.drain_moves import DRAIN_TICK_S, HeldRequest, Move, empty_workers
+from orchestrator.policy.drain_moves import DRAIN_TICK_S, HeldRequest, Hold, Move, empty_workers
 from orchestrator.policy.peak import shifts
 from orchestrator.policy.router import WorkerView, is_batch
 from orchestrator.request.lifecycle import Lifecycle, Moved, State
@@ -159,4 +159,5 @@ class RequestMoves:
         if hold is None:
             return None
         remaining_tokens, batch = self._forecast.remaining_tokens(run), is_batch(run.request.priority)
-        return HeldRequest(life.request_id, hold, life.context_tokens, remaining_tokens, batch)
+        prefill_id = life.prefill_id if hold is Hold.RESERVED else None
+        return HeldRequest(life.request_id, hold, life.context_tokens, remaining_tokens, batch, prefill_id)

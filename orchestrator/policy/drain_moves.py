@@ -37,7 +37,8 @@ class Hold(StrEnum):
 class HeldRequest:
     """One request of a draining worker. ``remaining_tokens`` is a forecast; ``context_tokens`` have KV.
 
-    ``batch``: it goes to spot workers first, others to them last, as the router has it.
+    ``batch``: it goes to spot workers first, others to them last, as the router has it. ``prefill_id``: the worker that
+    reads its prompt, which may have become a decode worker since and cannot hand over to itself.
     """
 
     request_id: str
@@ -45,6 +46,7 @@ class HeldRequest:
     context_tokens: int
     remaining_tokens: int
     batch: bool = False
+    prefill_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,7 @@ def next_moves(
         if request.hold is Hold.DECODING and left <= 0:
             break
         blocks = -(-(request.context_tokens + request.remaining_tokens) // block_size_tokens)
-        fitting = [worker_id for worker_id, free in headroom.items() if free >= blocks]
+        fitting = [key for key, free in headroom.items() if free >= blocks and key != request.prefill_id]
         if not fitting:
             continue  # a smaller one may fit; this one runs on here meanwhile
         target = max(fitting, key=lambda key: (spot[key] is request.batch, (headroom[key] - blocks) / total[key], key))

@@ -32,8 +32,11 @@ class FailurePlan:
             raise ConfigError("failures: expected 0 <= transfer_share <= 1 and mtbf_s > 0")
 
 
-def fail_worker(worker_id: str, fleet: Fleet, flights: Mapping[int, Flight], driver: LegDriver) -> None:
+def fail_worker(worker_id: str, fleet: Fleet, flights: Mapping[int, Flight], driver: LegDriver) -> bool:
     """A worker dies with all that is on it; what it had said by then has been heard.
+
+    Returns:
+        Whether one on standby serves in its place.
 
     Raises:
         ConfigError: there is no such worker.
@@ -42,7 +45,7 @@ def fail_worker(worker_id: str, fleet: Fleet, flights: Mapping[int, Flight], dri
     if worker is None:
         raise ConfigError(f"failures.at: no worker {worker_id!r}; there are {', '.join(fleet.workers)}")
     if worker.engine is None:
-        return
+        return False
     hit = [
         flight for flight in flights.values() if worker_id in (flight.lifecycle.prefill_id, flight.lifecycle.decode_id)
     ]
@@ -50,7 +53,7 @@ def fail_worker(worker_id: str, fleet: Fleet, flights: Mapping[int, Flight], dri
         # All of them: that a request has made tokens is how its lifecycle knows that the KV was read.
         driver.tell_progress(flight)
     driver.tickets.worker_down(worker_id)
-    fleet.fail(worker)
+    promoted = fleet.fail(worker)
     for flight in hit:
         leg = flight.leg
         if leg is not None and flight.worker is worker:
@@ -67,3 +70,4 @@ def fail_worker(worker_id: str, fleet: Fleet, flights: Mapping[int, Flight], dri
             driver.broken((flight, leg))
             continue
         driver.handle(flight, lc.WorkerLost(worker_id))
+    return promoted

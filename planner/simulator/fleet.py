@@ -152,12 +152,17 @@ class Fleet:
         self._fill_places()
         return worker
 
-    def fail(self, worker: Worker) -> None:
-        """The process dies; another starts in its place after the pool's start-up time."""
+    def fail(self, worker: Worker) -> bool:
+        """The process dies; another starts in its place after the pool's start-up time.
+
+        Returns:
+            Whether one on standby serves from here on: `on_promoted` is not called, since requests that were
+            on the dead worker come first.
+        """
         self._stop_engine(worker)
         worker.state, worker.since_s = "starting", self._kernel.now_s
         self._kernel.at(self._kernel.now_s + worker.pool.start_s, self._ready, worker)
-        self._fill_places()
+        return self._exchange()
 
     def drain(self, worker: Worker, migrate: bool) -> None:
         """Give it nothing new. A worker that has not started yet is simply dropped."""
@@ -234,7 +239,11 @@ class Fleet:
         self._on_ready(worker)
 
     def _fill_places(self) -> None:
-        """Have workers on standby serve where they are to."""
+        if self._exchange():
+            self._on_promoted()
+
+    def _exchange(self) -> bool:
+        """Have workers on standby serve where they are to; whether one does from here on."""
         found = exchanges(
             Place(each.worker_id, each.role, each.standby, each.state == "ready")
             for each in self.workers.values()
@@ -244,8 +253,7 @@ class Fleet:
             promoted, replaced = self.workers[exchange.promoted], self.workers[exchange.replaced]
             promoted.standby, replaced.standby = False, True
             promoted.since_s = self._kernel.now_s
-        if found:
-            self._on_promoted()
+        return bool(found)
 
     def _stop_engine(self, worker: Worker) -> None:
         if worker.engine is not None:

@@ -144,7 +144,8 @@ class FleetChanges:
             hold = Hold.BUSY  # its engine has preempted it
         known = flight.isl_tokens + flight.generated_tokens
         more = self._forecast.osl_tokens(flight.tenant, flight.isl_tokens, flight.generated_tokens)
-        return HeldRequest(str(flight.index), hold, known, more, is_batch(flight.priority))
+        prefill_id = flight.lifecycle.prefill_id if hold is Hold.RESERVED else None
+        return HeldRequest(str(flight.index), hold, known, more, is_batch(flight.priority), prefill_id)
 
     def _move(self, flight: Flight, target_id: str | None) -> None:
         """Begin a migration with the KV. Only a request that decodes and has somewhere to go can.

@@ -290,8 +290,8 @@ class Simulation:
         Raises:
             ConfigError: there is no such worker.
         """
-        fail_worker(worker_id, self.fleet, self.live, self.driver)
-        if self.gateway.live_rules:
+        promoted = fail_worker(worker_id, self.fleet, self.live, self.driver)
+        if promoted or self.gateway.live_rules:
             self.placer.pump()  # another is on its way, so that a request may be preempted
 
     def _breaks(self) -> bool:

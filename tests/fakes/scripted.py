@@ -7,7 +7,7 @@ same.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -46,8 +46,11 @@ class _Batch:
 class ScriptedEngine:
     """In place of `planner.simulator.engine.Engine`: legs go on by `progress` alone; KV is there at once."""
 
-    def __init__(self, kernel: Kernel, owner: Any, profile: Any, worker_id: str, **_: Any) -> None:
+    def __init__(
+        self, kernel: Kernel, owner: Any, profile: Any, worker_id: str, *, exports: Container[str], **_: Any
+    ) -> None:
         self.worker_id = worker_id
+        self._moves = exports
         self.unclaimed_blocks = 0
         self.batch = _Batch(kernel)
         self._owner = owner
@@ -75,9 +78,9 @@ class ScriptedEngine:
 
     @property
     def queued_tokens(self) -> int:
-        """Prompts not read yet. A leg that exports from a decode worker is a move and reads none."""
+        """Prompts not read yet. A leg that exports for a move reads none."""
         reads = [leg for leg in self._legs if not leg.remote and not leg.made_tokens]
-        return sum(leg.input_tokens for leg in reads if not (leg.export and self.worker_id.startswith("decode")))
+        return sum(leg.input_tokens for leg in reads if leg.leg_id not in self._moves)
 
     def sync(self) -> None:
         pass

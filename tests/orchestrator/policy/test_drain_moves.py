@@ -95,6 +95,13 @@ def test_batch_moves_to_spot_and_others_keep_off_it() -> None:
     assert moves([batch], workers[:1]) == [("batch", "kept")]
 
 
+def test_a_reservation_does_not_move_to_the_worker_that_reads_its_prompt() -> None:
+    # It has become a decode worker since, and cannot hand over to itself.
+    reserved = HeldRequest("a", Hold.RESERVED, 32, 10, prefill_id="d1")
+    assert moves([reserved], [decode("d1")]) == []
+    assert moves([reserved], [decode("d1"), decode("d2", 50)]) == [("a", "d2")]
+
+
 def test_nothing_moves_off_a_colocated_worker() -> None:
     colocated = WorkerView("c0", Role.COLOCATED, 100, 40, accepting=False)
     found = next_moves(
