@@ -18,6 +18,15 @@ class Effort(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     EFFORT_XHIGH: _ClassVar[Effort]
     EFFORT_MAX: _ClassVar[Effort]
 
+class BranchState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    BRANCH_STATE_UNSPECIFIED: _ClassVar[BranchState]
+    BRANCH_STATE_RUNNING: _ClassVar[BranchState]
+    BRANCH_STATE_FINISHED: _ClassVar[BranchState]
+    BRANCH_STATE_CUT: _ClassVar[BranchState]
+    BRANCH_STATE_CANCELLED: _ClassVar[BranchState]
+    BRANCH_STATE_FAILED: _ClassVar[BranchState]
+
 class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     PHASE_UNSPECIFIED: _ClassVar[Phase]
@@ -40,6 +49,12 @@ EFFORT_HIGH: Effort
 EFFORT_MINIMAL: Effort
 EFFORT_XHIGH: Effort
 EFFORT_MAX: Effort
+BRANCH_STATE_UNSPECIFIED: BranchState
+BRANCH_STATE_RUNNING: BranchState
+BRANCH_STATE_FINISHED: BranchState
+BRANCH_STATE_CUT: BranchState
+BRANCH_STATE_CANCELLED: BranchState
+BRANCH_STATE_FAILED: BranchState
 PHASE_UNSPECIFIED: Phase
 PHASE_REASONING: Phase
 PHASE_ANSWER: Phase
@@ -51,7 +66,7 @@ FINISH_REASON_THINKING_BUDGET: FinishReason
 FINISH_REASON_TOOL_CALLS: FinishReason
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "prompt", "prompt_token_ids", "chat", "sampling", "reasoning", "priority", "deadline_s", "tenant", "session", "request_id", "resume")
+    __slots__ = ("model", "prompt", "prompt_token_ids", "chat", "sampling", "reasoning", "priority", "deadline_s", "tenant", "session", "request_id", "resume", "inference_scaling")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -64,6 +79,7 @@ class GenerateRequest(_message.Message):
     SESSION_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
+    INFERENCE_SCALING_FIELD_NUMBER: _ClassVar[int]
     model: str
     prompt: str
     prompt_token_ids: TokenIds
@@ -76,7 +92,65 @@ class GenerateRequest(_message.Message):
     session: str
     request_id: str
     resume: Resume
-    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[str] = ..., prompt_token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., reasoning: _Optional[_Union[Reasoning, _Mapping]] = ..., priority: _Optional[int] = ..., deadline_s: _Optional[float] = ..., tenant: _Optional[str] = ..., session: _Optional[str] = ..., request_id: _Optional[str] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ...) -> None: ...
+    inference_scaling: InferenceScaling
+    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[str] = ..., prompt_token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., reasoning: _Optional[_Union[Reasoning, _Mapping]] = ..., priority: _Optional[int] = ..., deadline_s: _Optional[float] = ..., tenant: _Optional[str] = ..., session: _Optional[str] = ..., request_id: _Optional[str] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., inference_scaling: _Optional[_Union[InferenceScaling, _Mapping]] = ...) -> None: ...
+
+class InferenceScaling(_message.Message):
+    __slots__ = ("strategy", "samples", "agree", "budget", "answer", "return_candidates", "progress", "options")
+    class OptionsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    STRATEGY_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    AGREE_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    RETURN_CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    strategy: str
+    samples: Samples
+    agree: float
+    budget: ScalingBudget
+    answer: AnswerFormat
+    return_candidates: bool
+    progress: bool
+    options: _containers.ScalarMap[str, str]
+    def __init__(self, strategy: _Optional[str] = ..., samples: _Optional[_Union[Samples, _Mapping]] = ..., agree: _Optional[float] = ..., budget: _Optional[_Union[ScalingBudget, _Mapping]] = ..., answer: _Optional[_Union[AnswerFormat, _Mapping]] = ..., return_candidates: _Optional[bool] = ..., progress: _Optional[bool] = ..., options: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class Samples(_message.Message):
+    __slots__ = ("min", "max")
+    MIN_FIELD_NUMBER: _ClassVar[int]
+    MAX_FIELD_NUMBER: _ClassVar[int]
+    min: int
+    max: int
+    def __init__(self, min: _Optional[int] = ..., max: _Optional[int] = ...) -> None: ...
+
+class ScalingBudget(_message.Message):
+    __slots__ = ("tokens", "seconds", "usd")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    USD_FIELD_NUMBER: _ClassVar[int]
+    tokens: int
+    seconds: float
+    usd: float
+    def __init__(self, tokens: _Optional[int] = ..., seconds: _Optional[float] = ..., usd: _Optional[float] = ...) -> None: ...
+
+class AnswerFormat(_message.Message):
+    __slots__ = ("regex", "boxed", "json_path", "last_number")
+    REGEX_FIELD_NUMBER: _ClassVar[int]
+    BOXED_FIELD_NUMBER: _ClassVar[int]
+    JSON_PATH_FIELD_NUMBER: _ClassVar[int]
+    LAST_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    regex: str
+    boxed: bool
+    json_path: str
+    last_number: bool
+    def __init__(self, regex: _Optional[str] = ..., boxed: _Optional[bool] = ..., json_path: _Optional[str] = ..., last_number: _Optional[bool] = ...) -> None: ...
 
 class Resume(_message.Message):
     __slots__ = ("token_ids", "prompt_fingerprint", "finish_reason", "stop_matched")
@@ -263,18 +337,53 @@ class Reasoning(_message.Message):
     def __init__(self, budget_tokens: _Optional[int] = ..., effort: _Optional[_Union[Effort, str]] = ..., enabled: _Optional[bool] = ..., exclude: _Optional[bool] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("admitted", "first_token", "delta", "finished", "prompt_logprobs")
+    __slots__ = ("admitted", "first_token", "delta", "finished", "prompt_logprobs", "progress")
     ADMITTED_FIELD_NUMBER: _ClassVar[int]
     FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
     DELTA_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
     admitted: Admitted
     first_token: FirstToken
     delta: Delta
     finished: Finished
     prompt_logprobs: PromptLogprobs
-    def __init__(self, admitted: _Optional[_Union[Admitted, _Mapping]] = ..., first_token: _Optional[_Union[FirstToken, _Mapping]] = ..., delta: _Optional[_Union[Delta, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., prompt_logprobs: _Optional[_Union[PromptLogprobs, _Mapping]] = ...) -> None: ...
+    progress: Progress
+    def __init__(self, admitted: _Optional[_Union[Admitted, _Mapping]] = ..., first_token: _Optional[_Union[FirstToken, _Mapping]] = ..., delta: _Optional[_Union[Delta, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., prompt_logprobs: _Optional[_Union[PromptLogprobs, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
+
+class Progress(_message.Message):
+    __slots__ = ("votes", "branches", "tokens", "seconds", "cost_usd")
+    class VotesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    VOTES_FIELD_NUMBER: _ClassVar[int]
+    BRANCHES_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    COST_USD_FIELD_NUMBER: _ClassVar[int]
+    votes: _containers.ScalarMap[str, int]
+    branches: _containers.RepeatedCompositeFieldContainer[BranchProgress]
+    tokens: int
+    seconds: float
+    cost_usd: float
+    def __init__(self, votes: _Optional[_Mapping[str, int]] = ..., branches: _Optional[_Iterable[_Union[BranchProgress, _Mapping]]] = ..., tokens: _Optional[int] = ..., seconds: _Optional[float] = ..., cost_usd: _Optional[float] = ...) -> None: ...
+
+class BranchProgress(_message.Message):
+    __slots__ = ("branch", "state", "tokens", "answer")
+    BRANCH_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    branch: int
+    state: BranchState
+    tokens: int
+    answer: str
+    def __init__(self, branch: _Optional[int] = ..., state: _Optional[_Union[BranchState, str]] = ..., tokens: _Optional[int] = ..., answer: _Optional[str] = ...) -> None: ...
 
 class PromptLogprobs(_message.Message):
     __slots__ = ("first_position", "tokens")
@@ -373,16 +482,85 @@ class Logprob(_message.Message):
     def __init__(self, token_id: _Optional[int] = ..., logprob: _Optional[float] = ..., text: _Optional[str] = ..., rank: _Optional[int] = ...) -> None: ...
 
 class Finished(_message.Message):
-    __slots__ = ("request_id", "usage", "choices", "cost_usd")
+    __slots__ = ("request_id", "usage", "choices", "cost_usd", "inference_scaling")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     CHOICES_FIELD_NUMBER: _ClassVar[int]
     COST_USD_FIELD_NUMBER: _ClassVar[int]
+    INFERENCE_SCALING_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     usage: Usage
     choices: _containers.RepeatedCompositeFieldContainer[ChoiceSummary]
     cost_usd: float
-    def __init__(self, request_id: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., choices: _Optional[_Iterable[_Union[ChoiceSummary, _Mapping]]] = ..., cost_usd: _Optional[float] = ...) -> None: ...
+    inference_scaling: InferenceScalingReport
+    def __init__(self, request_id: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., choices: _Optional[_Iterable[_Union[ChoiceSummary, _Mapping]]] = ..., cost_usd: _Optional[float] = ..., inference_scaling: _Optional[_Union[InferenceScalingReport, _Mapping]] = ...) -> None: ...
+
+class InferenceScalingReport(_message.Message):
+    __slots__ = ("strategy", "stop_reason", "votes", "confidence", "branches", "tokens", "seconds", "cost_usd", "candidates")
+    class VotesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    STRATEGY_FIELD_NUMBER: _ClassVar[int]
+    STOP_REASON_FIELD_NUMBER: _ClassVar[int]
+    VOTES_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    BRANCHES_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    COST_USD_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    strategy: str
+    stop_reason: str
+    votes: _containers.ScalarMap[str, int]
+    confidence: float
+    branches: BranchCounts
+    tokens: BranchTokens
+    seconds: float
+    cost_usd: float
+    candidates: _containers.RepeatedCompositeFieldContainer[Candidate]
+    def __init__(self, strategy: _Optional[str] = ..., stop_reason: _Optional[str] = ..., votes: _Optional[_Mapping[str, int]] = ..., confidence: _Optional[float] = ..., branches: _Optional[_Union[BranchCounts, _Mapping]] = ..., tokens: _Optional[_Union[BranchTokens, _Mapping]] = ..., seconds: _Optional[float] = ..., cost_usd: _Optional[float] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ...) -> None: ...
+
+class BranchCounts(_message.Message):
+    __slots__ = ("started", "finished", "cancelled", "failed", "no_vote")
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    CANCELLED_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    NO_VOTE_FIELD_NUMBER: _ClassVar[int]
+    started: int
+    finished: int
+    cancelled: int
+    failed: int
+    no_vote: int
+    def __init__(self, started: _Optional[int] = ..., finished: _Optional[int] = ..., cancelled: _Optional[int] = ..., failed: _Optional[int] = ..., no_vote: _Optional[int] = ...) -> None: ...
+
+class BranchTokens(_message.Message):
+    __slots__ = ("winner", "losers")
+    WINNER_FIELD_NUMBER: _ClassVar[int]
+    LOSERS_FIELD_NUMBER: _ClassVar[int]
+    winner: int
+    losers: int
+    def __init__(self, winner: _Optional[int] = ..., losers: _Optional[int] = ...) -> None: ...
+
+class Candidate(_message.Message):
+    __slots__ = ("branch", "answer", "text", "tokens", "mean_logprob", "cut")
+    BRANCH_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MEAN_LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    CUT_FIELD_NUMBER: _ClassVar[int]
+    branch: int
+    answer: str
+    text: str
+    tokens: int
+    mean_logprob: float
+    cut: bool
+    def __init__(self, branch: _Optional[int] = ..., answer: _Optional[str] = ..., text: _Optional[str] = ..., tokens: _Optional[int] = ..., mean_logprob: _Optional[float] = ..., cut: _Optional[bool] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("prompt_tokens", "cached_tokens", "reasoning_tokens", "answer_tokens", "reduced_budget_tokens", "clipped_traces", "thinking_budget_tokens", "tool_call_tokens")

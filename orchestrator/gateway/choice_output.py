@@ -106,6 +106,12 @@ class ChoiceOutput:
         """A leg is about to start: what the last one began and did not end is void."""
         self._logprobs.drop(self._gate.forget_held())
 
+    def close(self, life: Lifecycle) -> list[Action]:
+        """Close the reasoning where it is; nothing unless it is open and decodes."""
+        if life.state is not State.DECODING or life.leg_id is None or not self._gate.thinks:
+            return []
+        return self._turn(life.leg_id, (), self._gate.close(), life)
+
     def take(self, event: LegOutput, life: Lifecycle) -> list[Action]:
         """Put what a leg said into the ledger as far as it is to go there; returns what is to be done."""
         if event.leg_id != life.leg_id:

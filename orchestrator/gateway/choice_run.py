@@ -127,6 +127,17 @@ class ChoiceRun:
         """Share of the workers' price."""
         return self._figures.cost_usd
 
+    @property
+    def usage(self) -> pb.Usage:
+        """Tokens of the ledger by phase, whether or not it has ended."""
+        thought = min(self._output.reasoning_tokens, len(self.life.output_ids))
+        return pb.Usage(
+            prompt_tokens=len(self.request.prompt_ids),
+            cached_tokens=self._figures.cached_tokens,
+            reasoning_tokens=thought,
+            answer_tokens=len(self.life.output_ids) - thought,
+        )
+
     # --- events in ------------------------------------------------------------------------------------------
 
     def post(self, event: lc.Event) -> None:
@@ -149,6 +160,11 @@ class ChoiceRun:
         self.waits_for_headroom = False
         self.sibling.placed(prefill_id, decode_id)
         self.post(lc.Placed(prefill_id, decode_id))
+
+    def close_reasoning(self) -> None:
+        """Close the reasoning where it is, so that the model answers; nothing where it answers already."""
+        self._todo.extend(self._output.close(self.life))
+        self._wake.set()
 
     def preempt(self) -> bool:
         """Give up its blocks and wait, at once and whether or not its caller reads; False if it is at its end."""

@@ -1,6 +1,6 @@
 """The choices of one request side by side, as one stream.
 
-This is the one strategy there is for several traces of a question; another one (vote, best of n) is a file beside it.
+One answer out of several traces is `orchestrator.gateway.scaled_request`.
 """
 
 from __future__ import annotations

@@ -22,17 +22,19 @@ from cluster.errors import ModelNotFound, RequestRejected, ServingError
 from cluster.internal_rpc import InternalRpc
 from cluster.spec.config import ClusterSpec
 from orchestrator.gateway.choice_run import ChoiceRun
+from orchestrator.gateway.choices import Choices
 from orchestrator.gateway.delta_sink import DeltaSink
 from orchestrator.gateway.entry import Entry
-from orchestrator.gateway.fan_out import fan_out
 from orchestrator.gateway.gateway_status import set_gauges, worker_rows
 from orchestrator.gateway.journal import RequestJournal
 from orchestrator.gateway.metrics import GatewayMetrics
 from orchestrator.gateway.model_serving import ModelServing
+from orchestrator.gateway.scaled_request import ScaledRequest
 from orchestrator.gateway.tokenization import ON_LOOP_ITEMS, Tokenization
 from orchestrator.gateway.traffic import Traffic
 from orchestrator.request.model_front import ModelFront
 from orchestrator.request.prepare import PreparedRequest, prepare
+from orchestrator.thinking.ask import read_ask
 
 log = logging.getLogger("baton.gateway")
 
@@ -65,11 +67,10 @@ class Gateway:
         try:
             with self._entry.enter(request.tenant):
                 prepared = await self._prepare(request, received_s)
-                prompt, times = self.model.shared_prompt(prepared), (received_s, received_unix_s)
-                runs = [self.model.new_run(prepared, index, prompt, *times) for index in range(prepared.choices)]
-                self._traffic.arrived(received_s, prepared.request_class, len(prepared.prompt_ids), len(runs))
-                with self._charged(prepared, runs):
-                    async with contextlib.aclosing(runs[0].run(sink) if len(runs) == 1 else fan_out(runs)) as stream:
+                served = self._served(request, prepared, received_s, received_unix_s)
+                self._traffic.arrived(received_s, prepared.request_class, len(prepared.prompt_ids), len(served.runs))
+                with self._charged(prepared, served.runs):
+                    async with contextlib.aclosing(served.stream(sink)) as stream:
                         async for message in stream:
                             yield message
         except ServingError as error:
@@ -77,8 +78,9 @@ class Gateway:
             raise
         self._counts["finished"] += 1
         if self.spec.security.log_text:
-            self._log_text(prepared, runs)
-        yield pb.GenerateResponse(finished=self._finished(prepared, runs))
+            self._log_text(prepared, served.runs)
+        self._count_finished(prepared, served)
+        yield pb.GenerateResponse(finished=served.finished())
 
     async def tokenize(self, request: pb.GenerateRequest, *, special_tokens: bool) -> list[int]:
         """The ids of the request's prompt or chat.
@@ -172,6 +174,17 @@ class Gateway:
         work = partial(prepare, request, self.model.front, self.spec, now_s=now_s, severity=self.journal.severity)
         return await asyncio.to_thread(work) if request.ByteSize() > ON_LOOP_ITEMS else work()
 
+    def _served(
+        self, request: pb.GenerateRequest, prepared: PreparedRequest, received_s: float, received_unix_s: float
+    ) -> Choices | ScaledRequest:
+        """A request's choices, or the branches of its one answer."""
+        times = (received_s, received_unix_s)
+        ask = read_ask(request, max_branches=self.spec.gateway.max_choices)
+        if ask is None:
+            return Choices(prepared, self.model, *times)
+        again = partial(prepare, front=self.model.front, spec=self.spec, now_s=received_s)
+        return ScaledRequest(ask, request, prepared, self.model, again, self.metrics, *times)
+
     @contextlib.contextmanager
     def _charged(self, prepared: PreparedRequest, runs: Sequence[ChoiceRun]) -> Iterator[None]:
         """The tenant is charged what is expected, and in the end what it was."""
@@ -200,26 +213,14 @@ class Gateway:
         answers = [text(run.life.output_ids) for run in runs]
         log.info("request %s: prompt %r, output %r", prepared.request_id, text(prepared.prompt_ids), answers)
 
-    def _finished(self, prepared: PreparedRequest, runs: Sequence[ChoiceRun]) -> pb.Finished:
-        usages = [run.summary.usage for run in runs]
-        for usage, run in zip(usages, runs, strict=True):
+    def _count_finished(self, prepared: PreparedRequest, served: Choices | ScaledRequest) -> None:
+        """Learn from the choices that got all of their tokens; of those that were stopped no length is known."""
+        for run in served.whole():
+            usage = run.summary.usage
             if prepared.max_tokens:
                 self.model.forecast.record(usage.reasoning_tokens + usage.answer_tokens)
             self.metrics.finished.labels(pb.FinishReason.Name(run.summary.finish_reason)).inc()
             if run.summary.retries:
                 self.metrics.retries.inc(run.summary.retries)
+            self.model.pace.record(run.summary)
             self._traffic.finished(run.number, prepared.request_class, run.summary)
-        return pb.Finished(
-            request_id=prepared.request_id,
-            usage=pb.Usage(
-                prompt_tokens=usages[0].prompt_tokens,
-                cached_tokens=usages[0].cached_tokens,
-                reasoning_tokens=sum(usage.reasoning_tokens for usage in usages),
-                answer_tokens=sum(usage.answer_tokens for usage in usages),
-                reduced_budget_tokens=prepared.thinking_budget_tokens or 0 if prepared.reduced_budget else None,
-                clipped_traces=sum(usage.clipped_traces for usage in usages),
-                thinking_budget_tokens=prepared.thinking_budget_tokens,
-            ),
-            choices=[run.summary for run in runs],
-            cost_usd=sum(run.cost_usd for run in runs),
-        )

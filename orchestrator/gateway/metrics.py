@@ -132,6 +132,21 @@ class GatewayMetrics:
             ["result"],
             **make,
         )
+        self.scaled_requests = Counter(
+            "baton_inference_scaling_requests",
+            "Requests answered by a strategy, by what ended it",
+            ["strategy", "reason"],
+            **make,
+        )
+        self.branches = Counter(
+            "baton_branches", "Traces that a strategy started, by how they ended", ["strategy", "end"], **make
+        )
+        self.branch_tokens = Counter(
+            "baton_branch_tokens",
+            "Output tokens of the answer's trace and of others",
+            ["strategy", "of"],
+            **make,
+        )
         self.moves = Counter("baton_moves", "Requests moved off a draining worker with their KV", **make)
         self.rebalanced = Counter(
             "baton_rebalanced", "Requests moved off a decode worker that would have run out of KV", **make

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Sequence
 
 from baton.internal.v1 import registry_pb2
 from cluster.internal_rpc import InternalRpc
-from cluster.spec.config import ClusterSpec
+from cluster.spec.config import ClusterSpec, Role
 from orchestrator.gateway.choice_figures import ChoiceFigures
 from orchestrator.gateway.choice_output import ChoiceOutput
 from orchestrator.gateway.choice_run import ChoiceRun
 from orchestrator.gateway.fleet import Fleet
 from orchestrator.gateway.forecast import OutputForecast
 from orchestrator.gateway.metrics import GatewayMetrics
+from orchestrator.gateway.pace import Pace
 from orchestrator.gateway.peaks import Peaks
 from orchestrator.gateway.placer import Placer
 from orchestrator.gateway.preemption import Preemption
@@ -43,7 +45,8 @@ class ModelServing:
         """Every choice that is queued or runs, by number."""
         self._metrics = metrics
         self._numbers = itertools.count()
-        self._reasoning = spec.model.reasoning
+        self.reasoning = spec.model.reasoning
+        self.pace = Pace()
         self._retry_budget = spec.transfer.retry_budget
         self._line_ends = LineEnds(front.tokenizer)
         block_size_tokens = next(pool.engine.block_size_tokens for _, pool in spec.pools.items())
@@ -100,12 +103,18 @@ class ModelServing:
             next(self._numbers),
             block_hashes(request.prompt_ids, self.forecast.block_size_tokens),
             self._retry_budget,
-            ChoiceOutput(request, index, self.front, self._reasoning, self._line_ends),
+            ChoiceOutput(request, index, self.front, self.reasoning, self._line_ends),
             self.fleet,
             self,
             ChoiceFigures(self._metrics, index, received_s, received_unix_s),
             Sibling(prompt),
         )
+
+    def usd_per_request_s(self, runs: Sequence[ChoiceRun]) -> float:
+        """Price of a second for one of these runs, or for one that is yet to start: the highest there is."""
+        worker_ids = {run.life.decode_id for run in runs if run.life.decode_id is not None}
+        holders = [key for key, worker in self.fleet.workers.items() if worker.role is not Role.PREFILL]
+        return max((self.fleet.usd_per_request_s(key) for key in worker_ids or holders), default=0.0)
 
     def states(self) -> Counter[str]:
         """Runs by the state of their lifecycle."""

@@ -102,6 +102,11 @@ class OutputGate:
         return self._splitter.in_reasoning or self._undecided
 
     @property
+    def thinks(self) -> bool:
+        """Whether the reasoning is open."""
+        return self._splitter.in_reasoning
+
+    @property
     def held_tokens(self) -> int:
         """Tokens that may be the beginning of a start marker, and are not in the ledger."""
         return len(self._held)
