@@ -20,6 +20,7 @@ from interface.authentication import Authentication, current_caller
 from interface.backend import Backend, closing
 from interface.deadline import fold_deadline
 from interface.failure import report
+from interface.grpc_delta_sink import CallSink
 from interface.slow_reader import reading_within
 from interface.status import MAX_MESSAGE_CHARS, REQUEST_ID_KEY, status_of, trailing_metadata
 
@@ -68,10 +69,12 @@ class InferenceService:
         if caller := current_caller.get():
             request.tenant = caller.tenant
         fold_deadline(request, context.time_remaining())
-        async with closing(self._backend.generate(request)) as events:
+        async with (
+            CallSink(context, self._slow_reader_timeout_s) as sink,
+            closing(self._backend.generate(request, sink)) as events,
+        ):
             async for event in events:
-                async with reading_within(self._slow_reader_timeout_s):
-                    await context.write(event)
+                await sink.write(event)
 
     async def list_models(self, request: inference_pb2.ListModelsRequest, context: Any) -> Any:
         """List the models."""

@@ -20,4 +20,9 @@ async def reading_within(timeout_s: float) -> AsyncIterator[None]:
         async with asyncio.timeout(timeout_s):
             yield
     except TimeoutError as error:
-        raise RequestAborted(f"the reply was not read for {timeout_s:g} s") from error
+        raise not_read(timeout_s) from error
+
+
+def not_read(timeout_s: float) -> RequestAborted:
+    """What a request ends with whose reader took nothing for so long."""
+    return RequestAborted(f"the reply was not read for {timeout_s:g} s")
