@@ -92,7 +92,7 @@ class CallSink:
                     delta.token_ids[:] = token_ids
                     self._written_s = self._loop.time()
                     await self._context.write(self._response)
-        except Exception:  # the caller has gone, and gRPC cancels the handler
+        except Exception:  # the caller disconnected, and gRPC cancels the handler
             self._pending_tokens = MAX_PENDING_TOKENS
         finally:
             self._writing = None
