@@ -63,3 +63,11 @@ class ModelSettings(Settings):
     for clients that send one to every model. Otherwise they are refused, as OpenAI does."""
     reasoning: ReasoningSettings | None = None
     """Reasoning markers and budgets, for a model that thinks."""
+    reasoning_parser: str = Field("auto", min_length=1)
+    """How the model marks its reasoning, by vLLM's name for its family, such as ``qwen3`` or ``deepseek_r1``; ``auto``
+    goes by the model's type and chat template. Where ``reasoning`` is left out, it is filled in from that. ``none``:
+    only what ``reasoning`` says."""
+    tool_parser: str = Field("auto", min_length=1)
+    """How the model writes tool calls, by vLLM's name for its family, such as ``hermes`` or ``llama3_json``; ``auto``
+    goes by the model's type and chat template. A gateway loads it when it starts if it is named here, else for the
+    first request with tools. ``none``: calls stay text."""
