@@ -18,6 +18,7 @@ from aiohttp import web
 
 from cluster.internal_rpc import InternalRpc
 from cluster.model import model_path
+from cluster.model.model_parsers import AUTO, with_parsers
 from cluster.spec.config import ClusterSpec, load
 from interface.authentication import Authentication
 from interface.grpc_server import serve_grpc
@@ -26,7 +27,7 @@ from interface.listening import listen
 from orchestrator.gateway.gateway import Gateway
 from orchestrator.policy.readiness import can_serve
 from orchestrator.registry import watch
-from orchestrator.request.model_front import load_model_front
+from orchestrator.request.model_front import ModelFront, load_model_front
 from orchestrator.request.torch_hidden import torch_hidden
 
 log = logging.getLogger("baton.gateway")
@@ -74,6 +75,18 @@ async def _serve_probes(gateway: Gateway, host: str, port: int) -> Any:
     return runner
 
 
+def _loaded(spec: ClusterSpec) -> tuple[ClusterSpec, ModelFront]:
+    """The spec with its model's parsers, and the model as a gateway needs it."""
+    folder = model_path.check(spec.model.path)
+    asked = spec.model.tool_parser
+    spec = spec.model_copy(update={"model": with_parsers(spec.model, folder)})
+    with torch_hidden():
+        front = load_model_front(spec, folder)
+    if front.calls is not None and (asked != AUTO or front.calls.reads_all):
+        front.calls.load()
+    return spec, front
+
+
 async def serve(
     spec: ClusterSpec,
     controller: str,
@@ -87,9 +100,7 @@ async def serve(
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     authentication = Authentication(spec.security)
-    with torch_hidden():
-        front = load_model_front(spec, model_path.check(spec.model.path))
-    gateway = Gateway(spec, front)
+    gateway = Gateway(*_loaded(spec))
     watcher = asyncio.create_task(watch(controller, gateway.update_members, InternalRpc(spec.security)))
     reporter = asyncio.create_task(gateway.report_to(controller)) if spec.autoscaling.enabled else None
     settings = spec.gateway

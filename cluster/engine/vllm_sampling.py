@@ -59,6 +59,8 @@ def structured_arguments(sampling: Sampling) -> dict[str, Any] | None:
             return {"choice": list(wanted.choices.values)}
         case "json_object":
             return {"json_object": True}
+        case "structural_tag":
+            return {"structural_tag": wanted.structural_tag}
     return None
 
 

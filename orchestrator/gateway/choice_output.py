@@ -18,12 +18,18 @@ from orchestrator.policy.phases import Phase
 from orchestrator.request.lifecycle import Action, Counted, LegOutput, Lifecycle, State, Turned
 from orchestrator.request.model_front import ModelFront
 from orchestrator.request.output_text import OutputText, Piece
+from orchestrator.request.parsed_text import ParsedText
 from orchestrator.request.prepare import PreparedRequest
 
-PHASES = {Phase.REASONING: pb.PHASE_REASONING, Phase.ANSWER: pb.PHASE_ANSWER}
+PHASES = {
+    Phase.REASONING: pb.PHASE_REASONING,
+    Phase.ANSWER: pb.PHASE_ANSWER,
+    Phase.TOOL_CALL: pb.PHASE_TOOL_CALL,
+}
 FINISH_REASONS = {
     "stop": pb.FINISH_REASON_STOP,
     "length": pb.FINISH_REASON_LENGTH,
+    "tool_calls": pb.FINISH_REASON_TOOL_CALLS,
 }
 
 
@@ -50,17 +56,9 @@ class ChoiceOutput:
         self._index = index
         self._eos_ids = front.eos_ids
         self._markers = front.markers
-        self._text = OutputText(
-            front.tokenizer,
-            request.prompt_ids,
-            front.markers,
-            stops=request.stops,
-            stop_in_reasoning=request.sampling.stop_in_reasoning,
-            include_stop=request.sampling.include_stop_in_output,
-            min_tokens=request.min_tokens,
-            skip_special_tokens=request.skip_special_tokens,
-        )
-        self._grammar = request.sampling.HasField("structured_output")
+        self._text = text_of(request, front)
+        # One that is written for the whole output has the reasoning in it.
+        self._grammar = request.sampling.HasField("structured_output") and not request.grammar_covers_reasoning
         self._gate = OutputGate(
             front.markers,
             request.prompt_ids,
@@ -92,7 +90,7 @@ class ChoiceOutput:
         """Take up a generation whose caller has these tokens, and their text, already."""
         self._gate.push(token_ids)
         self._count(life)
-        self._text.push(token_ids)
+        self._text.resume(token_ids)
 
     def arrive(self, leg_id: str, logprobs: Iterable[pb.TokenLogprobs]) -> None:
         """A leg's message brought log-probabilities; its tokens may wait before they are taken."""
@@ -148,7 +146,7 @@ class ChoiceOutput:
     def grammar_state(self) -> tuple[bool, tuple[int, ...]]:
         """Whether the reasoning is over, and the end marker: what an engine needs to begin a grammar in time."""
         if not self._grammar or self._markers is None:
-            return False, ()
+            return True, ()
         return not self._gate.awaits_answer, self._markers.end_ids
 
     def _turn(self, leg_id: str, token_ids: tuple[int, ...], turn: Turn, life: Lifecycle) -> list[Action]:
@@ -177,6 +175,11 @@ class ChoiceOutput:
     def answer_tokens(self) -> int:
         """Output tokens that are not reasoning."""
         return self._text.answer_tokens
+
+    @property
+    def tool_call_tokens(self) -> int:
+        """Those of them that are of tool calls."""
+        return self._text.tool_call_tokens
 
     @property
     def stop_found(self) -> bool:
@@ -209,6 +212,8 @@ class ChoiceOutput:
             deltas.append(pb.Delta(choice=self._index, phase=PHASES[self._text.phase]))
         last = deltas[-1]
         last.finish_reason = FINISH_REASONS["stop"] if self.stop_found else finish_reason(reason)
+        if self._text.calls and last.finish_reason == pb.FINISH_REASON_STOP:
+            last.finish_reason = pb.FINISH_REASON_TOOL_CALLS
         last.stop_matched = self._text.stop_matched or self._stop_reason
         last.reasoning_closed = self.reasoning_closed
         return deltas
@@ -237,7 +242,37 @@ class ChoiceOutput:
         delta = pb.Delta(choice=self._index, phase=PHASES[piece.phase], text=text, token_ids=piece.token_ids)
         if (logprobs := self._logprobs.send(len(piece.token_ids))) and not excluded:
             delta.logprobs.extend(logprobs)
+        for call in piece.calls:
+            delta.tool_calls.add(index=call.index, id=call.id, name=call.name, arguments=call.arguments)
         return delta
+
+
+def text_of(request: PreparedRequest, front: ModelFront) -> OutputText | ParsedText:
+    """What makes text of a choice's tokens: by the markers alone, or by a parser where the request needs one."""
+    sampling = request.sampling
+    stops, include = request.stops, sampling.include_stop_in_output
+    if request.reading is None:
+        return OutputText(
+            front.tokenizer,
+            request.prompt_ids,
+            front.markers,
+            stops=stops,
+            stop_in_reasoning=sampling.stop_in_reasoning,
+            include_stop=include,
+            min_tokens=request.min_tokens,
+            skip_special_tokens=request.skip_special_tokens,
+        )
+    return ParsedText(
+        front.tokenizer,
+        request.prompt_ids,
+        front.markers,
+        request.reading.parser(),
+        front.eos_ids.union(sampling.stop_token_ids),
+        stops=stops,
+        stop_in_reasoning=sampling.stop_in_reasoning,
+        include_stop=include,
+        min_tokens=request.min_tokens,
+    )
 
 
 def finish_reason(reason: str) -> pb.FinishReason:

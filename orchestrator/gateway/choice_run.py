@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from functools import partial
-from typing import Protocol
 
 from baton.internal.v1 import worker_pb2
 from baton.v1 import inference_pb2 as pb
@@ -20,29 +19,13 @@ from orchestrator.gateway.choice_figures import ChoiceFigures
 from orchestrator.gateway.choice_leg import leg_message
 from orchestrator.gateway.choice_output import ChoiceOutput, finish_reason
 from orchestrator.gateway.delta_sink import DeltaSink
-from orchestrator.gateway.leg_fleet import LegFleet
+from orchestrator.gateway.leg_fleet import LegFleet, RunOwner
 from orchestrator.gateway.siblings import Sibling
 from orchestrator.policy.phases import Phase
 from orchestrator.request import lifecycle as lc
 from orchestrator.request.prepare import PreparedRequest
 from orchestrator.request.resume import fingerprint
 from workers.worker_link import leg_error
-
-
-class RunOwner(Protocol):
-    """Takes what a run needs that its fleet cannot give."""
-
-    def needs_workers(self, run: ChoiceRun, avoid: frozenset[str]) -> None:
-        """Find workers for it, and call `ChoiceRun.placed`.
-
-        Raises:
-            ServingError: it is not admitted.
-        """
-        ...
-
-    def over(self, run: ChoiceRun) -> None:
-        """It has ended."""
-        ...
 
 
 class ChoiceRun:
@@ -70,7 +53,7 @@ class ChoiceRun:
         retry_budget: int,
         output: ChoiceOutput,
         fleet: LegFleet,
-        owner: RunOwner,
+        owner: RunOwner[ChoiceRun],
         figures: ChoiceFigures,
         sibling: Sibling,
     ) -> None:
@@ -164,7 +147,7 @@ class ChoiceRun:
     def close_reasoning(self) -> None:
         """Close the reasoning where it is, so that the model answers; nothing where it answers already."""
         self._todo.extend(self._output.close(self.life))
-        self._wake.set()
+        self._go_on()
 
     def preempt(self) -> bool:
         """Give up its blocks and wait, at once and whether or not its caller reads; False if it is at its end."""
@@ -384,7 +367,7 @@ class ChoiceRun:
             first = pb.FirstToken(choice=self.index, ttft_s=ttft_s, cached_tokens=self._figures.cached_tokens)
             messages.append(pb.GenerateResponse(first_token=first))
         for delta in self._output.deltas(token_ids):
-            if delta.phase == pb.PHASE_ANSWER:
+            if delta.phase != pb.PHASE_REASONING:
                 self._figures.answers(now)
             messages.append(pb.GenerateResponse(delta=delta))
         return messages
@@ -407,6 +390,7 @@ class ChoiceRun:
             prompt_tokens=len(request.prompt_ids),
             reasoning_tokens=self._output.reasoning_tokens,
             answer_tokens=self._output.answer_tokens,
+            tool_call_tokens=self._output.tool_call_tokens,
         )
         self._figures.end(reason, usage, request.thinking_budget_tokens or 0 if request.reduced_budget else None)
 

@@ -55,6 +55,7 @@ def summed(prepared: PreparedRequest, usages: Sequence[pb.Usage]) -> pb.Usage:
         cached_tokens=usages[0].cached_tokens,
         reasoning_tokens=sum(usage.reasoning_tokens for usage in usages),
         answer_tokens=sum(usage.answer_tokens for usage in usages),
+        tool_call_tokens=sum(usage.tool_call_tokens for usage in usages),
         reduced_budget_tokens=prepared.thinking_budget_tokens or 0 if prepared.reduced_budget else None,
         clipped_traces=sum(usage.clipped_traces for usage in usages),
         thinking_budget_tokens=prepared.thinking_budget_tokens,

@@ -114,6 +114,7 @@ class Gateway:
                 name=front.name,
                 max_model_len_tokens=front.max_model_len_tokens,
                 reasoning=front.markers is not None,
+                tools=front.calls is not None,
             )
         ]
 
@@ -171,6 +172,9 @@ class Gateway:
     # --- one request ----------------------------------------------------------------------------------------
 
     async def _prepare(self, request: pb.GenerateRequest, now_s: float) -> PreparedRequest:
+        calls = self.model.front.calls
+        if calls is not None and not calls.loaded and (request.chat.tools or calls.reads_all):
+            await asyncio.to_thread(calls.load)  # vLLM's parsers take seconds to import
         work = partial(prepare, request, self.model.front, self.spec, now_s=now_s, severity=self.journal.severity)
         return await asyncio.to_thread(work) if request.ByteSize() > ON_LOOP_ITEMS else work()
 
@@ -218,7 +222,7 @@ class Gateway:
         for run in served.whole():
             usage = run.summary.usage
             if prepared.max_tokens:
-                self.model.forecast.record(usage.reasoning_tokens + usage.answer_tokens)
+                self.model.forecast.record(usage.reasoning_tokens + usage.answer_tokens + usage.tool_call_tokens)
             self.metrics.finished.labels(pb.FinishReason.Name(run.summary.finish_reason)).inc()
             if run.summary.retries:
                 self.metrics.retries.inc(run.summary.retries)

@@ -1,9 +1,9 @@
-"""What a run asks of the fleet that its legs run on."""
+"""What a run asks of the fleet that its legs run on, and of its owner."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from baton.internal.v1 import worker_pb2
 from kv_transfer.ticket import HandoffTicket
@@ -47,4 +47,23 @@ class LegFleet(Protocol):
 
     def usd_per_request_s(self, worker_id: str) -> float:
         """A worker's price for a second, shared by the legs on it."""
+        ...
+
+
+R = TypeVar("R", contravariant=True)
+
+
+class RunOwner(Protocol[R]):
+    """Takes what a run needs that its fleet cannot give."""
+
+    def needs_workers(self, run: R, avoid: frozenset[str]) -> None:
+        """Find workers for it, and call `ChoiceRun.placed`.
+
+        Raises:
+            ServingError: it is not admitted.
+        """
+        ...
+
+    def over(self, run: R) -> None:
+        """It has ended."""
         ...

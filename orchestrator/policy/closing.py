@@ -8,9 +8,9 @@ leg*.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from orchestrator.policy.phases import PhaseSplitter, ReasoningMarkers, open_at_end
+from orchestrator.policy.phases import Phase, PhaseSplitter, ReasoningMarkers, open_at_end
 
 
 def reasoning_limit(
@@ -60,7 +60,8 @@ class OutputGate:
         ends_line: Whether a token ends a line.
         grammar: Whether the answer has a grammar. It begins with the answer. Where the prompt leaves open whether the
             model thinks, its first token shows it: with any other than the start marker the answer has begun, and is
-            begun again with the grammar.
+            begun again with the grammar. A tool call within the reasoning ends that, but its grammar could not begin:
+            the reasoning is closed in its place.
         closed: The prompt closes the reasoning, so the first token is the answer's.
 
     Example:
@@ -87,6 +88,8 @@ class OutputGate:
         self._window_tokens = window_tokens
         self._ends_line = ends_line
         self._line_ended = True
+        self._implicit_ends = markers.implicit_ends if markers else ()
+        self._grammar = grammar
         self._undecided = grammar and markers is not None and not opens and not closed
         self._held: list[int] = []
         self.reasoning_tokens = 0
@@ -135,6 +138,8 @@ class OutputGate:
                 continue
             if self.closes_before(token_id):
                 return tuple(taken), self.close()
+            if self._grammar and self._splitter.in_reasoning and (token_id,) in self._implicit_ends:
+                return tuple(taken), self._end_reasoning()
             self._count(token_id)
             taken.append(token_id)
         if ends and self._held:
@@ -164,10 +169,8 @@ class OutputGate:
 
     def close(self) -> Turn:
         """Close the trace where it is."""
-        assert self._markers is not None
-        self.push(self._markers.end_ids)
         self.closed = True
-        return Turn(self._markers.end_ids, closes=True)
+        return replace(self._end_reasoning(), closes=True)
 
     def forget_held(self) -> int:
         """A leg ended in the middle of a start marker: what it said of that is void. Returns how many tokens."""
@@ -183,7 +186,7 @@ class OutputGate:
         if left > 0 and not (self._line_ended and left < self._window_tokens):
             return False
         # The model may be closing it by itself.
-        return not splitter.may_be_end and token_id != markers.end_ids[0]
+        return not splitter.may_be_end and all(token_id != end[0] for end in (markers.end_ids, *self._implicit_ends))
 
     # --- pieces ---------------------------------------------------------------------------------------------
 
@@ -199,6 +202,11 @@ class OutputGate:
             self.push(start)
         return None
 
+    def _end_reasoning(self) -> Turn:
+        assert self._markers is not None
+        self.push(self._markers.end_ids)
+        return Turn(self._markers.end_ids, closes=False)
+
     def _begin_grammar(self) -> Turn:
         self._held, self._undecided = [], False
         return Turn((), closes=False)
@@ -207,7 +215,9 @@ class OutputGate:
         splitter = self._splitter
         thought = splitter.in_reasoning
         decided = splitter.push(token_id)
-        if thought or splitter.in_reasoning:
+        if thought and any(phase is Phase.ANSWER for _, phase, _ in decided):
+            self.answer_began = True
+        elif thought or splitter.in_reasoning:
             self.reasoning_tokens += 1
             self._line_ended = self._ends_line(token_id)
         elif splitter.answered or any(text for _, _, text in decided):

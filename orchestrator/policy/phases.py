@@ -1,4 +1,7 @@
-"""Which output tokens are reasoning and which are the answer, by the markers between them. Pure."""
+"""Which output tokens are reasoning and which are the answer, by the markers between them. Pure.
+
+Here a tool call is part of the answer; `orchestrator.request.parsed_text` distinguishes it.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,20 @@ class Phase(IntEnum):
 
     REASONING = 1
     ANSWER = 2
+    TOOL_CALL = 3
 
 
 @dataclass(frozen=True, slots=True)
 class ReasoningMarkers:
-    """Token sequences that open and close the reasoning."""
+    """Token sequences that open and close the reasoning.
+
+    With one of ``implicit_ends`` the answer begins, too, and it is part of the answer: a tool call, say, for which a
+    model does not always close its reasoning.
+    """
 
     start_ids: tuple[int, ...]
     end_ids: tuple[int, ...]
+    implicit_ends: tuple[tuple[int, ...], ...] = ()
 
 
 def open_at_end(prompt_ids: Sequence[int], markers: ReasoningMarkers) -> bool:
@@ -31,7 +40,8 @@ def open_at_end(prompt_ids: Sequence[int], markers: ReasoningMarkers) -> bool:
         >>> open_at_end([7, 3, 9, 4], ReasoningMarkers((3,), (4,)))
         False
     """
-    return _last_index(prompt_ids, markers.start_ids) > _last_index(prompt_ids, markers.end_ids)
+    ends = (markers.end_ids, *markers.implicit_ends)
+    return _last_index(prompt_ids, markers.start_ids) > max(_last_index(prompt_ids, end) for end in ends)
 
 
 def _last_index(ids: Sequence[int], pattern: tuple[int, ...]) -> int:
@@ -112,20 +122,23 @@ class PhaseSplitter:
 
     @property
     def may_be_end(self) -> bool:
-        """Whether the newest tokens are the beginning of an end marker."""
+        """Whether the newest tokens are the beginning of an end of the reasoning."""
         return self.in_reasoning and bool(self._held)
 
     def _decide(self, token_id: int) -> list[tuple[int, Phase, bool]]:
         assert self.markers is not None
-        end = self.markers.end_ids
-        patterns = (end,) if self.in_reasoning else (self.markers.start_ids, end)
+        end, implicit = self.markers.end_ids, self.markers.implicit_ends
+        patterns = (end, *implicit) if self.in_reasoning else (self.markers.start_ids, end)
         if not self._held and all(token_id != pattern[0] for pattern in patterns):
             return [self._plain(token_id)]
         self._held.append(token_id)
         decided: list[tuple[int, Phase, bool]] = []
         while self._held and not any(tuple(self._held) == pattern[: len(self._held)] for pattern in patterns):
             decided.append(self._plain(self._held.pop(0)))
-        if tuple(self._held) in patterns:
+        if self.in_reasoning and tuple(self._held) in implicit:
+            decided += [(held, Phase.ANSWER, True) for held in self._held]
+            self._held, self.answered, self.in_reasoning = [], True, False
+        elif tuple(self._held) in patterns:
             decided += [(held, Phase.REASONING, False) for held in self._held]
             ended, self._held = tuple(self._held) == end, []
             if self.in_reasoning and self._wait_tokens:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import ConfigError
+from cluster.model.model_parsers import NONE, marker_texts, with_parsers
 from cluster.spec.config import ClusterSpec
 from orchestrator.policy.phases import ReasoningMarkers
+from orchestrator.request.call_parsing import CallParsing
 from orchestrator.request.chat_template import ChatTemplate, read_template_file
 
 _DEFAULTED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -27,6 +29,8 @@ class ModelFront:
     sampling_defaults: dict[str, Any] = field(default_factory=dict)
     markers: ReasoningMarkers | None = None
     eos_ids: frozenset[int] = frozenset()
+    calls: CallParsing | None = None
+    """Reads tool calls; None where they stay text."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, with the model's own special tokens (bos)."""
@@ -38,9 +42,10 @@ def load_model_front(spec: ClusterSpec, folder: Path) -> ModelFront:
     """Read tokeniser, template and defaults from the model folder.
 
     Raises:
-        ConfigError: no fast tokeniser, the reasoning markers cannot be encoded, or the spec's chat template is no
-            template.
+        ConfigError: no fast tokeniser, the reasoning markers cannot be encoded, the spec's chat template is no
+            template, or vLLM has no parser of the name in the spec.
     """
+    settings = with_parsers(spec.model, folder)
     template_text = read_template_file(spec.model.chat_template, folder)
     from transformers import AutoTokenizer
 
@@ -49,6 +54,7 @@ def load_model_front(spec: ClusterSpec, folder: Path) -> ModelFront:
     if tokenizer is None:
         raise ConfigError(f"model.path={folder}: it has no fast tokenizer (tokenizer.json); convert it first")
     config = json.loads((folder / "config.json").read_text())
+    model_type = str(config.get("model_type") or "")
     config = config.get("text_config", config)
     defaults: dict[str, Any] = {}
     eos = [config.get("eos_token_id"), template.eos_token_id]
@@ -57,14 +63,13 @@ def load_model_front(spec: ClusterSpec, folder: Path) -> ModelFront:
         defaults = {name: given[name] for name in _DEFAULTED if given.get(name) is not None}
         eos.append(given.get("eos_token_id"))
     markers = None
-    if spec.model.reasoning is not None:
-        start, end = (
-            tuple(tokenizer.encode(text, add_special_tokens=False).ids)
-            for text in (spec.model.reasoning.start, spec.model.reasoning.end)
+    if settings.reasoning is not None:
+        start, end, *implicit = (
+            tuple(tokenizer.encode(text, add_special_tokens=False).ids) for text in marker_texts(settings)
         )
         if not start or not end:
             raise ConfigError("model.reasoning: the tokenizer makes no token of start or end")
-        markers = ReasoningMarkers(start, end)
+        markers = ReasoningMarkers(start, end, tuple(implicit))
     return ModelFront(
         name=spec.model.served_name,
         max_model_len_tokens=spec.model.max_model_len_tokens,
@@ -73,6 +78,7 @@ def load_model_front(spec: ClusterSpec, folder: Path) -> ModelFront:
         template=ChatTemplate(template, template_text),
         sampling_defaults=defaults,
         markers=markers,
+        calls=None if settings.tool_parser == NONE else CallParsing(settings.tool_parser, model_type, template),
         eos_ids=frozenset(
             token for ids in eos for token in (ids if isinstance(ids, list) else [ids]) if isinstance(token, int)
         ),

@@ -9,6 +9,7 @@ from typing import Any
 from tokenizers.decoders import DecodeStream
 
 from orchestrator.policy.phases import Phase, PhaseSplitter, ReasoningMarkers, open_at_end
+from orchestrator.request.output_parser import CallPiece
 
 
 @dataclass(slots=True)
@@ -18,6 +19,7 @@ class Piece:
     phase: Phase
     text: str
     token_ids: list[int]
+    calls: tuple[CallPiece, ...] = ()
 
 
 class LineEnds:
@@ -122,6 +124,8 @@ class OutputText:
         self._stream = DecodeStream(ids=list(prompt_ids[-8:]), skip_special_tokens=skip_special_tokens)
         self.reasoning_tokens = 0
         self.answer_tokens = 0
+        self.tool_call_tokens = self.calls = 0
+        """None here; see `parsed_text.ParsedText`."""
         self.stop_matched: str | None = None
 
     @property
@@ -132,6 +136,10 @@ class OutputText:
     def expect_second_end(self, within_tokens: int) -> None:
         """The reasoning is about to be closed by us; see `PhaseSplitter.expect_second_end`."""
         self._splitter.expect_second_end(within_tokens)
+
+    def resume(self, token_ids: Sequence[int]) -> None:
+        """Take tokens that the caller has, with their text, already."""
+        self.push(token_ids)
 
     def push(self, token_ids: Sequence[int]) -> list[Piece]:
         """Take new tokens; returns pieces in order, merged by phase. After a stop string nothing more is taken."""

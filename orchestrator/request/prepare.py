@@ -14,15 +14,17 @@ from baton.v1.inference_pb2 import GenerateRequest, Sampling
 from cluster.errors import DeadlineExceeded, InvalidRequest, ModelNotFound
 from cluster.spec.config import ClusterSpec
 from orchestrator.policy.phases import open_at_end
+from orchestrator.request.call_parsing import CallReading
 from orchestrator.request.chat_template import THINKING_SWITCHES
 from orchestrator.request.fields import MAX_LABEL_CHARS, check_labels
 from orchestrator.request.lifecycle_messages import Handoff
 from orchestrator.request.model_front import ModelFront
-from orchestrator.request.prompt import prompt_ids, template_variables, tools_of
+from orchestrator.request.prompt import prompt_ids, template_variables
 from orchestrator.request.reasoning_ask import ReasoningAsk, read_ask
 from orchestrator.request.resume import Resumed, resumed
 from orchestrator.request.sampling import checked_sampling, handoff_of
 from orchestrator.request.thinking import closed_reasoning, effort_of, reasoning_limit_tokens, thinking_budget
+from orchestrator.request.tools import tool_ask, tools_of
 
 MAX_DEADLINE_S = 10 * 365 * 86400.0
 
@@ -58,6 +60,13 @@ class PreparedRequest:
     """What output lengths are learned by: tenant, and effort or that the prompt alone is scored."""
     reduced_budget: bool = False
     """Whether the thinking budget is smaller than what was asked for."""
+    reading: CallReading | None = None
+    """What reads the output, where it may hold tool calls."""
+
+    @property
+    def grammar_covers_reasoning(self) -> bool:
+        """Whether the grammar is of the whole output, not of the answer alone."""
+        return _covers_reasoning(self.reading, self.sampling)
 
     @property
     def scores_prompt(self) -> bool:
@@ -94,12 +103,11 @@ def prepare(
     wanted = _wanted_tokens(sampling, spec, most)
     limit = reasoning_limit_tokens(budget, front, spec, max_tokens=min(wanted, most), ignore_eos=sampling.ignore_eos)
     limit = limit or None if scored else limit
-    if limit == 0 and not closed and front.markers is not None:
-        width = len(front.markers.end_ids)
-        if most > width and open_at_end(prompt, front.markers):
-            prompt += front.markers.end_ids
-            most, closed = most - width, True
+    if limit == 0 and not closed and (added := _end_marker(prompt, front, most)):
+        prompt += added
+        most, closed = most - len(added), True
     thinks = front.markers is not None and open_at_end(prompt, front.markers)
+    reading = _reading(request, front, sampling, prompt)
     handoff = handoff_of(sampling, thinks=thinks) if wanted else Handoff.FIRST_TOKEN
     effort = effort_of(ask, spec) if wanted else "prompt"
     return PreparedRequest(
@@ -112,7 +120,7 @@ def prepare(
         handoff=handoff,
         resumable=handoff is Handoff.FIRST_TOKEN,
         thinking_budget_tokens=budget.tokens,
-        reasoning_limit_tokens=limit,
+        reasoning_limit_tokens=None if _covers_reasoning(reading, sampling) else limit,
         reasoning_closed=closed,
         reasoning_excluded=request.reasoning.exclude,
         stops=tuple(sampling.stop),
@@ -124,7 +132,16 @@ def prepare(
         resumed=_resumed(request, front, prompt, sampling, min(wanted, most), handoff),
         request_class=f"{request.tenant}/{effort}" if effort else request.tenant,
         reduced_budget=budget.reduced,
+        reading=reading,
     )
+
+
+def _end_marker(prompt: list[int], front: ModelFront, most: int) -> tuple[int, ...]:
+    """What closes the reasoning that the prompt opens; nothing where it opens none, or no tokens are left for it."""
+    markers = front.markers
+    if markers is None or most <= len(markers.end_ids) or not open_at_end(prompt, markers):
+        return ()
+    return markers.end_ids
 
 
 def _deadline_s(request: GenerateRequest, spec: ClusterSpec) -> float:
@@ -133,6 +150,32 @@ def _deadline_s(request: GenerateRequest, spec: ClusterSpec) -> float:
     if math.isnan(deadline_s) or deadline_s <= 0:
         raise DeadlineExceeded("the deadline was past when the request came")
     return deadline_s
+
+
+def _covers_reasoning(reading: CallReading | None, sampling: Sampling) -> bool:
+    return reading is not None and reading.reads_all and sampling.HasField("structured_output")
+
+
+def _reading(request: GenerateRequest, front: ModelFront, sampling: Sampling, prompt: list[int]) -> CallReading | None:
+    """What reads the output: a parser where there are tools, or where the model's whole output needs one.
+
+    The sampling gets the grammar that the tools ask for.
+    """
+    ask, calls = tool_ask(request), front.calls
+    if calls is None:
+        if ask is not None and ask.forced:
+            raise InvalidRequest(
+                f"tool_choice: tool calls of {front.name} are not parsed (model.tool_parser is none), so none can be "
+                "required",
+                field="tool_choice",
+            )
+        return None
+    if ask is None and not (calls.reads_all and request.HasField("chat")):
+        return None
+    reading = calls.reading(ask, sampling, prompt)
+    if reading.constraint is not None:
+        sampling.structured_output.CopyFrom(reading.constraint)
+    return reading
 
 
 def _template_closed(request: GenerateRequest, ask: ReasoningAsk, front: ModelFront) -> bool:

@@ -6,10 +6,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from baton.v1.inference_pb2 import Chat, ChatMessage, GenerateRequest
+from baton.v1.inference_pb2 import ChatMessage, GenerateRequest
 from cluster.errors import InvalidRequest
 from orchestrator.request.fields import json_field
 from orchestrator.request.model_front import ModelFront
+from orchestrator.request.tools import call_entries, tools_of
 
 
 def template_variables(request: GenerateRequest) -> dict[str, Any]:
@@ -59,28 +60,6 @@ def prompt_ids(request: GenerateRequest, front: ModelFront, variables: dict[str,
     return ids
 
 
-def tools_of(request: GenerateRequest) -> list[Any] | None:
-    """The tools for the chat template; None without any.
-
-    Raises:
-        InvalidRequest: they are no JSON array, or calls are to be parsed, which is not served yet.
-    """
-    chat = request.chat
-    asked = next((name for name in ("tools", "tool_choice", "parallel_tool_calls") if _given(chat, name)), None)
-    if asked is not None:
-        raise InvalidRequest(f"{asked}: this gateway parses no tool calls yet; send tools_json", field=asked)
-    if not request.chat.tools_json:
-        return None
-    tools = json_field(request.chat.tools_json, "tools_json")
-    if not isinstance(tools, list):
-        raise InvalidRequest("tools_json: expected a JSON array", field="tools_json")
-    return tools
-
-
-def _given(chat: Chat, name: str) -> bool:
-    return bool(chat.tools) if name == "tools" else chat.HasField(name)
-
-
 def _chat_ids(request: GenerateRequest, front: ModelFront, variables: dict[str, Any]) -> Sequence[int]:
     chat = request.chat
     if not chat.messages:
@@ -113,9 +92,6 @@ def _entry(message: ChatMessage, path: str) -> dict[str, Any]:
     """A message as templates expect it."""
     if not message.role:
         raise InvalidRequest(f"{path}.role is empty", field=f"{path}.role")
-    if message.tool_calls:
-        name = f"{path}.tool_calls"
-        raise InvalidRequest(f"{name}: this gateway does not read them yet; send tool_calls_json", field=name)
     entry: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.name:
         entry["name"] = message.name
@@ -124,6 +100,12 @@ def _entry(message: ChatMessage, path: str) -> dict[str, Any]:
     if message.reasoning:
         # The two names that templates have for it.
         entry["reasoning"] = entry["reasoning_content"] = message.reasoning
+    if message.tool_calls and message.tool_calls_json:
+        name = f"{path}.tool_calls_json"
+        raise InvalidRequest(f"{name}: tool_calls are given, too; leave {name} out", field=name)
+    if message.tool_calls:
+        calls = call_entries(list(message.tool_calls), path)
+        entry["tool_calls"] = [_with_arguments_read(call) for call in calls]
     if message.tool_calls_json:
         calls = json_field(message.tool_calls_json, f"{path}.tool_calls_json")
         if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):

@@ -56,6 +56,7 @@ def test_transfer_parameters_are_the_engines_own_copy() -> None:
         (StructuredOutput(grammar="g"), {"grammar": "g"}),
         (StructuredOutput(choices={"values": ["yes", "no"]}), {"choice": ["yes", "no"]}),
         (StructuredOutput(json_object=True), {"json_object": True}),
+        (StructuredOutput(structural_tag="{}"), {"structural_tag": "{}"}),
         (StructuredOutput(), None),
         (None, None),
     ],
@@ -68,7 +69,7 @@ def test_each_kind_of_structure_has_its_argument(
 
 def test_every_kind_of_structure_is_known() -> None:
     kinds = {field.name for field in StructuredOutput.DESCRIPTOR.oneofs_by_name["kind"].fields}
-    assert kinds == {"json_schema", "regex", "grammar", "choices", "json_object"}
+    assert kinds == {"json_schema", "regex", "grammar", "choices", "json_object", "structural_tag"}
 
 
 @pytest.mark.parametrize("ended", [True, False])

@@ -47,6 +47,7 @@ def chat(*messages: pb.ChatMessage, **fields: Any) -> pb.GenerateRequest:
     return ask(chat=pb.Chat(messages=messages, **fields))
 
 
+USER = pb.ChatMessage(role="user", content="hi")
 BAD: list[tuple[str, pb.GenerateRequest]] = [
     ("prompt", ask(prompt="")),
     ("prompt", ask(prompt="x" * 128)),
@@ -60,10 +61,22 @@ BAD: list[tuple[str, pb.GenerateRequest]] = [
     ("messages", chat(pb.ChatMessage(role="user", content="x" * 9000))),
     ("messages[0].tool_calls_json", chat(pb.ChatMessage(role="user", tool_calls_json="{"))),
     ("tools_json", chat(pb.ChatMessage(role="user"), tools_json="[" * 100_000)),
-    ("tools", chat(pb.ChatMessage(role="user"), tools=[pb.Tool(name="f")])),
-    ("tool_choice", chat(pb.ChatMessage(role="user"), tool_choice=pb.ToolChoice(name="f"))),
-    ("parallel_tool_calls", chat(pb.ChatMessage(role="user"), parallel_tool_calls=False)),
-    ("messages[0].tool_calls", chat(pb.ChatMessage(role="assistant", tool_calls=[pb.ToolCall(name="f")]))),
+    ("tools[0].name", chat(USER, tools=[pb.Tool()])),
+    ("tools[1].name", chat(USER, tools=[pb.Tool(name="f"), pb.Tool(name="g h")])),
+    ("tools[0].parameters_json", chat(USER, tools=[pb.Tool(name="f", parameters_json="{")])),
+    ("tools[0].parameters_json", chat(USER, tools=[pb.Tool(name="f", parameters_json="[]")])),
+    ("tools", chat(USER, tools=[pb.Tool(name="f"), pb.Tool(name="f")])),
+    ("tools_json", chat(USER, tools=[pb.Tool(name="f")], tools_json="[]")),
+    ("tool_choice", chat(USER, tool_choice=pb.ToolChoice(name="f"))),
+    ("tool_choice", chat(USER, tool_choice=pb.ToolChoice(mode=pb.ToolChoice.MODE_REQUIRED))),
+    ("tool_choice", chat(USER, tools=[pb.Tool(name="f")], tool_choice=pb.ToolChoice(name="g"))),
+    # The fake model's calls are not parsed.
+    ("tool_choice", chat(USER, tools=[pb.Tool(name="f")], tool_choice=pb.ToolChoice(name="f"))),
+    ("messages[0].tool_calls", chat(pb.ChatMessage(role="assistant", tool_calls=[pb.ToolCall(id="f")]))),
+    (
+        "messages[0].tool_calls_json",
+        chat(pb.ChatMessage(role="assistant", tool_calls=[pb.ToolCall(name="f")], tool_calls_json="[]")),
+    ),
     ("tenant", ask(tenant="x" * 257)),
     ("session", ask(session="x" * 257)),
     ("request_id", ask(request_id="x" * 257)),
