@@ -14,7 +14,6 @@ HARMLESS = frozenset(
         "service_tier",  # one tier
         "safety_identifier",
         "prompt_cache_retention",  # prefixes are cached as long as they fit
-        "parallel_tool_calls",  # tool calls come as text; there is nothing to keep apart
         "stream_interval",  # tokens are sent as they come
         "guided_decoding_backend",  # whichever keeps the constraint
         "cache_control",  # prefixes are cached whether asked for or not
@@ -60,6 +59,9 @@ HARMLESS_IN_PART = frozenset(
     {"cache_control", "annotations", "logprobs", "id", "index", "providerOptions", "provider_options"}
 )
 """In a part of a message's content."""
+
+HARMLESS_IN_TOOL = frozenset({"cache_control", "metadata", "eager_input_streaming"})
+"""In a tool or its function."""
 
 _ONE_CHOICE = "beam search is not supported; use n"
 _TEMPLATE = "is not supported; the cluster's template is used (model.chat_template in the spec)"

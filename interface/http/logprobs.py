@@ -25,10 +25,11 @@ class Rows:
 
 
 def by_phase(deltas: Iterable[PhaseRows]) -> Rows:
-    """Sort what came with some deltas."""
+    """Sort what came with some deltas. Tokens of tool calls are no content."""
     rows = Rows([], [])
     for phase, entries in deltas:
-        (rows.reasoning if phase == inference_pb2.PHASE_REASONING else rows.content).extend(entries)
+        if phase != inference_pb2.PHASE_TOOL_CALL:
+            (rows.reasoning if phase == inference_pb2.PHASE_REASONING else rows.content).extend(entries)
     return rows
 
 

@@ -23,6 +23,7 @@ from orchestrator.policy.phases import Phase
 DONE = b"data: [DONE]\n\n"
 
 _REASONING = inference_pb2.PHASE_REASONING
+_TOOL_CALL = inference_pb2.PHASE_TOOL_CALL
 _MARK = "\0"
 """Stands for the text in a frame; no name of a field is written like it."""
 
@@ -135,6 +136,8 @@ class Chunks:
                 stop_matched=delta.stop_matched,
                 reasoning_closed=delta.reasoning_closed,
             )
+        if delta.phase == _TOOL_CALL and self.plain and not (first or delta.tool_calls or delta.finish_reason):
+            return b""  # markup
         body = _chat_body(delta, first) if self._call.chat else _completion_body(delta, echo)
         if self.plain and not delta.finish_reason:
             chunk = f'{self._head}{{"index":{index},{body},"logprobs":null,"finish_reason":null}}{self._tail}'
@@ -185,9 +188,30 @@ class Chunks:
         return self._logprobs.setdefault(index, CompletionLogprobs(top)).take(rows)
 
 
+def _calls_body(delta: inference_pb2.Delta, role: str) -> str:
+    """A delta of tool calls: the first piece of each with id and name, as OpenAI has it."""
+    pieces = []
+    for call in delta.tool_calls:
+        function: dict[str, str] = {"arguments": call.arguments}
+        piece: dict[str, Any] = {"index": call.index, "function": function}
+        if call.name:
+            piece = {
+                "index": call.index,
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, **function},
+            }
+        pieces.append(json.dumps(piece, separators=(",", ":")))
+    content = '"content":null,' if role else ""
+    calls = f'"tool_calls":[{",".join(pieces)}]' if pieces else ""
+    return f'"delta":{{{f"{role}{content}{calls}".rstrip(",")}}}'
+
+
 def _chat_body(delta: inference_pb2.Delta, first: bool) -> str:
     text = quote(delta.text)
     role = '"role":"assistant",' if first else ""
+    if delta.phase == _TOOL_CALL:
+        return _calls_body(delta, role)
     if delta.phase == _REASONING:
         # Two names for one thing, as in a whole reply.
         return f'"delta":{{{role}"reasoning_content":{text},"reasoning":{text}}}'

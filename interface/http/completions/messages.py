@@ -7,9 +7,14 @@ from typing import Any
 
 from baton.v1 import inference_pb2
 from interface.http.fields import Fields, kind_of
-from interface.http.known import HARMLESS_IN_MESSAGE, HARMLESS_IN_PART
+from interface.http.known import HARMLESS_IN_MESSAGE, HARMLESS_IN_PART, HARMLESS_IN_TOOL
 
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+_MODES = {
+    "auto": inference_pb2.ToolChoice.MODE_AUTO,
+    "none": inference_pb2.ToolChoice.MODE_NONE,
+    "required": inference_pb2.ToolChoice.MODE_REQUIRED,
+}
 _MAY_BE_EMPTY = frozenset({"assistant", "tool", "function"})
 """Roles whose turn may have null for content: a call of a tool has none, and nor need its result."""
 
@@ -24,9 +29,7 @@ def read_chat(fields: Fields) -> inference_pb2.Chat:
     if not messages:
         raise fields.wrong("messages", "expected at least one message")
     chat = inference_pb2.Chat(messages=[_message(fields, item, f"messages[{i}]") for i, item in enumerate(messages)])
-    tools = _tools(fields)
-    if tools:
-        chat.tools_json = json.dumps(tools)
+    _put_tools(fields, chat)
     _put_rendering(fields, chat)
     return chat
 
@@ -111,11 +114,54 @@ def _part(message: Fields, part: Any, path: str) -> str:
     return text
 
 
-def _tools(fields: Fields) -> list[Any] | None:
-    tools = fields.items("tools")
-    if tools is not None and not all(isinstance(tool, dict) for tool in tools):
-        raise fields.wrong("tools", "expected an array of objects")
+def _put_tools(fields: Fields, chat: inference_pb2.Chat) -> None:
+    for index, item in enumerate(fields.items("tools") or ()):
+        chat.tools.append(_tool(fields.inside(item, f"tools[{index}]")))
+    parallel = fields.flag("parallel_tool_calls")
+    if parallel is not None and chat.tools:
+        chat.parallel_tool_calls = parallel
     choice = fields.raw("tool_choice")
-    if choice not in (None, "none", "auto"):
-        raise fields.wrong("tool_choice", "only none and auto are supported; a call of a tool cannot be forced")
-    return None if choice == "none" else tools
+    if isinstance(choice, dict):
+        named = fields.inside(choice, "tool_choice")
+        if (kind := named.text("type")) != "function":
+            raise named.wrong("type", f"expected function, got {kind!r}" if kind else "missing")
+        function = _function(named)
+        chat.tool_choice.name = function.text("name") or ""
+        if not chat.tool_choice.name:
+            raise function.wrong("name", "missing")
+        function.finish()
+        named.finish()
+    elif choice in _MODES and isinstance(choice, str):
+        if chat.tools or choice == "required":
+            chat.tool_choice.mode = _MODES[choice]
+    elif choice is not None:
+        raise fields.wrong("tool_choice", "expected none, auto, required, or the name of a function")
+
+
+def _tool(fields: Fields) -> inference_pb2.Tool:
+    kind = fields.text("type")
+    if kind not in (None, "function"):
+        raise fields.wrong("type", "only tools of type function are supported")
+    function = _function(fields)
+    parameters, strict = function.tree("parameters"), function.flag("strict")
+    tool = inference_pb2.Tool(
+        name=function.text("name") or "",
+        description=function.text("description") or "",
+        parameters_json="" if parameters is None else json.dumps(parameters),
+    )
+    if strict is not None:
+        tool.strict = strict
+    if not tool.name:
+        raise function.wrong("name", "missing")
+    for part in (function, fields):
+        part.drop(HARMLESS_IN_TOOL, "tools.")
+        part.drop_vendors("tools.")
+        part.finish()
+    return tool
+
+
+def _function(fields: Fields) -> Fields:
+    tree = fields.tree("function")
+    if tree is None:
+        raise fields.wrong("function", "missing")
+    return fields.inside(tree, fields.name("function"))

@@ -63,6 +63,7 @@ class _Choice:
     thought: bool = False
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[PhaseRows] = field(default_factory=list)
+    calls: list[dict[str, Any]] = field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: str | int | None = None
 
@@ -138,6 +139,8 @@ class Reply:
                 choice.token_ids.extend(delta.token_ids)
             if self._call.logprobs is not None:
                 choice.logprobs.append((delta.phase, delta.logprobs))
+        for piece in delta.tool_calls:
+            _add_call(choice.calls, piece)
         if delta.finish_reason:
             choice.finish_reason = FINISH_REASONS[delta.finish_reason]
             choice.stop_reason = stop_reason(delta, self._call.requests[prompt])
@@ -177,8 +180,16 @@ def prompt_token_ids(request: inference_pb2.GenerateRequest) -> list[int] | None
 def _message(choice: _Choice) -> dict[str, Any]:
     reasoning, answer = "".join(choice.reasoning), "".join(choice.answer)
     # Thought and then cut off: null distinguishes "no answer yet" from an empty one, as vLLM does.
-    content = answer if answer or not choice.thought else None
-    return {"role": "assistant", "content": content, "refusal": None, **_thoughts(reasoning)}
+    content = answer if answer or not (choice.thought or choice.calls) else None
+    message = {"role": "assistant", "content": content, "refusal": None, **_thoughts(reasoning)}
+    return message | ({"tool_calls": choice.calls} if choice.calls else {})
+
+
+def _add_call(calls: list[dict[str, Any]], piece: inference_pb2.ToolCallDelta) -> None:
+    """Join a piece to the calls of a message."""
+    if piece.index == len(calls):
+        calls.append({"id": piece.id, "type": "function", "function": {"name": piece.name, "arguments": ""}})
+    calls[piece.index]["function"]["arguments"] += piece.arguments
 
 
 def _thoughts(reasoning: str) -> dict[str, str]:
