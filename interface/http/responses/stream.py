@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from json.encoder import encode_basestring_ascii as quote
 from typing import Any
 
@@ -19,6 +19,7 @@ _DELTAS = {
     Kind.TEXT: "response.output_text.delta",
     Kind.CALL: "response.function_call_arguments.delta",
 }
+_NO_LOGPROBS = {Kind.REASONING: "", Kind.TEXT: ',"logprobs":[]', Kind.CALL: ""}
 _DONE = {
     Kind.REASONING: "response.reasoning_text.done",
     Kind.TEXT: "response.output_text.done",
@@ -34,6 +35,7 @@ class ResponseEvents:
         self._keep = keep
         self._number = 0
         self._begun = False
+        self._delta_tail = ""
 
     def sink(self, _stream: EventStream) -> None:
         """None: each delta has a number, and may open or close an item."""
@@ -91,22 +93,23 @@ class ResponseEvents:
         return b"".join(data for step in steps for data in self._step(step))
 
     def _step(self, step: Step) -> Iterator[bytes]:
-        block = step.block
-        place = self._place(block)
         match step:
-            case Opened():
+            case Piece(block, text, logprobs):
+                yield self._delta(block, text, logprobs)
+            case Opened(block):
+                self._delta_tail = self._tail(block)
                 item = self._state.item(block)
                 if block.kind is not Kind.CALL:
                     item["content"] = []
                 yield self._event("response.output_item.added", {"output_index": block.index, "item": item})
                 if block.kind is not Kind.CALL:
-                    yield self._event("response.content_part.added", {**place, "part": self._state.part(block)})
-            case Piece(_, text, logprobs):
-                yield self._delta(block, text, logprobs)
-            case Closed():
-                yield self._event(_DONE[block.kind], {**place, **self._whole(block)})
+                    part = {**self._place(block), "part": self._state.part(block)}
+                    yield self._event("response.content_part.added", part)
+            case Closed(block):
+                yield self._event(_DONE[block.kind], {**self._place(block), **self._whole(block)})
                 if block.kind is not Kind.CALL:
-                    yield self._event("response.content_part.done", {**place, "part": self._state.part(block)})
+                    part = {**self._place(block), "part": self._state.part(block)}
+                    yield self._event("response.content_part.done", part)
                 item = self._state.item(block)
                 yield self._event("response.output_item.done", {"output_index": block.index, "item": item})
 
@@ -123,18 +126,20 @@ class ResponseEvents:
             case Kind.CALL:
                 return {"arguments": block.text, "name": block.name}
 
-    def _delta(self, block: Block, text: str, logprobs: Any) -> bytes:
+    def _tail(self, block: Block) -> str:
+        """What all deltas of a block have between their number and their text."""
+        tail = f',"item_id":{quote(self._state.item_id(block))},"output_index":{block.index}'
+        return tail if block.kind is Kind.CALL else f'{tail},"content_index":0'
+
+    def _delta(self, block: Block, text: str, logprobs: Sequence[inference_pb2.TokenLogprobs]) -> bytes:
         """One per token: only the text is encoded, and the log-probabilities where they were asked for."""
         kind = _DELTAS[block.kind]
-        more = "" if block.kind is Kind.CALL else ',"content_index":0'
-        if block.kind is Kind.TEXT:
-            rows = self._state.logprobs(logprobs)
-            more += f',"logprobs":{json.dumps(rows, separators=(",", ":")) if rows else "[]"}'
+        rows = self._state.logprobs(logprobs) if logprobs else []
+        shown = f',"logprobs":{json.dumps(rows, separators=(",", ":"))}' if rows else _NO_LOGPROBS[block.kind]
         number = self._number
         self._number += 1
         return (
-            f'event: {kind}\ndata: {{"type":"{kind}","sequence_number":{number},'
-            f'"item_id":{quote(self._state.item_id(block))},"output_index":{block.index}{more},'
+            f'event: {kind}\ndata: {{"type":"{kind}","sequence_number":{number}{self._delta_tail}{shown},'
             f'"delta":{quote(text)}}}\n\n'
         ).encode()
 
