@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 from interface.status import ROWS  # noqa: E402
 from scripts.openapi_bodies import BODIES, Body  # noqa: E402
 from scripts.openapi_recorder import Recorder, Schema  # noqa: E402
-from scripts.openapi_replies import COMPONENTS, GETS, POSTS, Operation  # noqa: E402
+from scripts.openapi_replies import COMPONENTS, DELETES, GETS, POSTS, Operation  # noqa: E402
 
 TARGET = ROOT / "interface" / "http" / "openapi.json"
 HEAD = {"title": "Baton", "description": "An inference cluster for models that think. docs/api.md says more."}
@@ -37,6 +37,8 @@ def document() -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     for path, operation in GETS.items():
         paths.setdefault(path, {})["get"] = _operation(operation)
+    for path, operation in DELETES.items():
+        paths.setdefault(path, {})["delete"] = _operation(operation)
     for path, operation in POSTS.items():
         made = _operation(operation)
         if (body := BODIES.get(path)) is not None:
@@ -65,12 +67,12 @@ def _operation(operation: Operation) -> dict[str, Any]:
     responses = {"200": {"description": operation.summary, "content": content}}
     responses |= {str(status): {"description": "An error", "content": error} for status in statuses}
     made: dict[str, Any] = {"summary": operation.summary, "responses": responses}
-    if operation.parameters:
-        made["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-            for name in operation.parameters
-        ]
-    return made
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+        for name in operation.parameters
+    ]
+    parameters += [{"name": name, "in": "query", "schema": {"type": "string"}} for name in operation.query]
+    return {**made, "parameters": parameters} if parameters else made
 
 
 def main() -> int:

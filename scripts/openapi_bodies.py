@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from interface.http.completions.request import read_chat_call, read_completion_call
 from interface.http.messages.request import read_count_call, read_messages_call
+from interface.http.responses.request import read_responses_call
 from interface.http.tokens import read_detokenize_call, read_tokenize_call
 from scripts.openapi_recorder import Schema
 
@@ -136,6 +138,42 @@ MESSAGES = (
 )
 
 
+FUNCTION = {"type": "function", "name": "get_weather", "parameters": {"type": "object"}, "strict": True}
+ITEMS = [
+    {"role": "developer", "content": "Be brief."},
+    {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Weather in Oslo?"}]},
+    {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "Ask."}]},
+    {"type": "function_call", "call_id": "c1", "name": "get_weather", "arguments": "{}"},
+    {"type": "function_call_output", "call_id": "c1", "output": "9 degrees"},
+]
+ASKED = {"input": "Why is the sky blue?"}
+RESPONSES = (
+    {**ASKED, "instructions": "Be brief.", "max_output_tokens": 64, "store": False},
+    {"input": ITEMS, "tools": [FUNCTION], "tool_choice": {"type": "function", "name": "get_weather"}},
+    {
+        **ASKED,
+        "tools": [FUNCTION],
+        "tool_choice": {
+            "type": "allowed_tools",
+            "mode": "auto",
+            "tools": [{"type": "function", "name": "get_weather"}],
+        },
+    },
+    {**ASKED, "text": {"format": {"type": "json_schema", "name": "city", "schema": SCHEMA}}},
+    {**ASKED, "stream": True, "stream_options": {"include_obfuscation": False}},
+    {**ASKED, "include": ["message.output_text.logprobs"], "top_logprobs": 2},
+    *({**ASKED, **more} for more in GENERATION[1:5]),
+)
+RESPONSES_OVERRIDES: dict[str, Schema] = {
+    **GENERATION_OVERRIDES,
+    "input": {"anyOf": [TEXT, array({"$at": "input[]"}, at_least=1)]},
+    "input[].content": either(TEXT, array({"$at": "input[].content[]"})),
+    "input[].output": either(TEXT, array({"$at": "input[].content[]"})),
+    "tool_choice": either({"enum": ["auto", "required", "none"]}, {"$at": "tool_choice"}),
+    "truncation": {"enum": ["auto", "disabled", None]},
+}
+
+
 def _named(*samples: dict[str, Any], **fields: Any) -> tuple[dict[str, Any], ...]:
     return tuple({"model": MODEL, **sample, **fields} for sample in samples)
 
@@ -168,6 +206,12 @@ BODIES: dict[str, Body] = {
         read_messages_call, _named(*MESSAGES, max_tokens=64), ("model", "messages", "max_tokens"), MESSAGES_OVERRIDES
     ),
     "/v1/messages/count_tokens": Body(read_count_call, _named(*MESSAGES), ("model", "messages"), MESSAGES_OVERRIDES),
+    "/v1/responses": Body(
+        partial(read_responses_call, lookup=lambda _: None),
+        _named(*RESPONSES),
+        ("model", "input"),
+        RESPONSES_OVERRIDES,
+    ),
     "/tokenize": Body(
         read_tokenize_call,
         _named(*CHAT, {"prompt": "The sky is"}),

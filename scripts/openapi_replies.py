@@ -18,23 +18,32 @@ class Operation:
     streams: bool = False
     fails: bool = True
     parameters: tuple[str, ...] = ()
+    query: tuple[str, ...] = ()
 
 
 GETS: dict[str, Operation] = {
     "/v1/models": Operation("The models served", "ModelList"),
     "/v1/models/{model}": Operation("One model", "Model", parameters=("model",)),
     "/v1/status": Operation("Workers, pairs and requests as this gateway sees them", "Status"),
+    "/v1/responses/{response}": Operation("A stored response", "Response", parameters=("response",)),
+    "/v1/responses/{response}/input_items": Operation(
+        "What a stored response was asked", "ItemList", parameters=("response",), query=("order", "after", "limit")
+    ),
     "/version": Operation("Baton's version", "Version"),
     "/openapi.json": Operation("This document", "Document"),
     "/health": Operation("Whether the process serves", "Health"),
     "/v1/health": Operation("Whether the process serves", "Health"),
     "/ping": Operation("Whether the process serves", "Health"),
 }
+DELETES: dict[str, Operation] = {
+    "/v1/responses/{response}": Operation("Forget a stored response", "Deleted", parameters=("response",)),
+}
 POSTS: dict[str, Operation] = {
     "/v1/chat/completions": Operation("Answer a chat", "ChatCompletion", streams=True),
     "/v1/completions": Operation("Complete prompts", "Completion", streams=True),
     "/v1/messages": Operation("Answer a chat, as Anthropic's API does", "Message", "AnthropicError", streams=True),
     "/v1/messages/count_tokens": Operation("Count a chat's tokens", "InputTokens", "AnthropicError"),
+    "/v1/responses": Operation("Answer a chat, as OpenAI's Responses API does", "Response", streams=True),
     "/tokenize": Operation("Tokens of a prompt or of messages", "Tokens"),
     "/detokenize": Operation("Text of tokens", "Text"),
     "/ping": Operation("Whether the process serves", "Health"),
@@ -70,12 +79,20 @@ COMPONENTS: dict[str, Schema] = {
         logprobs={"type": ["object", "null"]},
     ),
     "Completion": _generation("text_completion", text=_TEXT, logprobs={"type": ["object", "null"]}),
+    "Deleted": _object(id=_TEXT, object={"const": "response"}, deleted={"const": True}),
     "Document": {"type": "object"},
     "Error": _object(
         error=_object(message=_TEXT, type=_TEXT, param={"type": ["string", "null"]}, code={"type": ["string", "null"]})
     ),
     "Health": _object(status={"const": "ok"}),
     "InputTokens": _object(input_tokens=_COUNT),
+    "ItemList": _object(
+        object={"const": "list"},
+        data={"type": "array", "items": _object(id=_TEXT, type=_TEXT)},
+        first_id=_TEXT,
+        last_id=_TEXT,
+        has_more={"type": "boolean"},
+    ),
     "Message": _object(
         id=_TEXT,
         type={"const": "message"},
@@ -89,6 +106,15 @@ COMPONENTS: dict[str, Schema] = {
     "Model": _object(id=_TEXT, object={"const": "model"}, created=_COUNT, owned_by=_TEXT, max_model_len=_COUNT),
     "ModelList": _object(
         object={"const": "list"}, data={"type": "array", "items": {"$ref": "#/components/schemas/Model"}}
+    ),
+    "Response": _object(
+        id=_TEXT,
+        object={"const": "response"},
+        created_at=_COUNT,
+        status={"enum": ["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]},
+        model=_TEXT,
+        output={"type": "array", "items": _object(id=_TEXT, type=_TEXT)},
+        usage={"type": ["object", "null"]},
     ),
     "Status": _object(cluster=_TEXT, model=_TEXT, version=_TEXT, workers={"type": "array"}),
     "Text": _object(prompt=_TEXT),

@@ -24,7 +24,7 @@ from tests.fakes.backend import FakeBackend
 from tests.fakes.live_cluster import cluster_of
 from tests.interface.conftest import Edge
 
-CASES = int(os.environ.get("BATON_HTTP_CASES", "160"))
+CASES = int(os.environ.get("BATON_HTTP_CASES", "80"))
 """Requests in all; 5,000 by hand before a release."""
 
 
