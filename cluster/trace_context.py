@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextvars import ContextVar
+from types import MappingProxyType
 
 TRACE_KEYS = ("traceparent", "tracestate")
 """Headers and metadata of W3C's Trace Context."""
 
-caller_trace: ContextVar[Mapping[str, str]] = ContextVar("caller_trace", default={})  # noqa: B039
-"""Those of them that came with the call, within its task; nobody changes them."""
+caller_trace: ContextVar[Mapping[str, str]] = ContextVar("caller_trace", default=MappingProxyType({}))
+"""Those of them that came with the call, within its task."""
 
 
 def take_trace(headers: Mapping[str, str]) -> None:

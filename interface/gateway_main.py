@@ -24,7 +24,7 @@ from interface.authentication import Authentication
 from interface.grpc_server import serve_grpc
 from interface.http.server import serve_http
 from interface.listening import listen
-from orchestrator.gateway.gateway import Gateway
+from orchestrator.gateway.gateway import Gateway, Spans
 from orchestrator.policy.readiness import can_serve
 from orchestrator.registry import watch
 from orchestrator.request.model_front import ModelFront, load_model_front
@@ -87,6 +87,14 @@ def _loaded(spec: ClusterSpec) -> tuple[ClusterSpec, ModelFront]:
     return spec, front
 
 
+def _spans(spec: ClusterSpec) -> Spans | None:
+    if spec.gateway.tracing is None:
+        return None
+    from orchestrator.gateway.request_spans import RequestSpans  # OpenTelemetry's SDK, for those who trace
+
+    return RequestSpans(spec.gateway.tracing, spec.name, spec.model.served_name)
+
+
 async def serve(
     spec: ClusterSpec,
     controller: str,
@@ -100,7 +108,7 @@ async def serve(
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     authentication = Authentication(spec.security)
-    gateway = Gateway(*_loaded(spec))
+    gateway = Gateway(*_loaded(spec), _spans(spec))
     watcher = asyncio.create_task(watch(controller, gateway.update_members, InternalRpc(spec.security)))
     reporter = asyncio.create_task(gateway.report_to(controller)) if spec.autoscaling.enabled else None
     settings = spec.gateway

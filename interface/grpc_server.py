@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection
 from baton.v1 import cluster_pb2, inference_pb2
 from cluster.errors import ConfigError, InvalidRequest, ServingError
 from cluster.spec.config import GatewaySettings
+from cluster.trace_context import take_trace
 from interface.access_log import request_id_of, write_line
 from interface.authentication import Authentication, current_caller
 from interface.backend import Backend, closing
@@ -65,7 +66,9 @@ class InferenceService:
     async def generate(self, request: inference_pb2.GenerateRequest, context: Any) -> None:
         """Stream one generation."""
         # Made up here and not behind, so that the log of a failure and the caller name the same id.
-        request.request_id = request.request_id or request_id_of(_metadata(context).get(REQUEST_ID_KEY, ""))
+        metadata = _metadata(context)
+        request.request_id = request.request_id or request_id_of(metadata.get(REQUEST_ID_KEY, ""))
+        take_trace(metadata)
         if caller := current_caller.get():
             request.tenant = caller.tenant
         fold_deadline(request, context.time_remaining())

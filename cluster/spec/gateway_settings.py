@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from cluster.spec.settings import Settings
+from cluster.spec.tracing_settings import TracingSettings
 
 Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s?#@,A-Z]+)$")]
 """As a browser sends it: scheme, host in lower case, and the port where it is not the scheme's own. No path."""
@@ -43,6 +44,8 @@ class GatewaySettings(Settings):
     """Seconds of silence after which an HTTP stream gets a comment, so that no proxy closes it; null sends none."""
     access_log: bool = False
     """Log a line for each call: method, status, bytes, duration, peer, tenant and request id; no text."""
+    tracing: TracingSettings | None = None
+    """Spans of each request by OpenTelemetry; left out, none."""
     cors_origins: tuple[Origin, ...] = ()
     """Origins (`https://chat.example`) whose pages may use the HTTP interface; `*` alone is every one."""
     max_stored_responses: int = Field(1024, ge=0)

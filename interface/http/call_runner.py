@@ -13,6 +13,7 @@ from aiohttp import web
 from baton.v1 import inference_pb2
 from cluster.errors import ServingError
 from cluster.spec.config import GatewaySettings
+from cluster.trace_context import take_trace
 from interface.authentication import current_caller
 from interface.backend import Backend, closing
 from interface.deadline import fold_deadline
@@ -149,12 +150,13 @@ class CallRunner:
         await stream.end(last)
 
     def admit(self, request: web.Request, call: Call) -> None:
-        """Name the request in the logs, count what is ignored, and set the deadline and the tenant.
+        """Name the request in the logs and its trace, count what is ignored, and set the deadline and the tenant.
 
         Raises:
             DeadlineExceeded: it is past already.
         """
         name_request(request, call.request_id)
+        take_trace(request.headers)
         for name in call.ignored:
             self._count_ignored(name)
         for item in call.requests:

@@ -12,15 +12,17 @@ import importlib.metadata
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Protocol
 
 from baton.internal.v1 import registry_pb2
 from baton.v1 import cluster_pb2
 from baton.v1 import inference_pb2 as pb
-from cluster.errors import ModelNotFound, RequestRejected, ServingError
+from cluster.errors import ModelNotFound, RequestAborted, RequestRejected, ServingError
 from cluster.internal_rpc import InternalRpc
 from cluster.spec.config import ClusterSpec
+from cluster.trace_context import caller_trace
 from orchestrator.gateway.choice_run import ChoiceRun
 from orchestrator.gateway.choices import Choices
 from orchestrator.gateway.delta_sink import DeltaSink
@@ -39,11 +41,43 @@ from orchestrator.thinking.ask import read_ask
 log = logging.getLogger("baton.gateway")
 
 
-class Gateway:
-    """Serves requests over the workers of one cluster; implements `interface.backend.Backend`."""
+class Spans(Protocol):
+    """Takes requests that are over, for a trace; see `orchestrator.gateway.request_spans`."""
 
-    def __init__(self, spec: ClusterSpec, front: ModelFront) -> None:
+    def finished(
+        self, request: pb.GenerateRequest, finished: pb.Finished, caller: Mapping[str, str], received_unix_s: float
+    ) -> None:
+        """A request ended well."""
+        ...
+
+    def failed(
+        self,
+        request: pb.GenerateRequest,
+        error: ServingError,
+        caller: Mapping[str, str],
+        received_unix_s: float,
+        now_unix_s: float,
+    ) -> None:
+        """A request did not."""
+        ...
+
+    def close(self) -> None:
+        """Send what is left; may block for some seconds."""
+        ...
+
+
+class Gateway:
+    """Serves requests over the workers of one cluster; implements `interface.backend.Backend`.
+
+    Args:
+        spec: The cluster.
+        front: The model's tokeniser, template and limits.
+        spans: Takes requests for traces, where these are on.
+    """
+
+    def __init__(self, spec: ClusterSpec, front: ModelFront, spans: Spans | None = None) -> None:
         self.spec = spec
+        self._spans = spans
         self.metrics = GatewayMetrics(spec.slo)
         self.model = ModelServing(spec, front, self.metrics)
         self._traffic = Traffic()
@@ -75,12 +109,19 @@ class Gateway:
                             yield message
         except ServingError as error:
             self._count_error(error)
+            self._trace_failure(request, error, received_unix_s)
+            raise
+        except (GeneratorExit, asyncio.CancelledError):
+            self._trace_failure(request, RequestAborted("the caller disconnected"), received_unix_s)
             raise
         self._counts["finished"] += 1
         if self.spec.security.log_text:
             self._log_text(prepared, served.runs)
         self._count_finished(prepared, served)
-        yield pb.GenerateResponse(finished=served.finished())
+        finished = served.finished()
+        if self._spans is not None:
+            self._spans.finished(request, finished, caller_trace.get(), received_unix_s)
+        yield pb.GenerateResponse(finished=finished)
 
     async def tokenize(self, request: pb.GenerateRequest, *, special_tokens: bool) -> list[int]:
         """The ids of the request's prompt or chat.
@@ -164,6 +205,8 @@ class Gateway:
     async def close(self) -> None:
         """End all links; streams still open end with an error."""
         await self.model.close()
+        if self._spans is not None:
+            await asyncio.to_thread(self._spans.close)
 
     def _check_model(self, name: str) -> None:
         if name and name != self.model.front.name:
@@ -200,6 +243,10 @@ class Gateway:
         finally:
             used_tokens = placer.settle(first, sum(len(run.life.output_ids) for run in runs))
             self._entry.charge(prepared.tenant, used_tokens - expected_tokens)
+
+    def _trace_failure(self, request: pb.GenerateRequest, error: ServingError, received_unix_s: float) -> None:
+        if self._spans is not None:
+            self._spans.failed(request, error, caller_trace.get(), received_unix_s, time.time())
 
     def _count_error(self, error: ServingError) -> None:
         if isinstance(error, RequestRejected):
