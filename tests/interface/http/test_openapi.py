@@ -133,7 +133,10 @@ def test_no_request_makes_the_server_fail(served: str) -> None:
             def check(case: Any) -> None:
                 nonlocal seen
                 seen += 1
-                case.validate_response(case.call(base_url=served, timeout=30), checks=checks)
+                response = case.call(base_url=served, timeout=30)
+                if response.status_code == 504 and "deadline_s" in case.body:
+                    return  # a deadline that has passed, as the body asks for: no failure of the server
+                case.validate_response(response, checks=checks)
 
             check()
     print(f"{seen} requests")
