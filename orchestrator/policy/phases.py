@@ -111,7 +111,7 @@ class PhaseSplitter:
         if self._held or self._behind is not None or token_id == markers.end_ids[0]:
             return None
         if self.in_reasoning:
-            return Phase.REASONING
+            return None if any(token_id == end[0] for end in markers.implicit_ends) else Phase.REASONING
         return None if token_id == markers.start_ids[0] else Phase.ANSWER
 
     def flush(self) -> list[tuple[int, Phase, bool]]:

@@ -13,9 +13,11 @@ from orchestrator.request.output_text import LineEnds
 from tests.fakes.tokenizer import END_THINK, MARKERS, THINK, byte_tokenizer
 
 LONG = ReasoningMarkers((60, 60), (62, 62, 63))
+CALLS = ReasoningMarkers((THINK,), (END_THINK,), ((66,), (62, 63)))
+"""Two tool calls end its reasoning, too."""
 NEWLINE = 10
 ids_of = st.lists(st.sampled_from([65, 66, NEWLINE, 60, 62, 63, THINK, END_THINK]), max_size=30)
-markers_of = st.sampled_from([MARKERS, LONG])
+markers_of = st.sampled_from([MARKERS, LONG, CALLS])
 
 
 def gate(markers: ReasoningMarkers = MARKERS, *, opens: bool = True, **changes: object) -> OutputGate:
