@@ -43,6 +43,9 @@ POSTS: dict[str, Operation] = {
     "/v1/completions": Operation("Complete prompts", "Completion", streams=True),
     "/v1/messages": Operation("Answer a chat, as Anthropic's API does", "Message", "AnthropicError", streams=True),
     "/v1/messages/count_tokens": Operation("Count a chat's tokens", "InputTokens", "AnthropicError"),
+    "/v1/responses/{response}/cancel": Operation(
+        "Cancel a response that runs in the background", "Response", parameters=("response",)
+    ),
     "/v1/responses": Operation("Answer a chat, as OpenAI's Responses API does", "Response", streams=True),
     "/tokenize": Operation("Tokens of a prompt or of messages", "Tokens"),
     "/detokenize": Operation("Text of tokens", "Text"),
