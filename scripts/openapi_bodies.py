@@ -73,7 +73,7 @@ CHAT_OVERRIDES: dict[str, Schema] = {
     "messages": array({"$at": "messages[]"}, at_least=1),
     "messages[].content": MESSAGE_CONTENT,
     "messages[].tool_calls": either(array({"type": "object"})),
-    "tools": either(array({"type": "object"})),
+    "tool_choice": either({"enum": ["none", "auto", "required"]}, {"$at": "tool_choice"}),
     "kv_transfer_params": {"not": {}},
 }
 CHAT_TURNS = [
@@ -84,7 +84,9 @@ CHAT_TURNS = [
     {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]},
     {"role": "user", "content": "Thanks."},
 ]
-CHAT = ({"messages": [{"role": "user", "content": "Why is the sky blue?"}]}, {"messages": CHAT_TURNS, "tools": [TOOL]})
+QUESTION = {"messages": [{"role": "user", "content": "Why is the sky blue?"}]}
+NAMED = {"type": "function", "function": {"name": "get_weather"}}
+CHAT = (QUESTION, {"messages": CHAT_TURNS, "tools": [TOOL]}, {**QUESTION, "tools": [TOOL], "tool_choice": NAMED})
 
 TURNS = [
     {"role": "system", "content": "Be brief."},

@@ -131,7 +131,7 @@ def _put_tools(fields: Fields, chat: inference_pb2.Chat) -> None:
             raise function.wrong("name", "missing")
         function.finish()
         named.finish()
-    elif choice in _MODES and isinstance(choice, str):
+    elif isinstance(choice, str) and choice in _MODES:
         if chat.tools or choice == "required":
             chat.tool_choice.mode = _MODES[choice]
     elif choice is not None:

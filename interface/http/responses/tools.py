@@ -74,7 +74,7 @@ def _put_choice(chat: inference_pb2.Chat, fields: Fields, choice: Any) -> None:
     if isinstance(choice, dict):
         _put_named(chat, fields.inside(choice, "tool_choice"))
         return
-    if choice not in _MODES:
+    if not isinstance(choice, str) or choice not in _MODES:
         raise fields.wrong("tool_choice", "expected auto, required, none, or an object that names functions")
     if chat.tools:
         chat.tool_choice.mode = _MODES[choice]
