@@ -75,6 +75,7 @@ CHAT_OVERRIDES: dict[str, Schema] = {
     "messages[].tool_calls": either(array({"type": "object"})),
     "tool_choice": either({"enum": ["none", "auto", "required"]}, {"$at": "tool_choice"}),
     "kv_transfer_params": {"not": {}},
+    "inference_scaling.options": either({"type": "object", "additionalProperties": TEXT}),
 }
 CHAT_TURNS = [
     {"role": "system", "content": "Be brief."},
@@ -87,6 +88,7 @@ CHAT_TURNS = [
 QUESTION = {"messages": [{"role": "user", "content": "Why is the sky blue?"}]}
 NAMED = {"type": "function", "function": {"name": "get_weather"}}
 CHAT = (QUESTION, {"messages": CHAT_TURNS, "tools": [TOOL]}, {**QUESTION, "tools": [TOOL], "tool_choice": NAMED})
+SCALING = {"samples": {"max": 4}, "budget": {"usd": 0.02}, "answer": {"last_number": True}}
 
 TURNS = [
     {"role": "system", "content": "Be brief."},
@@ -183,7 +185,7 @@ def _named(*samples: dict[str, Any], **fields: Any) -> tuple[dict[str, Any], ...
 BODIES: dict[str, Body] = {
     "/v1/chat/completions": Body(
         read_chat_call,
-        _named(*CHAT, *({**CHAT[0], **more} for more in GENERATION)),
+        _named(*CHAT, *({**CHAT[0], **more} for more in (*GENERATION, {"inference_scaling": SCALING}))),
         ("model", "messages"),
         GENERATION_OVERRIDES | CHAT_OVERRIDES,
     ),

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
+from google.protobuf.json_format import ParseDict, ParseError
+
 from baton.v1 import inference_pb2
 from cluster.errors import InvalidRequest
 from orchestrator.request.efforts import EFFORTS
@@ -61,12 +63,14 @@ class GenerateOptions(TypedDict, total=False):
     n: int
     skip_special_tokens: bool
     prompt_logprobs: int
+    inference_scaling: Mapping[str, Any]
+    """Fields of `InferenceScaling`, as over HTTP: ``{"strategy": "vote", "budget": {"usd": 0.02}}``."""
 
 
 _NOT_SAMPLING = frozenset(
     {"model", "prompt", "messages", "prompt_token_ids", "tools", "priority", "tenant", "session", "request_id"}
     | {"reasoning_budget_tokens", "reasoning_effort", "enable_reasoning", "exclude_reasoning"}
-    | {"chat_template_kwargs", "add_generation_prompt", "continue_final_message"}
+    | {"chat_template_kwargs", "add_generation_prompt", "continue_final_message", "inference_scaling"}
 )
 _OF_CHATS = ("tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
 
@@ -93,7 +97,10 @@ def build_request(options: GenerateOptions) -> inference_pb2.GenerateRequest:
         request = inference_pb2.GenerateRequest(sampling=inference_pb2.Sampling(**sampling), **plain)
         _put_input(request, given)
         _put_reasoning(request, given)
-    except (KeyError, TypeError, ValueError) as error:
+        if (scaling := given.get("inference_scaling")) is not None:
+            ParseDict(dict(scaling), request.inference_scaling)
+            request.inference_scaling.SetInParent()
+    except (KeyError, TypeError, ValueError, ParseError) as error:
         raise InvalidRequest(f"an option has the wrong type or value: {error}") from error
     return request
 

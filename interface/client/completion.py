@@ -11,6 +11,7 @@ Event = (
     | inference_pb2.PromptLogprobs
     | inference_pb2.FirstToken
     | inference_pb2.Delta
+    | inference_pb2.Progress
     | inference_pb2.Finished
 )
 """What `generate` yields. Match on the class; `Finished` is the last."""
@@ -36,6 +37,10 @@ class Completion:
     choices: list[Choice] = field(default_factory=list)
     usage: inference_pb2.Usage = field(default_factory=inference_pb2.Usage)
     cost_usd: float = 0.0
+    inference_scaling: inference_pb2.InferenceScalingReport = field(
+        default_factory=inference_pb2.InferenceScalingReport
+    )
+    """The account of a strategy, where one was asked for."""
     prompt_logprobs: list[inference_pb2.TokenLogprobs] = field(default_factory=list)
     """One for each token of the prompt, where they were asked for; see `PromptLogprobs` of the proto."""
 
@@ -90,6 +95,7 @@ class Completion:
                 self.prompt_logprobs.extend(event.tokens)
             case inference_pb2.Finished():
                 self.request_id, self.usage, self.cost_usd = event.request_id, event.usage, event.cost_usd
+                self.inference_scaling = event.inference_scaling
                 for summary in event.choices:
                     choice = self._choice(summary.choice)
                     choice.summary, choice.finish_reason = summary, summary.finish_reason

@@ -1,4 +1,4 @@
-"""The message that starts a leg on its worker."""
+"""The messages of a choice's beginning: what starts a leg on its worker, and what says so to the caller."""
 
 from __future__ import annotations
 
@@ -9,7 +9,22 @@ from baton.v1 import inference_pb2 as pb
 from orchestrator.gateway.choice_output import ChoiceOutput
 from orchestrator.request.lifecycle import Handoff, Lifecycle, StartLeg, State
 from orchestrator.request.prepare import PreparedRequest
+from orchestrator.request.resume import fingerprint
 from orchestrator.request.sampling import choice_seed
+
+
+def admitted_message(request: PreparedRequest, index: int, workers: pb.Workers, queue_s: float) -> pb.GenerateResponse:
+    """What a caller gets when workers are found for a choice."""
+    return pb.GenerateResponse(
+        admitted=pb.Admitted(
+            request_id=request.request_id,
+            prompt_tokens=len(request.prompt_ids),
+            workers=workers,
+            queue_s=queue_s,
+            choice=index,
+            prompt_fingerprint=fingerprint(request.prompt_ids),
+        )
+    )
 
 
 def leg_message(

@@ -16,7 +16,7 @@ from baton.internal.v1 import worker_pb2
 from baton.v1 import inference_pb2 as pb
 from cluster.errors import ServingError, TicketRefused, WorkerError
 from orchestrator.gateway.choice_figures import ChoiceFigures
-from orchestrator.gateway.choice_leg import leg_message
+from orchestrator.gateway.choice_leg import admitted_message, leg_message
 from orchestrator.gateway.choice_output import ChoiceOutput, finish_reason
 from orchestrator.gateway.delta_sink import DeltaSink
 from orchestrator.gateway.leg_fleet import LegFleet, RunOwner
@@ -24,7 +24,6 @@ from orchestrator.gateway.siblings import Sibling
 from orchestrator.policy.phases import Phase
 from orchestrator.request import lifecycle as lc
 from orchestrator.request.prepare import PreparedRequest
-from orchestrator.request.resume import fingerprint
 from workers.worker_link import leg_error
 
 
@@ -111,15 +110,9 @@ class ChoiceRun:
         return self._figures.cost_usd
 
     @property
-    def usage(self) -> pb.Usage:
-        """Tokens of the ledger by phase, whether or not it has ended."""
-        thought = min(self._output.reasoning_tokens, len(self.life.output_ids))
-        return pb.Usage(
-            prompt_tokens=len(self.request.prompt_ids),
-            cached_tokens=self._figures.cached_tokens,
-            reasoning_tokens=thought,
-            answer_tokens=len(self.life.output_ids) - thought,
-        )
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt that its legs found cached."""
+        return self._figures.cached_tokens
 
     # --- events in ------------------------------------------------------------------------------------------
 
@@ -347,17 +340,7 @@ class ChoiceRun:
 
     def _admitted(self, event: lc.Placed) -> pb.GenerateResponse:
         workers = pb.Workers(prefill=event.prefill_id or "", decode=event.decode_id)
-        queue_s = self._figures.placed(workers, time.monotonic())
-        return pb.GenerateResponse(
-            admitted=pb.Admitted(
-                request_id=self.request.request_id,
-                prompt_tokens=len(self.request.prompt_ids),
-                workers=workers,
-                queue_s=queue_s,
-                choice=self.index,
-                prompt_fingerprint=fingerprint(self.request.prompt_ids),
-            )
-        )
+        return admitted_message(self.request, self.index, workers, self._figures.placed(workers, time.monotonic()))
 
     def _tokens(self, token_ids: list[int]) -> list[pb.GenerateResponse]:
         now = time.monotonic()

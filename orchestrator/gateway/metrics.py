@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from baton.v1.cluster_pb2 import CanaryReport
+from baton.v1.inference_pb2 import InferenceScalingReport
 from cluster.errors import Unauthenticated
 from cluster.spec.config import SloSettings
 
@@ -87,6 +88,45 @@ class CanaryMetrics(Collector):
         yield from (runs, failures, share, last_ok, far)
 
 
+class StrategyMetrics:
+    """What requests with several traces came to.
+
+    Args:
+        make: Options of each metric.
+    """
+
+    def __init__(self, make: dict[str, Any]) -> None:
+        self.siblings = Counter(
+            "baton_siblings",
+            "Further choices placed where a sibling has their prompt, by whether the engine found it",
+            ["result"],
+            **make,
+        )
+        self.requests = Counter(
+            "baton_inference_scaling_requests",
+            "Requests answered by a strategy, by what ended it",
+            ["strategy", "reason"],
+            **make,
+        )
+        self.branches = Counter(
+            "baton_branches", "Traces that a strategy started, by how they ended", ["strategy", "end"], **make
+        )
+        self.tokens = Counter(
+            "baton_branch_tokens",
+            "Output tokens of the answer's trace and of others",
+            ["strategy", "of"],
+            **make,
+        )
+
+    def count(self, report: InferenceScalingReport, ends: Mapping[str, int]) -> None:
+        """A request was answered, with so many traces by how they ended."""
+        self.requests.labels(report.strategy, report.stop_reason).inc()
+        for end, count in ends.items():
+            self.branches.labels(report.strategy, end).inc(count)
+        self.tokens.labels(report.strategy, "winner").inc(report.tokens.winner)
+        self.tokens.labels(report.strategy, "losers").inc(report.tokens.losers)
+
+
 class GatewayMetrics:
     """All metrics of one gateway, in a registry of their own.
 
@@ -126,27 +166,7 @@ class GatewayMetrics:
             **make,
         )
         self.retries = Counter("baton_retries", "Ledgers prefilled again after a failure", **make)
-        self.siblings = Counter(
-            "baton_siblings",
-            "Further choices placed where a sibling has their prompt, by whether the engine found it",
-            ["result"],
-            **make,
-        )
-        self.scaled_requests = Counter(
-            "baton_inference_scaling_requests",
-            "Requests answered by a strategy, by what ended it",
-            ["strategy", "reason"],
-            **make,
-        )
-        self.branches = Counter(
-            "baton_branches", "Traces that a strategy started, by how they ended", ["strategy", "end"], **make
-        )
-        self.branch_tokens = Counter(
-            "baton_branch_tokens",
-            "Output tokens of the answer's trace and of others",
-            ["strategy", "of"],
-            **make,
-        )
+        self.strategies = StrategyMetrics(make)
         self.moves = Counter("baton_moves", "Requests moved off a draining worker with their KV", **make)
         self.rebalanced = Counter(
             "baton_rebalanced", "Requests moved off a decode worker that would have run out of KV", **make

@@ -52,7 +52,7 @@ class ModelServing:
         block_size_tokens = next(pool.engine.block_size_tokens for _, pool in spec.pools.items())
         scaling = spec.autoscaling
         self.forecast = OutputForecast(spec.gateway.forecast_osl_tokens, block_size_tokens)
-        self._sharing = PrefixSharing(lambda result: metrics.siblings.labels(result).inc())
+        self._sharing = PrefixSharing(lambda result: metrics.strategies.siblings.labels(result).inc())
         self.fleet = Fleet(
             self,
             silence_timeout_s=spec.health.silence_timeout_s,

@@ -127,14 +127,9 @@ class ScaledRequest:
         answer = pb.ChoiceSummary()
         answer.CopyFrom(self.runs[choice.branch].summary)
         answer.choice = 0
-        usage = summed(self._prepared, [run.usage for run in self.runs])
+        usage = summed(self._prepared, [_usage(run) for run in self.runs])
         account = report(self.ask, thinking, self._live.records, self.meters())
-        metrics, labels = self._metrics, (self.ask.name,)
-        metrics.scaled_requests.labels(*labels, account.stop_reason).inc()
-        for end, count in ends(thinking).items():
-            metrics.branches.labels(*labels, end).inc(count)
-        metrics.branch_tokens.labels(*labels, "winner").inc(account.tokens.winner)
-        metrics.branch_tokens.labels(*labels, "losers").inc(account.tokens.losers)
+        self._metrics.strategies.count(account, ends(thinking))
         return pb.Finished(
             request_id=self._prepared.request_id,
             usage=usage,
@@ -233,6 +228,19 @@ class ScaledRequest:
             sampling=sampling,
             choices=1,
         )
+
+
+def _usage(run: ChoiceRun) -> pb.Usage:
+    """All that a run made, whether or not it has ended."""
+    made = len(run.life.output_ids)
+    answer = min(run.answer_tokens, made)
+    prompt_tokens = len(run.request.prompt_ids)
+    return pb.Usage(
+        prompt_tokens=prompt_tokens,
+        cached_tokens=run.cached_tokens,
+        reasoning_tokens=made - answer,
+        answer_tokens=answer,
+    )
 
 
 def _check_budget(ask: ThinkingAsk, meters: Meters, lengths: Lengths) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from baton.v1 import inference_pb2
 from cluster.errors import ServingError
+from interface.http import scaling
 from interface.http.chunk_sink import ChunkSink
 from interface.http.completions.reply import FINISH_REASONS, prompt_token_ids, stop_reason, usage_object
 from interface.http.completions.request import HttpCall
@@ -57,6 +58,10 @@ class Chunks:
                 return self._delta(prompt, event.delta)
             case "finished":
                 self._usages.append(event.finished.usage)
+                if event.finished.HasField("inference_scaling"):
+                    return self._aside(scaling.NAME, scaling.report_object(event.finished.inference_scaling))
+            case "progress":
+                return self._aside("progress", scaling.progress_object(event.progress))
             case "admitted":
                 self._prompt_tokens[prompt] = event.admitted.prompt_tokens
             case "first_token":
@@ -64,6 +69,10 @@ class Chunks:
             case "prompt_logprobs":
                 return self._echoed(prompt, event.prompt_logprobs)
         return b""
+
+    def _aside(self, name: str, tree: dict[str, Any]) -> bytes:
+        """A chunk without choices."""
+        return f'{self._head}],"{name}":{json.dumps(tree, separators=(",", ":"))}}}\n\n'.encode()
 
     def _echoed(self, prompt: int, piece: inference_pb2.PromptLogprobs) -> bytes:
         """Chunks with log-probabilities of an echoed prompt, one for each of its choices; the first has the text."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from baton.v1 import inference_pb2
+from interface.http import scaling
 from interface.http.completions.prompt_text import PromptText, written
 from interface.http.completions.request import HttpCall
 from interface.http.logprobs import CompletionLogprobs, PhaseRows, by_phase, chat_logprobs
@@ -81,6 +82,7 @@ class Reply:
         self._choices: list[_Choice] = []
         self._usages: list[inference_pb2.Usage] = []
         self._prompts: dict[int, PromptText] = {}
+        self._scaling: dict[str, Any] = {}
 
     def add(self, prompt: int, event: inference_pb2.GenerateResponse) -> None:
         """Take one event of the given prompt."""
@@ -93,6 +95,8 @@ class Reply:
                 self._add_delta(prompt, event.delta)
             case "finished":
                 self._usages.append(event.finished.usage)
+                if event.finished.HasField("inference_scaling"):
+                    self._scaling = {scaling.NAME: scaling.report_object(event.finished.inference_scaling)}
             case "prompt_logprobs":
                 self._prompts.setdefault(prompt, self._prompt_text()).add(event.prompt_logprobs)
 
@@ -126,6 +130,7 @@ class Reply:
             "model": call.model,
             "choices": [self._choice(index, choice) for index, choice in enumerate(self._choices)],
             "usage": usage_object(self._usages),
+            **self._scaling,
         }
 
     def _add_delta(self, prompt: int, delta: inference_pb2.Delta) -> None:

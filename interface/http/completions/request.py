@@ -11,6 +11,7 @@ from interface.http.completions.messages import read_chat
 from interface.http.fields import Fields, is_token_id
 from interface.http.generate_fields import finish, read_generate_fields, read_model, read_request_id
 from interface.http.known import REFUSED_IN_COMPLETIONS
+from interface.http.scaling import read_scaling
 
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's and vLLM's limit for a completion that names none. A chat that names none takes the cluster's."""
@@ -65,6 +66,8 @@ def read_chat_call(tree: Any, *, request_id: str = "") -> HttpCall:
     options = _stream_options(fields)
     request = read_generate_fields(fields, model, request_id, logprobs)
     request.chat.CopyFrom(chat)
+    if (scaling := read_scaling(fields)) is not None:
+        request.inference_scaling.CopyFrom(scaling)
     prompt_logprobs = _prompt_logprobs(fields, request.sampling, options[0])
     call = _call(fields, True, model, request_id, [request], logprobs, options)
     return replace(call, prompt_logprobs=prompt_logprobs)

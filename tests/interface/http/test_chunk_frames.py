@@ -25,7 +25,11 @@ def call(chat: bool, more: dict[str, Any]) -> HttpCall:
     include_usage=st.booleans(),
     excluded=st.booleans(),
     deltas=st.lists(
-        st.tuples(st.integers(0, 2), st.sampled_from([Phase.REASONING, Phase.ANSWER]), st.text() | st.sampled_from(["text", "\0", '"text"'])),
+        st.tuples(
+            st.integers(0, 2),
+            st.sampled_from([Phase.REASONING, Phase.ANSWER]),
+            st.text() | st.sampled_from(["text", "\0", '"text"']),
+        ),
         max_size=8,
     ),
 )

@@ -72,8 +72,12 @@ async def test_one_prefill_leg_and_one_transfer_serve_all(isl: int) -> None:
 async def test_the_prompt_is_reserved_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ids = prompt(500)
     async with cluster_of("prefill-0", "decode-0", total_blocks=256) as cluster:
-        peak = peak_reserved(monkeypatch)
-        whole(await run(cluster, ask(ids, 12, n=N)), ids, 12)
+        peak, decode = peak_reserved(monkeypatch), cluster.engine("decode-0")
+        hold = decode.hold(5)
+        task = asyncio.create_task(run(cluster, ask(ids, 12, n=N)))
+        await eventually(lambda: len(decode.started) == N, "all decode")
+        hold.open()
+        whole(await task, ids, 12)
         assert peak[0] == 15 + N * (16 - 15)
         await cluster.idle()
 
