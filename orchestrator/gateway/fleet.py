@@ -371,6 +371,9 @@ class Fleet:
             if load.hung and worker.legs:
                 log.warning("worker %s makes no progress; its requests go on elsewhere", load.worker_id)
                 self._link_lost(load.worker_id)
-            elif freed or news or not worker.connected:
+            elif news or not worker.connected:
                 worker.connected = True
                 self._owner.fleet_changed()
+            elif freed:
+                # A run whose leg has just ended gives its reservation back first.
+                asyncio.get_running_loop().call_soon(self._owner.fleet_changed)

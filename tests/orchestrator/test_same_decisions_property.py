@@ -224,6 +224,8 @@ class Both:
         self.links: dict[str, ScriptedLink] = {}
         self.gateway = Gateway(parse(SPEC), front())
         self.gateway.model.placer._clock = clock  # its default was bound before the clock was replaced
+        self.loop: Any = asyncio.get_running_loop()
+        self.loop.time = clock  # timers of the gateway, too, are due when the clock says so
         self.streams: list[asyncio.Task[None]] = []
         self.published: tuple[Any, ...] = ()
 
@@ -299,8 +301,15 @@ class Both:
         """Let time pass on both sides."""
         until_s = self.clock.now_s + seconds
         while self.clock.now_s < until_s:
-            self.clock.now_s += TICK_S
+            self.clock.now_s = min(until_s, self.clock.now_s + TICK_S, self.next_s())
             await self.settle()
+
+    def next_s(self) -> float:
+        """When something is due on either side: what it changes is seen by both at the same time."""
+        heap, timers = self.simulation.kernel._heap, self.loop._scheduled
+        due_s = [self.begin_s + heap[0][0]] if heap else []
+        due_s += [timers[0]._when] if timers else []
+        return max(self.clock.now_s + 1e-6, min(due_s, default=float("inf")))
 
     # --- events ---------------------------------------------------------------------------------------------
 
