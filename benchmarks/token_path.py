@@ -20,8 +20,8 @@ from baton.internal.v1 import registry_pb2, worker_pb2
 from baton.v1 import inference_pb2 as pb
 from cluster.spec.config import parse
 from orchestrator.gateway import fleet
-from orchestrator.gateway.gateway import Gateway
 from orchestrator.policy.phases import Phase
+from tests.fakes.live_cluster import gateway_of
 from tests.fakes.tokenizer import MARKERS, front
 
 SPEC = """
@@ -69,7 +69,7 @@ class Link:
 async def token_us(streams: int, tokens: int, sink: bool) -> float:
     """CPU microseconds a token in one round."""
     Link.made.clear()
-    gateway = Gateway(parse(SPEC), front(markers=MARKERS, max_model_len_tokens=65536))
+    gateway = gateway_of(parse(SPEC), front(markers=MARKERS, max_model_len_tokens=65536))
     member = registry_pb2.Member(
         worker_id="colocated-0", role="colocated", state="ready", address="-", incarnation="i", total_blocks=10**6,
         block_size_tokens=32, cpus=1,

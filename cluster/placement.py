@@ -66,14 +66,17 @@ def worker_plans(spec: ClusterSpec, *, gpus_per_node: int = 8) -> list[WorkerPla
         [('prefill-0', 'STRICT_PACK'), ('decode-0', 'STRICT_PACK')]
     """
     return [
-        replace(worker_plan(role, pool, index, gpus_per_node=gpus_per_node), standby=index >= pool.replicas)
+        replace(
+            worker_plan(role, pool, index, gpus_per_node=gpus_per_node, prefix=spec.worker_prefix),
+            standby=index >= pool.replicas,
+        )
         for role, pool in spec.pools.items()
         for index in range(pool.started_replicas)
     ]
 
 
-def worker_plan(role: Role, pool: PoolSettings, index: int, *, gpus_per_node: int = 8) -> WorkerPlan:
-    """The placement group of one worker."""
+def worker_plan(role: Role, pool: PoolSettings, index: int, *, gpus_per_node: int = 8, prefix: str = "") -> WorkerPlan:
+    """The placement group of one worker, whose name begins with ``prefix``."""
     gpus = pool.accelerators_per_worker
     marker = {pool.node_resource: POOL_SHARE} if pool.node_resource else {}
     if pool.accelerator_type:
@@ -89,7 +92,7 @@ def worker_plan(role: Role, pool: PoolSettings, index: int, *, gpus_per_node: in
             *[{"GPU": 1.0, **marker}] * (gpus - 1),
         )
     return WorkerPlan(
-        worker_id=f"{role}-{index}",
+        worker_id=f"{prefix}{role}-{index}",
         role=role,
         bundles=bundles,
         strategy="STRICT_PACK" if len(bundles) == 1 else "PACK",

@@ -15,7 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from cluster.errors import ConfigError
-from cluster.spec.config import ClusterSpec, load
+from cluster.spec.config import ClusterSpec
+from cluster.spec.portfolio import load
 from doctor import answers_check
 from doctor.checks import Check, State, run_checks
 from doctor.link_diagnosis import (
@@ -38,6 +39,7 @@ def doctor(
     file: Annotated[
         Path | None, typer.Option("--file", "-f", help="Cluster spec; left out, the embedded local one.")
     ] = None,
+    model: Annotated[str | None, typer.Option(help="Model, where the spec has several.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object in place of tables.")] = False,
     min_ratio: Annotated[
         float, typer.Option(help="Measured over expected bandwidth, below which a link has failed.", min=0)
@@ -64,7 +66,7 @@ def doctor(
     """
     console = Console(stderr=as_json)
     try:
-        spec = load(file)
+        spec = load(file).model(model)
     except ConfigError as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         raise typer.Exit(1) from error

@@ -43,8 +43,8 @@ class Backend(Protocol):
         """
         ...
 
-    def token_texts(self, token_ids: Sequence[int]) -> list[str]:
-        """Each token as the vocabulary writes it."""
+    def token_texts(self, model: str, token_ids: Sequence[int]) -> list[str]:
+        """Each token as the model's vocabulary writes it."""
         ...
 
     def models(self) -> list[inference_pb2.Model]:

@@ -19,7 +19,8 @@ from aiohttp import web
 from cluster.internal_rpc import InternalRpc
 from cluster.model import model_path
 from cluster.model.model_parsers import AUTO, with_parsers
-from cluster.spec.config import ClusterSpec, load
+from cluster.spec.config import ClusterSpec
+from cluster.spec.portfolio import Portfolio, load
 from interface.authentication import Authentication
 from interface.grpc_server import serve_grpc
 from interface.http.server import serve_http
@@ -62,10 +63,15 @@ async def _serve_probes(gateway: Gateway, host: str, port: int) -> Any:
 
     async def ready(_: web.Request) -> web.Response:
         # The controller publishes a worker as ready only once all its pairs have completed their handshake.
-        views = gateway.model.fleet.views()
-        if can_serve((view.role.value, view.accepting) for view in views):
+        waiting = [
+            name
+            for name, model in gateway.models_served.items()
+            if not can_serve((view.role.value, view.accepting) for view in model.fleet.views())
+        ]
+        if not waiting:
             return web.Response(text="ready\n")
-        return web.Response(text="waiting for workers whose pairs have completed their handshake\n", status=503)
+        text = f"waiting for workers of {', '.join(waiting)} whose pairs have completed their handshake\n"
+        return web.Response(text=text, status=503)
 
     app = web.Application()
     app.add_routes([web.get("/startupz", lives), web.get("/livez", lives), web.get("/readyz", ready)])
@@ -75,16 +81,19 @@ async def _serve_probes(gateway: Gateway, host: str, port: int) -> Any:
     return runner
 
 
-def _loaded(spec: ClusterSpec) -> tuple[ClusterSpec, ModelFront]:
-    """The spec with its model's parsers, and the model as a gateway needs it."""
-    folder = model_path.check(spec.model.path)
-    asked = spec.model.tool_parser
-    spec = spec.model_copy(update={"model": with_parsers(spec.model, folder)})
+def _loaded(portfolio: Portfolio) -> tuple[Portfolio, dict[str, ModelFront]]:
+    """The spec with its models' parsers, and each model as a gateway needs it."""
+    folders = {name: model_path.check(spec.model.path) for name, spec in portfolio.models.items()}
+    found = portfolio.map_models(
+        lambda name, spec: spec.model_copy(update={"model": with_parsers(spec.model, folders[name])})
+    )
     with torch_hidden():
-        front = load_model_front(spec, folder)
-    if front.calls is not None and (asked != AUTO or front.calls.reads_all):
-        front.calls.load()
-    return spec, front
+        fronts = {name: load_model_front(spec, folders[name]) for name, spec in found.models.items()}
+    for name, front in fronts.items():
+        asked = portfolio.models[name].model.tool_parser
+        if front.calls is not None and (asked != AUTO or front.calls.reads_all):
+            front.calls.load()
+    return found, fronts
 
 
 def _spans(spec: ClusterSpec) -> Spans | None:
@@ -96,7 +105,7 @@ def _spans(spec: ClusterSpec) -> Spans | None:
 
 
 async def serve(
-    spec: ClusterSpec,
+    portfolio: Portfolio,
     controller: str,
     ports_file: Path | None,
     *,
@@ -107,10 +116,11 @@ async def serve(
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+    spec = portfolio.first
     authentication = Authentication(spec.security)
-    gateway = Gateway(*_loaded(spec), _spans(spec))
+    gateway = Gateway(*_loaded(portfolio), _spans(spec))
     watcher = asyncio.create_task(watch(controller, gateway.update_members, InternalRpc(spec.security)))
-    reporter = asyncio.create_task(gateway.report_to(controller)) if spec.autoscaling.enabled else None
+    reporter = asyncio.create_task(gateway.report_to(controller))
     settings = spec.gateway
     metrics_runner, metrics_port = await _serve_metrics(gateway, settings.host, settings.metrics_port, authentication)
     grpc_server, grpc_port = await serve_grpc(gateway, settings, authentication)
@@ -133,8 +143,7 @@ async def serve(
     await http_runner.cleanup()
     await metrics_runner.cleanup()
     watcher.cancel()
-    if reporter is not None:
-        reporter.cancel()
+    reporter.cancel()
     await gateway.close()
 
 
@@ -157,16 +166,21 @@ def main() -> None:
         stream=sys.stderr,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    spec = load(arguments.spec)
+    portfolio = load(arguments.spec)
+    listen: dict[str, Any] = {}
     if arguments.ports:
         names = ("grpc_port", "http_port", "metrics_port")
-        ports = dict(zip(names, map(int, arguments.ports.split(",")), strict=True))
-        spec = spec.model_copy(update={"gateway": spec.gateway.model_copy(update=ports)})
+        listen |= dict(zip(names, map(int, arguments.ports.split(",")), strict=True))
     if arguments.host:
-        spec = spec.model_copy(update={"gateway": spec.gateway.model_copy(update={"host": arguments.host})})
+        listen["host"] = arguments.host
+    portfolio = portfolio.with_gateway(listen)
     uvloop.run(
         serve(
-            spec, arguments.controller, arguments.ports_file, probe_port=arguments.probe_port, grace_s=arguments.grace_s
+            portfolio,
+            arguments.controller,
+            arguments.ports_file,
+            probe_port=arguments.probe_port,
+            grace_s=arguments.grace_s,
         )
     )
 

@@ -98,7 +98,7 @@ class InferenceService:
         models = [model for model in self._backend.models() if request.model in ("", model.name)]
         return inference_pb2.TokenizeResponse(
             token_ids=token_ids,
-            token_texts=self._backend.token_texts(token_ids) if request.return_token_texts else (),
+            token_texts=self._backend.token_texts(request.model, token_ids) if request.return_token_texts else (),
             max_model_len_tokens=models[0].max_model_len_tokens,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 import grpc
@@ -40,24 +40,31 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
         self._drain = drain
         self._change_role = change_role
         self._check = check
-        self.on_report: ReportHandler | None = None
-        """Serves ``ReportRequests``; without it, reports are taken and dropped."""
+        self.on_report: dict[str, ReportHandler] = {}
+        """Serve ``ReportRequests``, by model; reports about others are taken and dropped."""
+        self._by_model: dict[str, registry_pb2.WatchMembersResponse] = {}
         self._current = registry_pb2.WatchMembersResponse()
         self._changed = asyncio.Condition()
         self._version = 0
 
     async def publish(
         self,
+        model: str,
         members: list[registry_pb2.Member],
         pairs: list[registry_pb2.Pair],
         starting_decode_workers: int = 0,
         canary: cluster_pb2.CanaryReport | None = None,
     ) -> None:
-        """Replace the membership."""
+        """Replace one model's part of the membership."""
         async with self._changed:
-            self._current = registry_pb2.WatchMembersResponse(
-                members=members, pairs=pairs, starting_decode_workers=starting_decode_workers, canary=canary
+            self._by_model[model] = registry_pb2.WatchMembersResponse(
+                members=members,
+                pairs=pairs,
+                starting_decode_workers=starting_decode_workers,
+                canary=canary,
+                starting_by_model={model: starting_decode_workers},
             )
+            self._current = together(self._by_model.values())
             self._version += 1
             self._changed.notify_all()
 
@@ -109,7 +116,25 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
     async def ReportRequests(  # noqa: N802, D102
         self, request: registry_pb2.ReportRequestsRequest, context: Any
     ) -> registry_pb2.ReportRequestsResponse:
-        return self.on_report(request) if self.on_report is not None else registry_pb2.ReportRequestsResponse()
+        model = request.model or next(iter(self.on_report), "")
+        on_report = self.on_report.get(model)
+        return on_report(request) if on_report is not None else registry_pb2.ReportRequestsResponse()
+
+
+def together(parts: Iterable[registry_pb2.WatchMembersResponse]) -> registry_pb2.WatchMembersResponse:
+    """The membership of several models."""
+    whole = registry_pb2.WatchMembersResponse()
+    starting, tolerance_nat, has_reference = 0, 0.0, True
+    for part in parts:
+        whole.MergeFrom(part)
+        starting += part.starting_decode_workers
+        if part.HasField("canary"):
+            tolerance_nat = max(tolerance_nat, part.canary.tolerance_nat)
+            has_reference = has_reference and part.canary.has_reference
+    whole.starting_decode_workers = starting
+    if whole.HasField("canary"):
+        whole.canary.tolerance_nat, whole.canary.has_reference = tolerance_nat, has_reference
+    return whole
 
 
 async def watch(

@@ -56,7 +56,7 @@ class WatchStatusResponse(_message.Message):
     def __init__(self, status: _Optional[_Union[Status, _Mapping]] = ...) -> None: ...
 
 class Status(_message.Message):
-    __slots__ = ("cluster", "model", "version", "uptime_s", "workers", "requests", "pairs", "scaling", "lengths", "canary")
+    __slots__ = ("cluster", "model", "version", "uptime_s", "workers", "requests", "pairs", "scaling", "lengths", "canary", "models")
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -67,6 +67,7 @@ class Status(_message.Message):
     SCALING_FIELD_NUMBER: _ClassVar[int]
     LENGTHS_FIELD_NUMBER: _ClassVar[int]
     CANARY_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
     cluster: str
     model: str
     version: str
@@ -77,7 +78,20 @@ class Status(_message.Message):
     scaling: Scaling
     lengths: _containers.RepeatedCompositeFieldContainer[PhaseLength]
     canary: CanaryReport
-    def __init__(self, cluster: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., uptime_s: _Optional[float] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., requests: _Optional[_Union[RequestCounts, _Mapping]] = ..., pairs: _Optional[_Iterable[_Union[PairStatus, _Mapping]]] = ..., scaling: _Optional[_Union[Scaling, _Mapping]] = ..., lengths: _Optional[_Iterable[_Union[PhaseLength, _Mapping]]] = ..., canary: _Optional[_Union[CanaryReport, _Mapping]] = ...) -> None: ...
+    models: _containers.RepeatedCompositeFieldContainer[ModelStatus]
+    def __init__(self, cluster: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., uptime_s: _Optional[float] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., requests: _Optional[_Union[RequestCounts, _Mapping]] = ..., pairs: _Optional[_Iterable[_Union[PairStatus, _Mapping]]] = ..., scaling: _Optional[_Union[Scaling, _Mapping]] = ..., lengths: _Optional[_Iterable[_Union[PhaseLength, _Mapping]]] = ..., canary: _Optional[_Union[CanaryReport, _Mapping]] = ..., models: _Optional[_Iterable[_Union[ModelStatus, _Mapping]]] = ...) -> None: ...
+
+class ModelStatus(_message.Message):
+    __slots__ = ("name", "requests", "scaling", "lengths")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    SCALING_FIELD_NUMBER: _ClassVar[int]
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    requests: RequestCounts
+    scaling: Scaling
+    lengths: _containers.RepeatedCompositeFieldContainer[PhaseLength]
+    def __init__(self, name: _Optional[str] = ..., requests: _Optional[_Union[RequestCounts, _Mapping]] = ..., scaling: _Optional[_Union[Scaling, _Mapping]] = ..., lengths: _Optional[_Iterable[_Union[PhaseLength, _Mapping]]] = ...) -> None: ...
 
 class CanaryReport(_message.Message):
     __slots__ = ("workers", "findings", "has_reference", "tolerance_nat")
@@ -211,7 +225,7 @@ class ScalingDecision(_message.Message):
     def __init__(self, age_s: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("worker_id", "role", "state", "address", "metrics_address", "incarnation", "node", "accelerator", "running_requests", "waiting_requests", "total_blocks", "used_blocks", "reserved_blocks", "block_size_tokens", "prompt_tokens", "output_tokens", "pid", "preemptions", "spot", "attention_kernels")
+    __slots__ = ("worker_id", "role", "state", "address", "metrics_address", "incarnation", "node", "accelerator", "running_requests", "waiting_requests", "total_blocks", "used_blocks", "reserved_blocks", "block_size_tokens", "prompt_tokens", "output_tokens", "pid", "preemptions", "spot", "attention_kernels", "model")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -232,6 +246,7 @@ class WorkerStatus(_message.Message):
     PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
     SPOT_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_KERNELS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     role: Role
     state: WorkerState
@@ -252,7 +267,8 @@ class WorkerStatus(_message.Message):
     preemptions: int
     spot: bool
     attention_kernels: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., state: _Optional[_Union[WorkerState, str]] = ..., address: _Optional[str] = ..., metrics_address: _Optional[str] = ..., incarnation: _Optional[str] = ..., node: _Optional[str] = ..., accelerator: _Optional[str] = ..., running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., total_blocks: _Optional[int] = ..., used_blocks: _Optional[int] = ..., reserved_blocks: _Optional[int] = ..., block_size_tokens: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., pid: _Optional[int] = ..., preemptions: _Optional[int] = ..., spot: _Optional[bool] = ..., attention_kernels: _Optional[_Iterable[str]] = ...) -> None: ...
+    model: str
+    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., state: _Optional[_Union[WorkerState, str]] = ..., address: _Optional[str] = ..., metrics_address: _Optional[str] = ..., incarnation: _Optional[str] = ..., node: _Optional[str] = ..., accelerator: _Optional[str] = ..., running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., total_blocks: _Optional[int] = ..., used_blocks: _Optional[int] = ..., reserved_blocks: _Optional[int] = ..., block_size_tokens: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., pid: _Optional[int] = ..., preemptions: _Optional[int] = ..., spot: _Optional[bool] = ..., attention_kernels: _Optional[_Iterable[str]] = ..., model: _Optional[str] = ...) -> None: ...
 
 class RequestCounts(_message.Message):
     __slots__ = ("queued", "prefilling", "decoding", "finished", "failed", "rejected", "preempted")

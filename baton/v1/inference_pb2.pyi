@@ -484,18 +484,22 @@ class Logprob(_message.Message):
     def __init__(self, token_id: _Optional[int] = ..., logprob: _Optional[float] = ..., text: _Optional[str] = ..., rank: _Optional[int] = ...) -> None: ...
 
 class Finished(_message.Message):
-    __slots__ = ("request_id", "usage", "choices", "cost_usd", "inference_scaling")
+    __slots__ = ("request_id", "usage", "choices", "cost_usd", "inference_scaling", "model", "route")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     CHOICES_FIELD_NUMBER: _ClassVar[int]
     COST_USD_FIELD_NUMBER: _ClassVar[int]
     INFERENCE_SCALING_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     usage: Usage
     choices: _containers.RepeatedCompositeFieldContainer[ChoiceSummary]
     cost_usd: float
     inference_scaling: InferenceScalingReport
-    def __init__(self, request_id: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., choices: _Optional[_Iterable[_Union[ChoiceSummary, _Mapping]]] = ..., cost_usd: _Optional[float] = ..., inference_scaling: _Optional[_Union[InferenceScalingReport, _Mapping]] = ...) -> None: ...
+    model: str
+    route: str
+    def __init__(self, request_id: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., choices: _Optional[_Iterable[_Union[ChoiceSummary, _Mapping]]] = ..., cost_usd: _Optional[float] = ..., inference_scaling: _Optional[_Union[InferenceScalingReport, _Mapping]] = ..., model: _Optional[str] = ..., route: _Optional[str] = ...) -> None: ...
 
 class InferenceScalingReport(_message.Message):
     __slots__ = ("strategy", "stop_reason", "votes", "confidence", "branches", "tokens", "seconds", "cost_usd", "candidates")

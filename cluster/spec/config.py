@@ -8,12 +8,13 @@ form, so there is one schema, not two.
 from __future__ import annotations
 
 import importlib.resources
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from cluster.errors import ConfigError
 from cluster.spec.autoscaling_settings import AutoscalingSettings
@@ -60,6 +61,18 @@ class ClusterSpec(Settings):
     """Objectives."""
     cost: CostSettings = CostSettings()
     """Prices."""
+    _worker_prefix: str = PrivateAttr("")
+
+    @property
+    def worker_prefix(self) -> str:
+        """What the names of workers begin with: empty, or the model's name where a cluster has several."""
+        return self._worker_prefix
+
+    def with_worker_prefix(self, prefix: str) -> ClusterSpec:
+        """The same, for a model beside others."""
+        spec = self.model_copy()
+        spec._worker_prefix = prefix
+        return spec
 
     @model_validator(mode="after")
     def _check(self) -> ClusterSpec:
@@ -126,13 +139,7 @@ def load(path: Path | None = None) -> ClusterSpec:
     Raises:
         ConfigError: the file is missing or not YAML, or a key is unknown or out of range; the text names the key.
     """
-    if path is None:
-        return parse(importlib.resources.files("cluster.spec").joinpath("local.yaml").read_text(), source="local.yaml")
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the spec {path}: {error}") from error
-    return parse(text, source=str(path))
+    return parse(spec_text(path), source=str(path or "local.yaml"))
 
 
 def parse(text: str, *, source: str = "spec") -> ClusterSpec:
@@ -147,20 +154,54 @@ def parse(text: str, *, source: str = "spec") -> ClusterSpec:
             ...
         cluster.errors.ConfigError: spec: model.colour: unknown key; pools: missing
     """
+    return checked(read_tree(text, source), source)
+
+
+def checked(tree: dict[str, Any], source: str, places: Mapping[str, str] | None = None) -> ClusterSpec:
+    """The spec of a tree; ``places`` says where a section of it stands in the file.
+
+    Raises:
+        ConfigError: as for `load`.
+    """
+    try:
+        return ClusterSpec.model_validate(tree)
+    except pydantic.ValidationError as error:
+        raise ConfigError(f"{source}: {'; '.join(problem(item, places or {}) for item in error.errors())}") from error
+
+
+def spec_text(path: Path | None) -> str:
+    """The text of a spec file; without a path, of the embedded ``local.yaml``.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    if path is None:
+        return importlib.resources.files("cluster.spec").joinpath("local.yaml").read_text()
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the spec {path}: {error}") from error
+
+
+def read_tree(text: str, source: str) -> dict[str, Any]:
+    """The keys of a spec.
+
+    Raises:
+        ConfigError: it is not YAML, or has no keys.
+    """
     try:
         tree: Any = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{source}: expected keys such as `model:` and `pools:`, got {type(tree).__name__}")
-    try:
-        return ClusterSpec.model_validate(tree)
-    except pydantic.ValidationError as error:
-        raise ConfigError(f"{source}: {'; '.join(_problem(item) for item in error.errors())}") from error
+    return tree
 
 
-def _problem(item: Any) -> str:
-    path = ".".join(str(part) for part in item["loc"])
+def problem(item: Any, places: Mapping[str, str]) -> str:
+    """What one of pydantic's errors says, with the key as it stands in the file."""
+    first, *rest = [str(part) for part in item["loc"]] or [""]
+    path = ".".join([places.get(first, first), *rest])
     prefix = f"{path}: " if path else ""
     match item["type"]:
         case "missing":

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from baton.internal.v1 import registry_pb2
 from cluster.errors import ConfigError, WorkerDraining
-from cluster.spec import config
+from cluster.spec import portfolio
 from cluster.spec.config import SecuritySettings
 from interface.cli.kube_target import KubeTarget
 from orchestrator.controller.worker_drain import drain_workers
@@ -49,7 +49,7 @@ def drain(
     state = None if controller else running_state(name)
     address = state.registry if state else str(controller)
     spec_path = file or (Path(state.spec_path) if state else None)
-    security = config.load(spec_path).security if spec_path else None
+    security = portfolio.load(spec_path).first.security if spec_path else None
     console = Console(stderr=as_json, highlight=False)
     last = asyncio.run(
         _follow(

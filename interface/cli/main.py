@@ -91,6 +91,9 @@ def top(
     name: NameOption = None,
     endpoint: EndpointOption = None,
     once: Annotated[bool, typer.Option("--once", help="Draw one screen and end.")] = False,
+    model: Annotated[
+        str | None, typer.Option(help="Model, where the cluster has several; by default the first.")
+    ] = None,
     *,
     credentials: Credentials,
     target: KubeTarget | None,
@@ -101,7 +104,13 @@ def top(
 
     _one_cluster(target, name, endpoint)
     status_command.status(
-        name, endpoint, as_json=False, watch=not once, credentials=credentials, target=target, draw=TopView().render
+        name,
+        endpoint,
+        as_json=False,
+        watch=not once,
+        credentials=credentials,
+        target=target,
+        draw=TopView(model).render,
     )
 
 
@@ -300,6 +309,7 @@ def model_check(
     file: SpecOption = None,
     controller: ControllerOption = None,
     name: NameOption = None,
+    model: Annotated[str | None, typer.Option(help="Model, where the spec has several.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write right answers to fixed prompts next to the model; clusters judge their workers by them (the canary).
@@ -309,7 +319,7 @@ def model_check(
     """
     from interface.cli import model_command
 
-    model_command.check(file, controller, name, as_json=as_json)
+    model_command.check(file, controller, name, model=model, as_json=as_json)
 
 
 app.add_typer(plan_app, name="plan")

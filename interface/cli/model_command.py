@@ -13,7 +13,7 @@ from baton.internal.v1 import registry_pb2, registry_pb2_grpc
 from cluster.errors import ConfigError, EngineFailed
 from cluster.internal_rpc import InternalRpc
 from cluster.model import model_path
-from cluster.spec import config
+from cluster.spec import portfolio
 from cluster.spec.config import ClusterSpec, Role
 from orchestrator.controller import reference_file
 from orchestrator.controller.canary_ask import ask, prompts_for
@@ -30,14 +30,16 @@ MIN_WORKERS = 3
 """Fewer have no majority."""
 
 
-def check(file: Path | None, controller: str | None, name: str | None, *, as_json: bool) -> None:
+def check(
+    file: Path | None, controller: str | None, name: str | None, *, model: str | None = None, as_json: bool
+) -> None:
     """Write the reference; see `baton model check --help`.
 
     Raises:
         ServingError: none can be had; the text says what would help.
     """
     console = Console(stderr=as_json, highlight=False)
-    spec = config.load(file)
+    spec = portfolio.load(file).model(model)
     folder = model_path.check(spec.model.path)
     questions = _questions(spec, folder)
     size = _float32_bytes(folder)
@@ -103,7 +105,8 @@ async def agreement(spec: ClusterSpec, address: str) -> tuple[Answers, int]:
     async with rpc.channel(address) as channel:
         stub = registry_pb2_grpc.RegistryStub(channel)
         watch = stub.WatchMembers(registry_pb2.WatchMembersRequest(), timeout=10, metadata=rpc.metadata)
-        members = {each.worker_id: each for each in (await watch.read()).members if each.state in LOADED}
+        ours = [each for each in (await watch.read()).members if each.model in ("", spec.model.served_name)]
+        members = {each.worker_id: each for each in ours if each.state in LOADED}
         watch.cancel()
     if len(members) < MIN_WORKERS:
         raise EngineFailed(

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from cluster.errors import ConfigError
-from cluster.spec import config
+from cluster.spec import portfolio
 from cluster.spec.config import Role
 from orchestrator.controller.role_change import change_role
 from orchestrator.local.state_file import running_state
@@ -28,7 +28,7 @@ def role(
     state = None if controller else running_state(name)
     address = state.registry if state else str(controller)
     spec_path = file or (Path(state.spec_path) if state else None)
-    security = config.load(spec_path).security if spec_path else None
+    security = portfolio.load(spec_path).first.security if spec_path else None
     answer = asyncio.run(change_role(address, worker_id, Role(wanted), security=security))
     if as_json:
         print(json.dumps({"worker": worker_id, "role": wanted, "elapsed_s": answer.elapsed_s, "pid": answer.pid}))

@@ -65,12 +65,19 @@ def _show(
 
 def render(current: cluster_pb2.Status) -> Group:
     """Tables of one status."""
-    parts: list[RenderableType] = [_head(current), "", _worker_table(current.workers)]
+    parts: list[RenderableType] = [_head(current), ""]
+    if len(current.models) > 1:
+        parts += [_model_table(current.models), ""]
+    parts.append(_worker_table(current.workers))
     if current.pairs:
         parts += ["", _pair_table(current.pairs)]
     if current.HasField("canary"):
         parts += ["", *canary_lines(current.canary)]
-    if current.HasField("scaling"):
+    for model in current.models:
+        if model.HasField("scaling"):
+            name = [Text(f"{model.name}:", style="bold")] if len(current.models) > 1 else []
+            parts += ["", *name, *_scaling(model.scaling)]
+    if not current.models and current.HasField("scaling"):  # of a gateway that is older than models by name
         parts += ["", *_scaling(current.scaling)]
     return Group(*parts)
 
@@ -79,7 +86,7 @@ def _head(current: cluster_pb2.Status) -> Text:
     requests = current.requests
     return Text.assemble(
         (current.cluster, "bold"),
-        f"  {current.model}  up {_duration(current.uptime_s)}   "
+        f"  {', '.join(model.name for model in current.models) or current.model}  up {_duration(current.uptime_s)}   "
         f"queued {requests.queued}  prefilling {requests.prefilling}  decoding {requests.decoding}   "
         f"finished {requests.finished}  failed {requests.failed}  rejected {requests.rejected}  "
         f"preempted {requests.preempted}",
@@ -90,6 +97,14 @@ def _table(headings: Iterable[str], *, right: Collection[str] = ()) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for heading in headings:
         table.add_column(heading, justify="right" if heading in right else "left")
+    return table
+
+
+def _model_table(models: Iterable[cluster_pb2.ModelStatus]) -> Table:
+    counts = ("queued", "prefilling", "decoding", "finished", "failed", "rejected", "preempted")
+    table = _table(("model", *counts), right=counts)
+    for model in models:
+        table.add_row(model.name, *(f"{getattr(model.requests, count):,}" for count in counts))
     return table
 
 

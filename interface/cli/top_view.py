@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from baton.v1 import cluster_pb2
+from cluster.errors import ConfigError
 from interface.cli.status_command import canary_lines
 
 _BAR_CHARS = 36
@@ -17,14 +18,52 @@ _HISTORY = 72
 _LEVELS = "▁▂▃▄▅▆▇█"
 
 
-class TopView:
-    """Draws one status after another; remembers the last ones for the curve of KV in flight."""
+def of_model(current: cluster_pb2.Status, name: str | None) -> cluster_pb2.Status:
+    """The part of a status that is about one model; the first one's for None.
 
-    def __init__(self) -> None:
+    Raises:
+        ConfigError: the cluster has no such model.
+    """
+    if not current.models:  # of a gateway that is older than models by name
+        return current
+    names = [model.name for model in current.models]
+    if name is not None and name not in names:
+        raise ConfigError(f"the cluster has no model {name!r}; it has {', '.join(names)}")
+    found = current.models[names.index(name) if name is not None else 0]
+    own = cluster_pb2.Status()
+    own.CopyFrom(current)
+    workers = [worker for worker in current.workers if worker.model in ("", found.name)]
+    ids = {worker.worker_id for worker in workers}
+    for field in ("workers", "pairs", "lengths", "scaling", "models"):
+        own.ClearField(field)
+    own.workers.extend(workers)
+    own.pairs.extend(pair for pair in current.pairs if pair.prefill in ids)
+    own.lengths.extend(found.lengths)
+    own.model = found.name
+    own.requests.CopyFrom(found.requests)
+    if found.HasField("scaling"):
+        own.scaling.CopyFrom(found.scaling)
+    return own
+
+
+class TopView:
+    """Draws one status after another; remembers the last ones for the curve of KV in flight.
+
+    Args:
+        model: Whose pools to draw; None takes the first model's.
+    """
+
+    def __init__(self, model: str | None = None) -> None:
+        self._model = model
         self._kv_tokens: deque[float] = deque(maxlen=_HISTORY)
 
     def render(self, current: cluster_pb2.Status) -> RenderableType:
-        """The screen for a status."""
+        """The screen for a status.
+
+        Raises:
+            ConfigError: the cluster has no such model.
+        """
+        current = of_model(current, self._model)
         parts: list[RenderableType] = [_head(current)]
         if current.HasField("scaling"):
             self._kv_tokens.append(current.scaling.demand.kv_tokens)

@@ -23,8 +23,9 @@ from rich.text import Text
 from cluster.errors import ConfigError, ServingError, WorkerDied
 from cluster.model import model_path
 from cluster.placement import worker_plans
-from cluster.spec import config
+from cluster.spec import config, portfolio
 from cluster.spec.config import ClusterSpec
+from cluster.spec.portfolio import Portfolio
 from orchestrator.local.state_file import ClusterState, cluster_folder, read_state, running_state
 
 _DONE = {"ready", "standby", "paired", "stopped"}
@@ -77,12 +78,14 @@ class ProgressBoard:
 
 def up(file: Path | None, *, dry_run: bool, detach: bool, address: str | None, as_json: bool) -> None:
     """Start a cluster; see `baton up --help`."""
-    spec = config.load(file)
+    models = portfolio.load(file)
+    spec = models.first
     console = Console(stderr=as_json, highlight=False)
     if dry_run:
-        _print_plan(spec, as_json)
+        _print_plan(models, as_json)
         return
-    model_path.check(spec.model.path)
+    for each in models.models.values():
+        model_path.check(each.model.path)
     spec_path = _spec_file(file, spec)
     if detach:
         state = _detach(spec, spec_path, address, console)
@@ -104,7 +107,7 @@ def up(file: Path | None, *, dry_run: bool, detach: bool, address: str | None, a
         try:
             asyncio.run(
                 run(
-                    spec,
+                    models,
                     spec_path,
                     address=address,
                     on_progress=say,
@@ -225,8 +228,9 @@ def _announce(state: ClusterState, console: Console, as_json: bool) -> None:
     )
 
 
-def _print_plan(spec: ClusterSpec, as_json: bool) -> None:
-    plans = worker_plans(spec)
+def _print_plan(models: Portfolio, as_json: bool) -> None:
+    spec = models.first
+    plans = [plan for each in models.models.values() for plan in worker_plans(each)]
     rows: list[dict[str, Any]] = [
         {
             "worker": plan.worker_id,
@@ -246,7 +250,7 @@ def _print_plan(spec: ClusterSpec, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"cluster": spec.name, "workers": rows, "total": total, "usd_per_hour": usd_per_hour}))
         return
-    table = Table(title=f"{spec.name}: {spec.model.served_name}", title_justify="left")
+    table = Table(title=f"{spec.name}: {', '.join(models.models)}", title_justify="left")
     for heading in ("worker", "role", "accelerators", "CPUs", "group", "nodes"):
         table.add_column(heading)
     for plan in plans:

@@ -133,7 +133,7 @@ class HttpServer:
     async def _tokenize(self, request: web.Request) -> web.Response:
         call = read_tokenize_call(await self._runner.body(request))
         ids = await self._backend.tokenize(call.request, special_tokens=call.special_tokens)
-        texts = self._backend.token_texts(ids) if call.texts else None
+        texts = self._backend.token_texts(call.request.model, ids) if call.texts else None
         models = [model for model in self._backend.models() if call.request.model in ("", model.name)]
         return json_response(tokens_object(ids, texts, models[0].max_model_len_tokens))
 

@@ -14,15 +14,15 @@ from pathlib import Path
 from cluster.errors import ConfigError, ServingError
 from cluster.model.model_path import cache_folder
 from cluster.ray_runtime import HostLabels, RayRuntime
-from cluster.spec.config import ClusterSpec, load
+from cluster.spec.portfolio import Portfolio, load
 from orchestrator.controller.controller import Controller
 from orchestrator.controller.worker_drain import GiveBack
 
 log = logging.getLogger("baton.controller")
 
 
-async def serve(spec: ClusterSpec, listen: str, runtime: RayRuntime, give_back: GiveBack | None = None) -> None:
-    """Start the workers of the spec, keep them, and stop them at SIGTERM. ``give_back``: see `Controller`.
+async def serve(portfolio: Portfolio, listen: str, runtime: RayRuntime, give_back: GiveBack | None = None) -> None:
+    """Start the workers of all models, keep them, and stop them at SIGTERM. ``give_back``: see `Controller`.
 
     Raises:
         ServingError: they could not be started.
@@ -40,7 +40,9 @@ async def serve(spec: ClusterSpec, listen: str, runtime: RayRuntime, give_back: 
     await asyncio.to_thread(runtime.start)
     # Again: Ray's own handler of SIGTERM kills the process after 3 s, before workers and lease are given up (seen).
     catch_signals()
-    controller = Controller(spec, runtime, on_progress=say, log_folder=cache_folder() / "logs", give_back=give_back)
+    controller = Controller(
+        portfolio, runtime, on_progress=say, log_folder=cache_folder() / "logs", give_back=give_back
+    )
     host, port = listen.rsplit(":", 1)
     try:
         await controller.serve_registry(host, int(port))
@@ -60,7 +62,7 @@ async def serve(spec: ClusterSpec, listen: str, runtime: RayRuntime, give_back: 
 
 
 async def serve_alone(
-    spec: ClusterSpec, listen: str, runtime: RayRuntime, *, lease: bool, give_back: GiveBack | None = None
+    portfolio: Portfolio, listen: str, runtime: RayRuntime, *, lease: bool, give_back: GiveBack | None = None
 ) -> None:
     """As `serve`; with ``lease`` only while this process holds the cluster's Lease, so that one controller acts.
 
@@ -68,7 +70,7 @@ async def serve_alone(
         ServingError: as for `serve`, or the lease went to another.
     """
     if not lease:
-        await serve(spec, listen, runtime, give_back)
+        await serve(portfolio, listen, runtime, give_back)
         return
     from cluster.kubernetes.api import in_cluster
     from cluster.kubernetes.lease import Lease
@@ -77,7 +79,7 @@ async def serve_alone(
     held = Lease(in_cluster(), namespace, f"{cluster}-controller", holder=os.environ["POD_NAME"])
     await held.acquire()
     keeping = asyncio.create_task(held.keep())
-    serving = asyncio.create_task(serve(spec, listen, runtime, give_back))
+    serving = asyncio.create_task(serve(portfolio, listen, runtime, give_back))
     try:
         done, _ = await asyncio.wait([keeping, serving], return_when=asyncio.FIRST_COMPLETED)
         for task in done:

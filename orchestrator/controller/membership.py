@@ -16,20 +16,24 @@ class Membership:
 
     Args:
         registry: Sends it to all watchers.
+        model: Served name of the model that the workers hold.
         pairs: Says who exchanges KV.
         canary: Says which links are refused.
         findings: Says what canaries found.
     """
 
-    def __init__(self, registry: RegistryService, pairs: PairTable, canary: Canary, findings: CanaryLog) -> None:
+    def __init__(
+        self, registry: RegistryService, model: str, pairs: PairTable, canary: Canary, findings: CanaryLog
+    ) -> None:
         self._registry = registry
+        self._model = model
         self._pairs = pairs
         self._canary = canary
         self._findings = findings
 
     async def publish(self, workers: Sequence[ManagedWorker]) -> None:
-        """Publish these workers."""
+        """Publish these workers as all that the model has."""
         members = [worker.member for worker in workers if worker.member.incarnation]
         pairs = self._pairs.serving(workers, self._canary.refused)
         starting = sum(worker.on_its_way for worker in workers)
-        await self._registry.publish(members, pairs, starting, self._findings.report())
+        await self._registry.publish(self._model, members, pairs, starting, self._findings.report())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from baton.internal.v1 import registry_pb2
@@ -36,6 +37,10 @@ ENOUGH_FINISHED = 16
 """Requests that must have finished before anything is decided: before that, lengths are the prior's."""
 
 
+MayTake = Callable[[int], bool]
+"""Whether so many GPUs are left of what all models share."""
+
+
 class ScalingLoop:
     """Owns the autoscaler's memory: the requests reported to it, the capacity measured, the decisions made.
 
@@ -46,6 +51,7 @@ class ScalingLoop:
         drains: Carries out drains.
         roles: Carries out changes of roles.
         decisions: File that every decision is added to, for `baton decisions`.
+        may_take: See `MayTake`.
     """
 
     def __init__(
@@ -56,12 +62,15 @@ class ScalingLoop:
         drains: WorkerDrains,
         roles: RoleChanges,
         decisions: Path,
+        *,
+        may_take: MayTake,
     ) -> None:
         self._spec = spec
         self._workers = workers
         self._growth = growth
         self._drains = drains
         self._roles = roles
+        self._may_take = may_take
         settings = spec.autoscaling
         self._began_s = time.monotonic()
         self._settings = policy_settings(spec)
@@ -148,7 +157,8 @@ class ScalingLoop:
         try:
             match action:
                 case StartWorker():
-                    if not self._may_not_start():
+                    gpus = dict(self._spec.pools.items())[action.role].gpus_per_worker
+                    if not self._may_not_start() and self._may_take(gpus):
                         self._growth.grow(action.role)
                 case DrainWorker():
                     if any(worker.worker_id == action.worker_id and worker.starting for worker in self._workers()):

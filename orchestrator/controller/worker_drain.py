@@ -160,8 +160,18 @@ class WorkerDrains:
 # --- Registry.Drain and its caller ------------------------------------------------------------------------------
 
 
+class StartDrains(Protocol):
+    """Begins to drain workers, of any models; see `WorkerDrains.drain`."""
+
+    def __call__(
+        self, worker_ids: Sequence[str], timeout_s: float, *, replace: bool = False, node_leaves: bool = False
+    ) -> Sequence[DrainWork]:
+        """What is under way, by model."""
+        ...
+
+
 async def serve_drain(
-    request: registry_pb2.DrainRequest, drains: WorkerDrains, default_timeout_s: float
+    request: registry_pb2.DrainRequest, start: StartDrains, default_timeout_s: float
 ) -> AsyncIterator[registry_pb2.DrainResponse]:
     """`Registry.Drain`: progress until all workers are gone.
 
@@ -172,19 +182,21 @@ async def serve_drain(
     if not request.worker_ids:
         raise ConfigError("name at least one worker; `baton status` lists them")
     began_s = time.monotonic()
-    work = drains.drain(list(request.worker_ids), timeout_s, replace=request.replace, node_leaves=request.node_leaves)
+    works = start(list(request.worker_ids), timeout_s, replace=request.replace, node_leaves=request.node_leaves)
 
     def report() -> registry_pb2.DrainResponse:
         return registry_pb2.DrainResponse(
-            workers=[drain.progress for drain in work.drains],
+            workers=[drain.progress for work in works for drain in work.drains],
             elapsed_s=time.monotonic() - began_s,
             timeout_s=timeout_s,
         )
 
-    while not work.task.done():
+    tasks = [work.task for work in works]
+    while not all(task.done() for task in tasks):
         yield report()
-        await asyncio.wait([work.task], timeout=POLL_S)
-    work.task.result()
+        await asyncio.wait(tasks, timeout=POLL_S)
+    for task in tasks:
+        task.result()
     yield report()
 
 

@@ -86,7 +86,7 @@ class WorkerLauncher:
         except (ServingError, TimeoutError) as error:
             folder = self._keep_logs()
             raise EngineFailed(f"{plan.worker_id} did not start: {error}; its logs are in {folder}") from error
-        member = _member(plan, pool, handle, role, facts)
+        member = _member(self._spec.model.served_name, plan, pool, handle, role, facts)
         kernels = ", ".join(member.attention_kernels)
         taken = f"{time.monotonic() - began_s:.0f} s"
         self._progress(plan.worker_id, "loaded", f"{taken}, {kernels}" if kernels else taken)
@@ -101,12 +101,13 @@ class WorkerLauncher:
 
 
 def _member(
-    plan: WorkerPlan, pool: PoolSettings, handle: WorkerHandle, role: Role, facts: Mapping[str, Any]
+    model: str, plan: WorkerPlan, pool: PoolSettings, handle: WorkerHandle, role: Role, facts: Mapping[str, Any]
 ) -> registry_pb2.Member:
     engine, node = facts["engine"], handle.node
     on_cpu = pool.accelerators_per_worker == 0
     return registry_pb2.Member(
         worker_id=plan.worker_id,
+        model=model,
         role=role.value,
         state="starting",
         address=facts["address"],

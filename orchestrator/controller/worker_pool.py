@@ -34,6 +34,7 @@ class WorkerPool:
         publish: See `Publish`.
         silence_timeout_s: Seconds that a worker has for an answer.
         on_progress: Called at each stage of a worker.
+        prefix: What names of workers begin with.
     """
 
     def __init__(
@@ -44,12 +45,14 @@ class WorkerPool:
         *,
         silence_timeout_s: float,
         on_progress: Progress,
+        prefix: str = "",
     ) -> None:
         self._runtime = runtime
         self._launcher = launcher
         self._publish = publish
         self._silence_timeout_s = silence_timeout_s
         self._progress = on_progress
+        self._prefix = prefix
         self._workers: dict[str, ManagedWorker] = {}
         self.stopping = False
         """The cluster ends: nothing is started or replaced any more."""
@@ -91,8 +94,8 @@ class WorkerPool:
 
     def add_another(self, role: Role, pool: PoolSettings) -> ManagedWorker:
         """Record one more worker of a role, under the first name that is free."""
-        index = next(index for index in itertools.count() if f"{role}-{index}" not in self._workers)
-        return self.add(worker_plan(role, pool, index), pool)
+        plans = (worker_plan(role, pool, index, prefix=self._prefix) for index in itertools.count())
+        return self.add(next(plan for plan in plans if plan.worker_id not in self._workers), pool)
 
     async def start(self, worker: ManagedWorker, node_id: str | None = None) -> None:
         """Place a worker and load its engine; it serves once `serve` is called.
@@ -161,12 +164,7 @@ class WorkerPool:
         Raises:
             ConfigError: a worker is not known, not ready, or drains already.
         """
-        for worker_id in worker_ids:
-            known = self._workers.get(worker_id)
-            if known is None or not known.up or known.draining:
-                state = "unknown" if known is None else "draining" if known.draining else known.member.state or "gone"
-                ready = [key for key, each in self._workers.items() if each.up]
-                raise ConfigError(f"{worker_id} is {state}; workers that can be drained: {', '.join(ready) or 'none'}")
+        check_drainable(self.workers(), worker_ids)
         workers = [self._workers[worker_id] for worker_id in dict.fromkeys(worker_ids)]
         for worker in workers:
             worker.unwanted.clear()  # one that was given up, and came into service all the same
@@ -236,3 +234,18 @@ class WorkerPool:
             handle, worker.handle = worker.handle, None
             processes, worker.processes = worker.processes, []
             await asyncio.to_thread(self._runtime.remove, handle, processes)
+
+
+def check_drainable(workers: Sequence[ManagedWorker], worker_ids: Sequence[str]) -> None:
+    """See that workers of a pool can be drained.
+
+    Raises:
+        ConfigError: one is not known, not ready, or drains already.
+    """
+    by_id = {worker.worker_id: worker for worker in workers}
+    for worker_id in worker_ids:
+        known = by_id.get(worker_id)
+        if known is None or not known.up or known.draining:
+            state = "unknown" if known is None else "draining" if known.draining else known.member.state or "gone"
+            ready = [each.worker_id for each in workers if each.up]
+            raise ConfigError(f"{worker_id} is {state}; workers that can be drained: {', '.join(ready) or 'none'}")

@@ -9,7 +9,7 @@ import numpy as np
 from baton.internal.v1 import worker_pb2
 from baton.v1 import inference_pb2 as pb
 from kv_transfer.ticket import HandoffTicket
-from orchestrator.gateway.metrics import GatewayMetrics
+from orchestrator.gateway.metrics import ModelMetrics
 
 FOLD_GAPS = 4096
 """Gaps after which they are put into the metric though the choice goes on: a long trace shows before its end."""
@@ -25,7 +25,7 @@ class ChoiceFigures:
         received_unix_s: The same on the wall clock, against which transfers are stamped.
     """
 
-    def __init__(self, metrics: GatewayMetrics, index: int, received_s: float, received_unix_s: float) -> None:
+    def __init__(self, metrics: ModelMetrics, index: int, received_s: float, received_unix_s: float) -> None:
         self.summary = pb.ChoiceSummary(choice=index)
         self.cached_tokens = 0
         self.cost_usd = 0.0

@@ -1,7 +1,7 @@
 """The gateway: takes requests, has them run, and streams back what the workers make. Knows no Ray.
 
-It composes: what serves a model is a `ModelServing`, and a second model would be a second one here, chosen by the
-request's model. Admission, routing and the lifecycle are pure and live elsewhere.
+It composes: what serves a model is a `ModelServing`, chosen by the request's model. Admission, routing and the
+lifecycle are pure and live elsewhere.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import importlib.metadata
 import logging
 import time
-from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Protocol
@@ -19,21 +18,20 @@ from typing import Protocol
 from baton.internal.v1 import registry_pb2
 from baton.v1 import cluster_pb2
 from baton.v1 import inference_pb2 as pb
-from cluster.errors import ModelNotFound, RequestAborted, RequestRejected, ServingError
+from cluster.errors import RequestAborted, RequestRejected, ServingError
 from cluster.internal_rpc import InternalRpc
-from cluster.spec.config import ClusterSpec
+from cluster.spec.portfolio import Portfolio
 from cluster.trace_context import caller_trace
 from orchestrator.gateway.choice_run import ChoiceRun
 from orchestrator.gateway.choices import Choices
 from orchestrator.gateway.delta_sink import DeltaSink
 from orchestrator.gateway.entry import Entry
-from orchestrator.gateway.gateway_status import set_gauges, worker_rows
-from orchestrator.gateway.journal import RequestJournal
+from orchestrator.gateway.gateway_status import set_gauges, total, worker_rows
 from orchestrator.gateway.metrics import GatewayMetrics
+from orchestrator.gateway.model_choice import ModelChoice
 from orchestrator.gateway.model_serving import ModelServing
 from orchestrator.gateway.scaled_request import ScaledRequest
-from orchestrator.gateway.tokenization import ON_LOOP_ITEMS, Tokenization
-from orchestrator.gateway.traffic import Traffic
+from orchestrator.gateway.tokenization import ON_LOOP_ITEMS
 from orchestrator.request.model_front import ModelFront
 from orchestrator.request.prepare import PreparedRequest, prepare
 from orchestrator.thinking.ask import read_ask
@@ -70,22 +68,28 @@ class Gateway:
     """Serves requests over the workers of one cluster; implements `interface.backend.Backend`.
 
     Args:
-        spec: The cluster.
-        front: The model's tokeniser, template and limits.
+        portfolio: The models, and the cluster.
+        fronts: What a gateway knows of each model, by name.
         spans: Takes requests for traces, where these are on.
     """
 
-    def __init__(self, spec: ClusterSpec, front: ModelFront, spans: Spans | None = None) -> None:
-        self.spec = spec
+    def __init__(self, portfolio: Portfolio, fronts: Mapping[str, ModelFront], spans: Spans | None = None) -> None:
+        self.spec = portfolio.first
+        """Of the first model; what is asked of it here holds for the whole cluster."""
         self._spans = spans
-        self.metrics = GatewayMetrics(spec.slo)
-        self.model = ModelServing(spec, front, self.metrics)
-        self._traffic = Traffic()
-        self.journal = RequestJournal(self._traffic, self.model.runs)
-        self._entry = Entry(spec)
-        self._tokenization = Tokenization(front)
+        self.metrics = GatewayMetrics()
+        self.models_served = {
+            name: ModelServing(spec, fronts[name], self.metrics.of_model(name, spec.slo))
+            for name, spec in portfolio.models.items()
+        }
+        self._choice = ModelChoice(self.models_served, portfolio.routes, self.metrics.routed)
+        self._entry = Entry(self.spec)
         self._started_s = time.monotonic()
-        self._counts: Counter[str] = Counter()
+
+    @property
+    def model(self) -> ModelServing:
+        """The first model, which a request gets that names none."""
+        return self._choice.find("")
 
     # --- Backend --------------------------------------------------------------------------------------------
 
@@ -98,27 +102,33 @@ class Gateway:
             ServingError: the request is bad, was refused, or failed.
         """
         received_s, received_unix_s = time.monotonic(), time.time()
+        model: ModelServing | None = None
         try:
             with self._entry.enter(request.tenant):
-                prepared = await self._prepare(request, received_s)
-                served = self._served(request, prepared, received_s, received_unix_s)
-                self._traffic.arrived(received_s, prepared.request_class, len(prepared.prompt_ids), len(served.runs))
-                with self._charged(prepared, served.runs):
+                model = self._choice.choose(request)
+                prepared = await self._prepare(model, request, received_s)
+                served = self._served(model, request, prepared, received_s, received_unix_s)
+                runs, isl_tokens = served.runs, len(prepared.prompt_ids)
+                model.traffic.arrived(received_s, prepared.request_class, isl_tokens, len(runs))
+                with self._charged(model, prepared, runs):
                     async with contextlib.aclosing(served.stream(sink)) as stream:
                         async for message in stream:
                             yield message
         except ServingError as error:
-            self._count_error(error)
+            self._count_error(model, error)
             self._trace_failure(request, error, received_unix_s)
             raise
         except (GeneratorExit, asyncio.CancelledError):
             self._trace_failure(request, RequestAborted("the caller disconnected"), received_unix_s)
             raise
-        self._counts["finished"] += 1
+        model.counts["finished"] += 1
         if self.spec.security.log_text:
-            self._log_text(prepared, served.runs)
-        self._count_finished(prepared, served)
+            _log_text(model, prepared, served.runs)
+        _count_finished(model, prepared, served)
         finished = served.finished()
+        finished.model = model.front.name
+        if request.model not in ("", finished.model):
+            finished.route = request.model
         if self._spans is not None:
             self._spans.finished(request, finished, caller_trace.get(), received_unix_s)
         yield pb.GenerateResponse(finished=finished)
@@ -130,8 +140,7 @@ class Gateway:
             ModelNotFound: another model was asked for.
             InvalidRequest: the input is malformed.
         """
-        self._check_model(request.model)
-        return await self._tokenization.tokenize(request, special_tokens=special_tokens)
+        return await self._choice.find(request.model).tokenization.tokenize(request, special_tokens=special_tokens)
 
     async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
         """The text of tokens.
@@ -140,48 +149,32 @@ class Gateway:
             ModelNotFound: another model was asked for.
             InvalidRequest: an id is out of the vocabulary.
         """
-        self._check_model(model)
-        return await self._tokenization.detokenize(token_ids)
+        return await self._choice.find(model).tokenization.detokenize(token_ids)
 
-    def token_texts(self, token_ids: Sequence[int]) -> list[str]:
+    def token_texts(self, model: str, token_ids: Sequence[int]) -> list[str]:
         """Each token as the vocabulary writes it."""
-        return self._tokenization.token_texts(token_ids)
+        return self._choice.find(model).tokenization.token_texts(token_ids)
 
     def models(self) -> list[pb.Model]:
-        """The one model served."""
-        front = self.model.front
-        return [
-            pb.Model(
-                name=front.name,
-                max_model_len_tokens=front.max_model_len_tokens,
-                reasoning=front.markers is not None,
-                tools=front.calls is not None,
-            )
-        ]
+        """The models served, then the routes."""
+        return self._choice.models()
 
     def status(self) -> cluster_pb2.Status:
         """Workers, pairs and requests as this gateway sees them."""
-        states = self.model.states()
+        models = [model.status() for model in self.models_served.values()]
+        fleets = [model.fleet for model in self.models_served.values()]
         status = cluster_pb2.Status(
             cluster=self.spec.name,
-            model=self.model.front.name,
+            model=models[0].name,
             version=importlib.metadata.version("baton-inference"),
             uptime_s=time.monotonic() - self._started_s,
-            requests=cluster_pb2.RequestCounts(
-                queued=states["queued"],
-                prefilling=states["prefilling"],
-                decoding=states["decoding"],
-                finished=self._counts["finished"],
-                failed=self._counts["failed"],
-                rejected=self._counts["rejected"],
-                preempted=self.model.preemption.preempted_requests,
-            ),
-            workers=worker_rows(self.model.fleet.workers.values()),
-            pairs=self.model.fleet.pairs.rows(),
-            lengths=self._traffic.lengths(),
+            requests=total(model.requests for model in models),
+            workers=[row for fleet in fleets for row in worker_rows(fleet.workers.values())],
+            pairs=[row for fleet in fleets for row in fleet.pairs.rows()],
+            lengths=models[0].lengths,
+            scaling=models[0].scaling if models[0].HasField("scaling") else None,
+            models=models,
         )
-        if self.journal.scaling is not None:
-            status.scaling.CopyFrom(self.journal.scaling)
         if self.metrics.canary.report is not None:
             status.canary.CopyFrom(self.metrics.canary.report)
         return status
@@ -190,52 +183,66 @@ class Gateway:
 
     def refresh_gauges(self) -> None:
         """Set the gauges to the present."""
-        set_gauges(self.metrics, self.model.fleet, self.model.states())
+        for model in self.models_served.values():
+            set_gauges(model.metrics, model.fleet, model.states())
 
     def update_members(self, message: registry_pb2.WatchMembersResponse) -> None:
         """Take a membership from the registry."""
         self.metrics.canary.report = message.canary if message.HasField("canary") else None
-        self.model.update_members(message)
+        first = next(iter(self.models_served))
+        for name, model in self.models_served.items():
+            members = [member for member in message.members if (member.model or first) == name]
+            ids = {member.worker_id for member in members}
+            pairs = [pair for pair in message.pairs if pair.prefill in ids]
+            starting = message.starting_by_model.get(name, 0)
+            if name == first and not message.starting_by_model:
+                starting = message.starting_decode_workers  # of a controller that is older than models by name
+            model.update_members(members, pairs, starting_decode_workers=starting)
 
     async def report_to(self, controller: str) -> None:
         """Report to the controller at this address what requests there are, until cancelled."""
-        interval_s = self.spec.autoscaling.report_interval_s
-        await self.journal.report_to(controller, interval_s, InternalRpc(self.spec.security))
+        async with asyncio.TaskGroup() as group:
+            for model in self.models_served.values():
+                if model.spec.autoscaling.enabled:
+                    interval_s = model.spec.autoscaling.report_interval_s
+                    group.create_task(model.journal.report_to(controller, interval_s, InternalRpc(self.spec.security)))
 
     async def close(self) -> None:
         """End all links; streams still open end with an error."""
-        await self.model.close()
+        for model in self.models_served.values():
+            await model.close()
         if self._spans is not None:
             await asyncio.to_thread(self._spans.close)
 
-    def _check_model(self, name: str) -> None:
-        if name and name != self.model.front.name:
-            raise ModelNotFound(f"no model {name[:256]!r} here; this cluster serves {self.model.front.name!r}")
-
     # --- one request ----------------------------------------------------------------------------------------
 
-    async def _prepare(self, request: pb.GenerateRequest, now_s: float) -> PreparedRequest:
-        calls = self.model.front.calls
+    async def _prepare(self, model: ModelServing, request: pb.GenerateRequest, now_s: float) -> PreparedRequest:
+        calls = model.front.calls
         if calls is not None and not calls.loaded and (request.chat.tools or calls.reads_all):
             await asyncio.to_thread(calls.load)  # vLLM's parsers take seconds to import
-        work = partial(prepare, request, self.model.front, self.spec, now_s=now_s, severity=self.journal.severity)
+        work = partial(prepare, request, model.front, model.spec, now_s=now_s, severity=model.journal.severity)
         return await asyncio.to_thread(work) if request.ByteSize() > ON_LOOP_ITEMS else work()
 
     def _served(
-        self, request: pb.GenerateRequest, prepared: PreparedRequest, received_s: float, received_unix_s: float
+        self,
+        model: ModelServing,
+        request: pb.GenerateRequest,
+        prepared: PreparedRequest,
+        received_s: float,
+        received_unix_s: float,
     ) -> Choices | ScaledRequest:
         """A request's choices, or the branches of its one answer."""
         times = (received_s, received_unix_s)
         ask = read_ask(request, max_branches=self.spec.gateway.max_choices)
         if ask is None:
-            return Choices(prepared, self.model, *times)
-        again = partial(prepare, front=self.model.front, spec=self.spec, now_s=received_s)
-        return ScaledRequest(ask, request, prepared, self.model, again, self.metrics, *times)
+            return Choices(prepared, model, *times)
+        again = partial(prepare, front=model.front, spec=model.spec, now_s=received_s)
+        return ScaledRequest(ask, request, prepared, model, again, model.metrics, *times)
 
     @contextlib.contextmanager
-    def _charged(self, prepared: PreparedRequest, runs: Sequence[ChoiceRun]) -> Iterator[None]:
+    def _charged(self, model: ModelServing, prepared: PreparedRequest, runs: Sequence[ChoiceRun]) -> Iterator[None]:
         """The tenant is charged what is expected, and in the end what it was."""
-        first, placer = runs[0], self.model.placer
+        first, placer = runs[0], model.placer
         expected_tokens = placer.cost_tokens(first)
         self._entry.charge(prepared.tenant, expected_tokens)
         try:
@@ -248,30 +255,35 @@ class Gateway:
         if self._spans is not None:
             self._spans.failed(request, error, caller_trace.get(), received_unix_s, time.time())
 
-    def _count_error(self, error: ServingError) -> None:
+    def _count_error(self, model: ModelServing | None, error: ServingError) -> None:
+        """``model`` is None for a request that was refused before it got one."""
+        name = model.front.name if model is not None else ""
+        counts = (model or self.model).counts
         if isinstance(error, RequestRejected):
-            self._counts["rejected"] += 1
-            self.metrics.rejected.labels(error.reason).inc()
+            counts["rejected"] += 1
+            self.metrics.rejected.labels(name, error.reason).inc()
         else:
-            self._counts["failed"] += 1
-            self.metrics.failed.labels(type(error).__name__).inc()
+            counts["failed"] += 1
+            self.metrics.failed.labels(name, type(error).__name__).inc()
 
-    def _log_text(self, prepared: PreparedRequest, runs: Sequence[ChoiceRun]) -> None:
-        def text(ids: Sequence[int]) -> str:
-            decoded: str = self.model.front.tokenizer.decode(list(ids), skip_special_tokens=False)
-            return decoded
 
-        answers = [text(run.life.output_ids) for run in runs]
-        log.info("request %s: prompt %r, output %r", prepared.request_id, text(prepared.prompt_ids), answers)
+def _log_text(model: ModelServing, prepared: PreparedRequest, runs: Sequence[ChoiceRun]) -> None:
+    def text(ids: Sequence[int]) -> str:
+        decoded: str = model.front.tokenizer.decode(list(ids), skip_special_tokens=False)
+        return decoded
 
-    def _count_finished(self, prepared: PreparedRequest, served: Choices | ScaledRequest) -> None:
-        """Learn from the choices that got all of their tokens; of those that were stopped no length is known."""
-        for run in served.whole():
-            usage = run.summary.usage
-            if prepared.max_tokens:
-                self.model.forecast.record(usage.reasoning_tokens + usage.answer_tokens + usage.tool_call_tokens)
-            self.metrics.finished.labels(pb.FinishReason.Name(run.summary.finish_reason)).inc()
-            if run.summary.retries:
-                self.metrics.retries.inc(run.summary.retries)
-            self.model.pace.record(run.summary)
-            self._traffic.finished(run.number, prepared.request_class, run.summary)
+    answers = [text(run.life.output_ids) for run in runs]
+    log.info("request %s: prompt %r, output %r", prepared.request_id, text(prepared.prompt_ids), answers)
+
+
+def _count_finished(model: ModelServing, prepared: PreparedRequest, served: Choices | ScaledRequest) -> None:
+    """Learn from the choices that got all of their tokens; of those that were stopped no length is known."""
+    for run in served.whole():
+        usage = run.summary.usage
+        if prepared.max_tokens:
+            model.forecast.record(usage.reasoning_tokens + usage.answer_tokens + usage.tool_call_tokens)
+        model.metrics.finished.labels(pb.FinishReason.Name(run.summary.finish_reason)).inc()
+        if run.summary.retries:
+            model.metrics.retries.inc(run.summary.retries)
+        model.pace.record(run.summary)
+        model.traffic.finished(run.number, prepared.request_class, run.summary)

@@ -9,7 +9,7 @@ from baton.v1 import cluster_pb2
 from cluster.spec.config import Role, Transport
 from orchestrator.gateway.fleet import KNOWN_STATES, Fleet
 from orchestrator.gateway.fleet_worker import FleetWorker
-from orchestrator.gateway.metrics import GatewayMetrics
+from orchestrator.gateway.metrics import ModelMetrics
 
 
 def worker_rows(workers: Iterable[FleetWorker]) -> list[cluster_pb2.WorkerStatus]:
@@ -17,8 +17,17 @@ def worker_rows(workers: Iterable[FleetWorker]) -> list[cluster_pb2.WorkerStatus
     return [_row(each) for each in sorted(workers, key=lambda each: (each.member.role, each.member.worker_id))]
 
 
-def set_gauges(metrics: GatewayMetrics, fleet: Fleet, states: Counter[str]) -> None:
-    """Set the gauges to the present; ``states`` are the runs'."""
+def total(counts: Iterable[cluster_pb2.RequestCounts]) -> cluster_pb2.RequestCounts:
+    """The requests of several models."""
+    whole = cluster_pb2.RequestCounts()
+    for each in counts:
+        for field, count in each.ListFields():
+            setattr(whole, field.name, getattr(whole, field.name) + count)
+    return whole
+
+
+def set_gauges(metrics: ModelMetrics, fleet: Fleet, states: Counter[str]) -> None:
+    """Set a model's gauges to the present; ``states`` are the runs'."""
     for state in ("queued", "prefilling", "decoding"):
         metrics.in_flight.labels(state).set(states[state])
     pool_states: Counter[tuple[str, str]] = Counter()
@@ -40,6 +49,7 @@ def _row(worker: FleetWorker) -> cluster_pb2.WorkerStatus:
     state = "draining" if load.draining else member.state
     return cluster_pb2.WorkerStatus(
         worker_id=member.worker_id,
+        model=member.model,
         role=f"ROLE_{member.role.upper()}",
         state=f"WORKER_STATE_{state.upper()}",
         address=member.address,

@@ -25,13 +25,15 @@ class RequestJournal:
     """Owns the controller's last answer, and the report that it is yet to answer.
 
     Args:
+        model: Served name of the model that they are for.
         traffic: What came and ended.
         runs: All runs, by number; read alone.
     """
 
-    def __init__(self, traffic: Traffic, runs: Mapping[int, RunView]) -> None:
+    def __init__(self, model: str, traffic: Traffic, runs: Mapping[int, RunView]) -> None:
         self.scaling: cluster_pb2.Scaling | None = None
         """The controller's last report of the pools."""
+        self._model = model
         self._traffic = traffic
         self._runs = runs
         self._heard_s = 0.0
@@ -51,6 +53,7 @@ class RequestJournal:
             self._sequence += 1
             self._unanswered = self._traffic.take()
             self._unanswered.gateway, self._unanswered.sequence = self._gateway, self._sequence
+            self._unanswered.model = self._model
         del self._unanswered.in_flight[:]
         self._unanswered.in_flight.extend(flights(self._runs.values()))
         return self._unanswered

@@ -127,8 +127,28 @@ class StrategyMetrics:
         self.tokens.labels(report.strategy, "losers").inc(report.tokens.losers)
 
 
-class GatewayMetrics:
-    """All metrics of one gateway, in a registry of their own.
+class ByModel(Collector):
+    """The metrics of several models' registries, each sample with its model as a label."""
+
+    def __init__(self) -> None:
+        self.registries: dict[str, CollectorRegistry] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics, each once, with the samples of all models."""
+        found: dict[str, Metric] = {}
+        for model, registry in self.registries.items():
+            for metric in registry.collect():
+                whole = found.setdefault(
+                    metric.name, Metric(metric.name, metric.documentation, metric.type, metric.unit)
+                )
+                whole.samples += [
+                    sample._replace(labels={"model": model, **sample.labels}) for sample in metric.samples
+                ]
+        yield from found.values()
+
+
+class ModelMetrics:
+    """The metrics of one model, in a registry of their own; they are served with the model as a label.
 
     Args:
         slo: Objectives; each is a bucket bound of its histogram.
@@ -157,14 +177,6 @@ class GatewayMetrics:
         self.handoff_bytes = Histogram("baton_handoff_bytes", "KV bytes of a handoff", buckets=_BYTES, **make)
         self.tokens = Counter("baton_tokens", "Tokens by phase", ["phase"], **make)
         self.finished = Counter("baton_requests_finished", "Requests finished by reason", ["reason"], **make)
-        self.failed = Counter("baton_requests_failed", "Requests failed by error", ["error"], **make)
-        self.rejected = Counter("baton_requests_rejected", "Requests refused by reason", ["reason"], **make)
-        self._ignored_fields = Counter(
-            "baton_ignored_fields",
-            "Requests over HTTP with a field that was let through without effect",
-            ["field"],
-            **make,
-        )
         self.retries = Counter("baton_retries", "Ledgers prefilled again after a failure", **make)
         self.strategies = StrategyMetrics(make)
         self.moves = Counter("baton_moves", "Requests moved off a draining worker with their KV", **make)
@@ -187,8 +199,32 @@ class GatewayMetrics:
         self.pairs = Gauge("baton_pairs", "Pairs of workers by the transport that was chosen", ["transport"], **make)
         self.workers = Gauge("baton_workers", "Workers by pool and state", ["pool", "state"], **make)
 
+
+class GatewayMetrics:
+    """All metrics of one gateway, in a registry of their own: those of its models, and what concerns none of them."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        make: dict[str, Any] = {"registry": self.registry}
+        self.failed = Counter("baton_requests_failed", "Requests failed by error", ["model", "error"], **make)
+        self.rejected = Counter("baton_requests_rejected", "Requests refused by reason", ["model", "reason"], **make)
+        self.routed = Counter("baton_requests_routed", "Requests by route and model", ["route", "model"], **make)
+        self._ignored_fields = Counter(
+            "baton_ignored_fields",
+            "Requests over HTTP with a field that was let through without effect",
+            ["field"],
+            **make,
+        )
         self.canary = CanaryMetrics()
         self.registry.register(self.canary)
+        self._models = ByModel()
+        self.registry.register(self._models)
+
+    def of_model(self, name: str, slo: SloSettings) -> ModelMetrics:
+        """New metrics of a model, which are served from now on."""
+        metrics = ModelMetrics(slo)
+        self._models.registries[name] = metrics.registry
+        return metrics
 
     def count_ignored(self, field: str) -> None:
         """Count a request with a field that was let through without effect; callers have few names for it."""

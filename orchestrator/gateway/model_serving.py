@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from baton.internal.v1 import registry_pb2
+from baton.v1 import cluster_pb2
 from cluster.internal_rpc import InternalRpc
 from cluster.spec.config import ClusterSpec, Role
 from orchestrator.gateway.choice_figures import ChoiceFigures
@@ -14,13 +15,16 @@ from orchestrator.gateway.choice_output import ChoiceOutput
 from orchestrator.gateway.choice_run import ChoiceRun
 from orchestrator.gateway.fleet import Fleet
 from orchestrator.gateway.forecast import OutputForecast
-from orchestrator.gateway.metrics import GatewayMetrics
+from orchestrator.gateway.journal import RequestJournal
+from orchestrator.gateway.metrics import ModelMetrics
 from orchestrator.gateway.pace import Pace
 from orchestrator.gateway.peaks import Peaks
 from orchestrator.gateway.placer import Placer
 from orchestrator.gateway.preemption import Preemption
 from orchestrator.gateway.request_moves import RequestMoves
 from orchestrator.gateway.siblings import PrefixSharing, SharedPrompt, Sibling
+from orchestrator.gateway.tokenization import Tokenization
+from orchestrator.gateway.traffic import Traffic
 from orchestrator.policy.prefix_index import block_hashes
 from orchestrator.request.lifecycle import WorkerLost
 from orchestrator.request.model_front import ModelFront
@@ -31,19 +35,23 @@ from orchestrator.request.prepare import PreparedRequest
 class ModelServing:
     """Owns the runs of one model; composes what serves them, and passes on what one part reports to another.
 
-    A second model of a cluster is a second one of these under the gateway.
-
     Args:
-        spec: The cluster.
+        spec: The cluster as it is for this model.
         front: The model's tokeniser, template and limits.
-        metrics: The gateway's.
+        metrics: The model's.
     """
 
-    def __init__(self, spec: ClusterSpec, front: ModelFront, metrics: GatewayMetrics) -> None:
+    def __init__(self, spec: ClusterSpec, front: ModelFront, metrics: ModelMetrics) -> None:
+        self.spec = spec
         self.front = front
         self.runs: dict[int, ChoiceRun] = {}
         """Every choice that is queued or runs, by number."""
-        self._metrics = metrics
+        self.counts: Counter[str] = Counter()
+        """Requests that have finished, failed or were rejected."""
+        self.metrics = metrics
+        self.traffic = Traffic()
+        self.journal = RequestJournal(front.name, self.traffic, self.runs)
+        self.tokenization = Tokenization(front)
         self._numbers = itertools.count()
         self.reasoning = spec.model.reasoning
         self.pace = Pace()
@@ -106,7 +114,7 @@ class ModelServing:
             ChoiceOutput(request, index, self.front, self.reasoning, self._line_ends),
             self.fleet,
             self,
-            ChoiceFigures(self._metrics, index, received_s, received_unix_s),
+            ChoiceFigures(self.metrics, index, received_s, received_unix_s),
             Sibling(prompt),
         )
 
@@ -120,10 +128,34 @@ class ModelServing:
         """Runs by the state of their lifecycle."""
         return Counter(run.life.state.value for run in self.runs.values())
 
-    def update_members(self, message: registry_pb2.WatchMembersResponse) -> None:
-        """Take a membership from the registry."""
-        self.preemption.starting = message.starting_decode_workers > 0
-        self.fleet.update(message.members, message.pairs)
+    def update_members(
+        self,
+        members: Sequence[registry_pb2.Member],
+        pairs: Sequence[registry_pb2.Pair],
+        *,
+        starting_decode_workers: int,
+    ) -> None:
+        """Take the model's part of a membership from the registry."""
+        self.preemption.starting = starting_decode_workers > 0
+        self.fleet.update(members, pairs)
+
+    def status(self) -> cluster_pb2.ModelStatus:
+        """Its requests: those it has, and what the controller makes of them."""
+        states = self.states()
+        return cluster_pb2.ModelStatus(
+            name=self.front.name,
+            requests=cluster_pb2.RequestCounts(
+                queued=states["queued"],
+                prefilling=states["prefilling"],
+                decoding=states["decoding"],
+                finished=self.counts["finished"],
+                failed=self.counts["failed"],
+                rejected=self.counts["rejected"],
+                preempted=self.preemption.preempted_requests,
+            ),
+            scaling=self.journal.scaling,
+            lengths=self.traffic.lengths(),
+        )
 
     async def close(self) -> None:
         """End all links; streams still open end with an error."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from orchestrator.gateway.forecast import OutputForecast
-from orchestrator.gateway.metrics import GatewayMetrics
+from orchestrator.gateway.metrics import ModelMetrics
 from orchestrator.gateway.run_view import RunView
 from orchestrator.policy.drain_moves import DRAIN_TICK_S, HeldRequest, Hold, Move, empty_workers
 from orchestrator.policy.peak import shifts
@@ -63,7 +63,7 @@ class RequestMoves:
         fleet: MovesFleet,
         runs: Mapping[int, RunView],
         forecast: OutputForecast,
-        metrics: GatewayMetrics,
+        metrics: ModelMetrics,
         *,
         moves_at_once: int,
         rebalances: bool,

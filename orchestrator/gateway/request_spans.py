@@ -32,7 +32,7 @@ class RequestSpans:
     Args:
         settings: What to trace, and where to.
         cluster: The cluster's name.
-        model: Name of the model served.
+        model: Name of the model that a request gets which names none.
         processor: Takes the spans, in place of the settings' collector.
     """
 
@@ -69,6 +69,7 @@ class RequestSpans:
                 "gen_ai.usage.output_tokens": usage.reasoning_tokens + usage.answer_tokens,
                 "baton.usage.reasoning_tokens": usage.reasoning_tokens,
                 "baton.usage.tool_call_tokens": usage.tool_call_tokens,
+                "gen_ai.response.model": finished.model,
                 "gen_ai.response.finish_reasons": [_finish_reason(choice) for choice in finished.choices],
             }
         )
@@ -109,7 +110,7 @@ class RequestSpans:
         attributes: Attributes = {
             "gen_ai.operation.name": operation,
             "gen_ai.provider.name": "baton",
-            "gen_ai.request.model": self._model,
+            "gen_ai.request.model": request.model or self._model,
             "baton.request_id": request_id,
             "baton.tenant": request.tenant,
             "baton.priority": request.priority,
@@ -117,7 +118,7 @@ class RequestSpans:
         if request.sampling.HasField("max_tokens"):
             attributes["gen_ai.request.max_tokens"] = request.sampling.max_tokens
         return self._tracer.start_span(
-            f"{operation} {self._model}",
+            f"{operation} {request.model or self._model}",
             self._propagator.extract(caller),
             SpanKind.SERVER,
             attributes,

@@ -12,7 +12,7 @@ from cluster.errors import InvalidRequest
 from orchestrator.gateway.choice_run import ChoiceRun
 from orchestrator.gateway.choices import summed
 from orchestrator.gateway.delta_sink import DeltaSink
-from orchestrator.gateway.metrics import GatewayMetrics
+from orchestrator.gateway.metrics import ModelMetrics
 from orchestrator.gateway.model_serving import ModelServing
 from orchestrator.gateway.siblings import Sibling
 from orchestrator.policy.closing import reasoning_limit
@@ -90,7 +90,7 @@ class ScaledRequest:
         prepared: PreparedRequest,
         model: ModelServing,
         prepare: Prepare,
-        metrics: GatewayMetrics,
+        metrics: ModelMetrics,
         received_s: float,
         received_unix_s: float,
     ) -> None:

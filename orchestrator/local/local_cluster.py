@@ -21,6 +21,7 @@ from cluster.errors import ConfigError, ServingError
 from cluster.placement import worker_plans
 from cluster.ray_runtime import RayRuntime
 from cluster.spec.config import ClusterSpec
+from cluster.spec.portfolio import Portfolio
 from orchestrator.controller.controller import Controller
 from orchestrator.controller.worker_launch import Progress
 from orchestrator.local.gateway_group import GatewayGroup
@@ -33,7 +34,7 @@ STOP_TIMEOUT_S = 45.0
 
 
 async def run(
-    spec: ClusterSpec,
+    portfolio: Portfolio,
     spec_path: Path,
     *,
     address: str | None,
@@ -49,9 +50,9 @@ async def run(
     Raises:
         ServingError: it could not start; what had started is stopped.
     """
-    state = _claim(spec, spec_path)
+    state = _claim(portfolio.first, spec_path)
     stop = _stop_event(state, starter_fd)
-    cluster = _LocalCluster(spec, spec_path, state, address, on_progress)
+    cluster = _LocalCluster(portfolio, spec_path, state, address, on_progress)
     try:
         # These two start processes, and are not interrupted: one that nobody knows of would stay.
         await cluster.start_ray()
@@ -109,7 +110,7 @@ class _LocalCluster:
     """Owns Ray, controller and gateways of one cluster, and the state file that says what to end.
 
     Args:
-        spec: The cluster.
+        portfolio: The models, and the cluster.
         spec_path: Its file, for the gateways to read.
         state: Of the file; kept up to date.
         address: Ray cluster to join; None starts one.
@@ -117,17 +118,24 @@ class _LocalCluster:
     """
 
     def __init__(
-        self, spec: ClusterSpec, spec_path: Path, state: ClusterState, address: str | None, on_progress: Progress
+        self,
+        portfolio: Portfolio,
+        spec_path: Path,
+        state: ClusterState,
+        address: str | None,
+        on_progress: Progress,
     ) -> None:
-        self._spec = spec
+        self._spec = spec = portfolio.first
         self._spec_path = spec_path
         self._state = state
         self._address = address
         self._progress = on_progress
         self._folder = cluster_folder(spec.name)
-        resources = {pool.node_resource: 1.0 for _, pool in spec.pools.items() if pool.node_resource}
-        self._runtime = RayRuntime(address, local_resources=resources, min_cpus=_min_cpus(spec))
-        self._controller = Controller(spec, self._runtime, on_progress=on_progress, log_folder=self._folder)
+        specs = portfolio.models.values()
+        pools = [pool for each in specs for _, pool in each.pools.items()]
+        resources = {pool.node_resource: 1.0 for pool in pools if pool.node_resource}
+        self._runtime = RayRuntime(address, local_resources=resources, min_cpus=sum(map(_min_cpus, specs)))
+        self._controller = Controller(portfolio, self._runtime, on_progress=on_progress, log_folder=self._folder)
         self._gateways: GatewayGroup | None = None
 
     async def start_ray(self) -> None:
@@ -196,7 +204,7 @@ class _LocalCluster:
 
 
 def _min_cpus(spec: ClusterSpec) -> float:
-    """Logical CPUs that the cluster may ask for, those of workers that the autoscaler may start included."""
+    """Logical CPUs that a model may ask for, those of workers that the autoscaler may start included."""
     cpus = sum(plan.total.get("CPU", 0.0) for plan in worker_plans(spec))
     if spec.autoscaling.enabled:
         cpus += sum((pool.most_replicas - pool.replicas) * pool.cpus_per_worker for _, pool in spec.pools.items())

@@ -26,7 +26,7 @@ from aiohttp import web
 from baton.internal.v1 import registry_pb2
 from cluster.errors import ConfigError, WorkerDied
 from cluster.internal_rpc import InternalRpc
-from cluster.spec.config import load
+from cluster.spec.portfolio import load
 from orchestrator.node.node_health import Answers, Engine, Member, NodeHealth
 from orchestrator.registry import watch
 
@@ -68,7 +68,7 @@ class Node:
         self._settings = settings
         self._ray_command = list(ray_command)
         self._health = NodeHealth(settings.probe_host, settings.stall_timeout_s)
-        self._rpc = InternalRpc(load(settings.spec).security)
+        self._rpc = InternalRpc(load(settings.spec).first.security)
         self._members: list[registry_pb2.Member] = []
         self._children: dict[str, asyncio.subprocess.Process] = {}
         self._answers = Answers(False, False, True, "starting")

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import ConfigError
+from cluster.model import model_path
 from cluster.model.model_parsers import NONE, marker_texts, with_parsers
 from cluster.spec.config import ClusterSpec
+from cluster.spec.portfolio import Portfolio
 from orchestrator.policy.phases import ReasoningMarkers
 from orchestrator.request.call_parsing import CallParsing
 from orchestrator.request.chat_template import ChatTemplate, read_template_file
@@ -36,6 +38,15 @@ class ModelFront:
         """Token ids of a prompt, with the model's own special tokens (bos)."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=True).ids
         return ids
+
+
+def load_fronts(portfolio: Portfolio) -> dict[str, ModelFront]:
+    """`load_model_front` of each model, by name.
+
+    Raises:
+        ConfigError: as it; or a model's folder is none.
+    """
+    return {name: load_model_front(spec, model_path.check(spec.model.path)) for name, spec in portfolio.models.items()}
 
 
 def load_model_front(spec: ClusterSpec, folder: Path) -> ModelFront:

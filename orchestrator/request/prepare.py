@@ -11,12 +11,12 @@ import uuid
 from dataclasses import dataclass
 
 from baton.v1.inference_pb2 import GenerateRequest, Sampling
-from cluster.errors import DeadlineExceeded, InvalidRequest, ModelNotFound
+from cluster.errors import DeadlineExceeded, InvalidRequest
 from cluster.spec.config import ClusterSpec
 from orchestrator.policy.phases import open_at_end
 from orchestrator.request.call_parsing import CallReading
 from orchestrator.request.chat_template import THINKING_SWITCHES
-from orchestrator.request.fields import MAX_LABEL_CHARS, check_labels
+from orchestrator.request.fields import check_labels
 from orchestrator.request.lifecycle_messages import Handoff
 from orchestrator.request.model_front import ModelFront
 from orchestrator.request.prompt import prompt_ids, template_variables
@@ -80,12 +80,9 @@ def prepare(
     """Check a request and fill in what it leaves out; ``severity`` is how scarce KV is, see `policy.budget_governor`.
 
     Raises:
-        ModelNotFound: another model was asked for.
         InvalidRequest: a field is malformed or out of range, or asks for what cannot be kept.
         DeadlineExceeded: the deadline is past.
     """
-    if request.model and request.model != front.name:
-        raise ModelNotFound(f"no model {request.model[:MAX_LABEL_CHARS]!r} here; this cluster serves {front.name!r}")
     check_labels(request)
     deadline_s = _deadline_s(request, spec)
     variables = template_variables(request)

@@ -80,7 +80,7 @@ class FakeBackend:
             raise ModelNotFound(f"no model {model!r} here")
         return bytes(token_ids).decode()
 
-    def token_texts(self, token_ids: Sequence[int]) -> list[str]:
+    def token_texts(self, model: str, token_ids: Sequence[int]) -> list[str]:
         return [chr(token) if token < 256 else "<s>" for token in token_ids]
 
     def models(self) -> list[inference_pb2.Model]:

@@ -12,9 +12,11 @@ import grpc
 
 from baton.internal.v1 import registry_pb2, worker_pb2_grpc
 from baton.v1 import inference_pb2 as pb
-from cluster.spec.config import parse
+from cluster.spec.config import ClusterSpec, parse
+from cluster.spec.portfolio import Portfolio
 from orchestrator.controller.worker_roles import leg_kinds
 from orchestrator.gateway.gateway import Gateway
+from orchestrator.request.model_front import ModelFront
 from tests.fakes.engine import BLOCK_SIZE_TOKENS, FakeEngine, Network, continuation
 from tests.fakes.tokenizer import MARKERS, front
 from workers.worker_service import WorkerService
@@ -27,6 +29,11 @@ pools: {{prefill: {{replicas: 1}}, decode: {{replicas: 1}}}}
 gateway: {{max_queued_requests: {queue}}}
 transfer: {{retry_budget: 2}}
 """
+
+
+def gateway_of(spec: ClusterSpec, front: ModelFront) -> Gateway:
+    """A gateway of a cluster with one model."""
+    return Gateway(Portfolio({front.name: spec}), {front.name: front})
 
 
 async def eventually(condition: Callable[[], bool], what: str = "") -> None:
@@ -126,7 +133,7 @@ async def cluster_of(
     """``more`` is YAML added to the spec."""
     text = SPEC.format(queue=queue).replace("window_tokens: 0", f"window_tokens: {closing_window_tokens}")
     spec = parse(text + more)
-    cluster = Cluster(Gateway(spec, front(markers=MARKERS)))
+    cluster = Cluster(gateway_of(spec, front(markers=MARKERS)))
     try:
         for worker_id in worker_ids:
             await cluster.add(worker_id, **engine_settings)

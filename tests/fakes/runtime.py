@@ -14,12 +14,14 @@ from cluster.errors import PlacementInfeasible, WorkerDied
 from cluster.placement import WorkerPlan
 from cluster.ray_runtime import ProcessId, RayRuntime, WorkerHandle
 from cluster.spec.config import Role, parse
+from cluster.spec.portfolio import Portfolio
 from cluster.topology import NodeView
 from orchestrator.controller.controller import Controller
+from orchestrator.controller.model_controller import ModelController
 from orchestrator.gateway.gateway import Gateway
 from orchestrator.registry import watch
 from tests.fakes.engine import FakeEngine, Network
-from tests.fakes.live_cluster import eventually
+from tests.fakes.live_cluster import eventually, gateway_of
 from tests.fakes.tokenizer import MARKERS, front
 from workers.worker_host import WorkerHost
 
@@ -110,6 +112,11 @@ class ControlledCluster:
     registry: str
     said: list[tuple[str, str, str]]
 
+    @property
+    def model(self) -> ModelController:
+        """The controller of the one model."""
+        return next(iter(self.controller.models.values()))
+
     def accepting(self, role: str) -> list[str]:
         """Workers that the gateway gives new work of a role."""
         return sorted(
@@ -134,10 +141,10 @@ async def controlled(
     runtime = FakeRuntime(places=places, **engine_settings)
     said: list[tuple[str, str, str]] = []
     controller = Controller(
-        spec, cast(RayRuntime, runtime), on_progress=lambda *words: said.append(words), log_folder=folder
+        Portfolio.of(spec), cast(RayRuntime, runtime), on_progress=lambda *words: said.append(words), log_folder=folder
     )
     registry = await controller.serve_registry("127.0.0.1")
-    gateway = Gateway(spec, front(markers=MARKERS))
+    gateway = gateway_of(spec, front(markers=MARKERS))
     watcher = asyncio.create_task(watch(registry, gateway.update_members))
     reporter = asyncio.create_task(gateway.report_to(registry))
     cluster = ControlledCluster(controller, runtime, gateway, registry, said)

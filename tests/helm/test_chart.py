@@ -342,9 +342,12 @@ def test_notes(chart: Chart, trial: Manifest, h100: Manifest) -> None:
 def test_alerts_and_dashboard_name_real_metrics(chart: Chart, h100: Manifest) -> None:
     import re
 
+    from cluster.spec.config import SloSettings
     from orchestrator.gateway.metrics import GatewayMetrics
 
-    known = {*GatewayMetrics().names(), "vllm:nixl_num_kv_expired_reqs", "vllm:nixl_num_failed_transfers"}
+    gateway = GatewayMetrics()
+    gateway.of_model("m", SloSettings())
+    known = {*gateway.names(), "vllm:nixl_num_kv_expired_reqs", "vllm:nixl_num_failed_transfers"}
     rendered = chart.render(h100)
     (rule,) = rendered.of("PrometheusRule").values()
     (board,) = (item for name, item in rendered.of("ConfigMap").items() if "dashboard" in name)
@@ -361,10 +364,10 @@ def test_alerts_and_dashboard_name_real_metrics(chart: Chart, h100: Manifest) ->
 def test_burn_rates_use_a_bucket_that_there_is(chart: Chart, h100: Manifest) -> None:
     import re
 
-    from orchestrator.gateway.metrics import GatewayMetrics
+    from orchestrator.gateway.metrics import ModelMetrics
 
     h100["config"]["slo"] = {"ttft_p95_s": 3, "itl_p95_s": 0.045, "ttfat_p95_s": 7.5, "e2e_p95_s": 90}
-    metrics = GatewayMetrics(config.parse(yaml.safe_dump(h100["config"])).slo)
+    metrics = ModelMetrics(config.parse(yaml.safe_dump(h100["config"])).slo)
     buckets = {
         (sample.name, sample.labels["le"])
         for family in metrics.registry.collect()

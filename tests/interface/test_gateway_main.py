@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import ConfigError
-from cluster.spec.config import load
+from cluster.spec.portfolio import load
 from interface import gateway_main
 
 SPEC = """
@@ -56,11 +56,11 @@ def test_without_more_the_spec_counts(started: Any) -> None:
 def test_ports_and_host_replace_the_specs_and_nothing_else(started: Any, tmp_path: Path) -> None:
     arguments = ("--ports", "11,12,13", "--host", "::", "--ports-file", str(tmp_path / "ports"))
     (spec, _, ports_file), more = started(*arguments, "--probe-port", "0", "--grace-s", "0.5")
-    gateway = spec.gateway
+    gateway = spec.first.gateway
     assert (gateway.grpc_port, gateway.http_port, gateway.metrics_port, gateway.host) == (11, 12, 13, "::")
     assert gateway.max_queued_requests == 7
     own = load(started.spec)
-    assert spec.model_copy(update={"gateway": own.gateway}) == own
+    assert spec.first.model_copy(update={"gateway": own.first.gateway}) == own.first
     assert ports_file == tmp_path / "ports"
     assert more == {"probe_port": 0, "grace_s": 0.5}
 

@@ -99,11 +99,11 @@ async def test_a_watcher_follows_changes_and_a_controller_that_starts_again() ->
         watcher = asyncio.create_task(watch(address, take))
         try:
             await until([])
-            await service.publish([registry_pb2.Member(worker_id="decode-0")], [])
+            await service.publish("m", [registry_pb2.Member(worker_id="decode-0")], [])
             await until(["decode-0"])
             await stack.aclose()
             again = RegistryService()
-            await again.publish([registry_pb2.Member(worker_id="decode-1")], [])
+            await again.publish("m", [registry_pb2.Member(worker_id="decode-1")], [])
             async with served(again, int(address.rpartition(":")[2])):
                 await until(["decode-1"])
         finally:

@@ -21,7 +21,6 @@ from cluster.placement import worker_plan
 from cluster.spec.config import PoolSettings, Role, parse
 from orchestrator.controller.managed_worker import ManagedWorker
 from orchestrator.gateway import peaks
-from orchestrator.gateway.gateway import Gateway
 from orchestrator.policy.router import Placement, RequestView
 from orchestrator.policy.scaling_policy import ChangeRole, DrainWorker, StartWorker
 from orchestrator.request import lifecycle as lc
@@ -33,7 +32,7 @@ from planner.simulator.profile import EngineProfile
 from planner.simulator.records import Outcome
 from planner.simulator.simulation import Simulation
 from planner.simulator.workload import Workload
-from tests.fakes.live_cluster import ask
+from tests.fakes.live_cluster import ask, gateway_of
 from tests.fakes.scripted import BLOCK_SIZE_TOKENS, Clock, ScriptedEngine, ScriptedLink
 from tests.fakes.tokenizer import front
 
@@ -222,7 +221,7 @@ class Both:
             forecast=LiveForecast(MOST_TOKENS, MOST_TOKENS, BLOCK_SIZE_TOKENS),
         )
         self.links: dict[str, ScriptedLink] = {}
-        self.gateway = Gateway(parse(SPEC), front())
+        self.gateway = gateway_of(parse(SPEC), front())
         self.gateway.model.placer._clock = clock  # its default was bound before the clock was replaced
         self.loop: Any = asyncio.get_running_loop()
         self.loop.time = clock  # timers of the gateway, too, are due when the clock says so

@@ -92,7 +92,7 @@ async def fake_workers(spec: ClusterSpec, *worker_ids: str, **engine_settings: A
             )
         )
     registry = RegistryService()
-    await registry.publish(members, [])
+    await registry.publish("", members, [])
     server = rpc.server()
     registry_pb2_grpc.add_RegistryServicer_to_server(registry, server)
     port = rpc.bind(server, "127.0.0.1:0")

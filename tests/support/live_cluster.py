@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from baton.internal.v1 import registry_pb2
-from cluster.spec.config import ClusterSpec, load, parse
+from cluster.spec import portfolio
+from cluster.spec.config import ClusterSpec
 from orchestrator.gateway.gateway import Gateway
 from orchestrator.local.state_file import ClusterState
 from orchestrator.registry import watch
-from orchestrator.request.model_front import load_model_front
+from orchestrator.request.model_front import load_fronts
 from tests.support.ending import end_marked, ended, marked, named
 
 START_TIMEOUT_S = 420
@@ -36,7 +37,8 @@ class LiveCluster:
 
     @property
     def spec(self) -> ClusterSpec:
-        return load(self.spec_path)
+        """Of the first model."""
+        return portfolio.load(self.spec_path).first
 
     @property
     def grpc(self) -> str:
@@ -60,8 +62,8 @@ class LiveCluster:
 
         ``more`` is YAML added to its spec; ``decode_kv_blocks`` is all the KV it knows of each decode worker.
         """
-        spec = parse(self.spec_path.read_text() + more)
-        gateway = Gateway(spec, load_model_front(spec, Path(spec.model.path)))
+        models = portfolio.parse(self.spec_path.read_text() + more)
+        gateway = Gateway(models, load_fronts(models))
         known = asyncio.Event()
 
         def take(message: registry_pb2.WatchMembersResponse) -> None:
@@ -77,9 +79,10 @@ class LiveCluster:
             if members:
                 known.set()
 
-        tasks = [asyncio.create_task(watch(self.state.registry, take))]
-        if spec.autoscaling.enabled:
-            tasks.append(asyncio.create_task(gateway.report_to(self.state.registry)))
+        tasks = [
+            asyncio.create_task(watch(self.state.registry, take)),
+            asyncio.create_task(gateway.report_to(self.state.registry)),
+        ]
         try:
             await asyncio.wait_for(known.wait(), 30)
             yield gateway

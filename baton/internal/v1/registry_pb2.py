@@ -25,15 +25,17 @@ _sym_db = _symbol_database.Default()
 from baton.v1 import cluster_pb2 as baton_dot_v1_dot_cluster__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n baton/internal/v1/registry.proto\x12\x11\x62\x61ton.internal.v1\x1a\x16\x62\x61ton/v1/cluster.proto\"\x15\n\x13\x43heckAnswersRequest\"\xaa\x01\n\x14\x43heckAnswersResponse\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x12\n\nprefill_id\x18\x02 \x01(\t\x12\r\n\x05right\x18\x03 \x01(\x08\x12\x15\n\rdeviation_nat\x18\x04 \x01(\x01\x12\x0e\n\x06prompt\x18\x05 \x01(\t\x12\x0f\n\x07\x61gainst\x18\x06 \x01(\t\x12\x12\n\nduration_s\x18\x07 \x01(\x01\x12\x10\n\x08sentence\x18\x08 \x01(\t\"4\n\x11\x43hangeRoleRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\"4\n\x12\x43hangeRoleResponse\x12\x11\n\telapsed_s\x18\x01 \x01(\x01\x12\x0b\n\x03pid\x18\x02 \x01(\r\"\xd4\x01\n\x15ReportRequestsRequest\x12\x0f\n\x07gateway\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x32\n\x07\x61rrived\x18\x03 \x03(\x0b\x32!.baton.internal.v1.RequestArrival\x12/\n\x08\x66inished\x18\x04 \x03(\x0b\x32\x1d.baton.internal.v1.RequestEnd\x12\x33\n\tin_flight\x18\x05 \x03(\x0b\x32 .baton.internal.v1.RequestFlight\"J\n\x0eRequestArrival\x12\r\n\x05\x61ge_s\x18\x01 \x01(\x01\x12\x15\n\rrequest_class\x18\x02 \x01(\t\x12\x12\n\nisl_tokens\x18\x03 \x01(\r\"\xb0\x01\n\rRequestFlight\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12\x15\n\rrequest_class\x18\x02 \x01(\t\x12\x10\n\x08priority\x18\x03 \x01(\x05\x12\x12\n\nisl_tokens\x18\x04 \x01(\r\x12\x18\n\x10generated_tokens\x18\x05 \x01(\r\x12\x15\n\ranswer_tokens\x18\x06 \x01(\r\x12\x11\n\tdecode_id\x18\x07 \x01(\t\x12\r\n\x05phase\x18\x08 \x01(\t\"\xaf\x01\n\nRequestEnd\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12\x15\n\rrequest_class\x18\x02 \x01(\t\x12\x12\n\nisl_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\x12\x18\n\x10reasoning_tokens\x18\x05 \x01(\r\x12\x15\n\ranswer_tokens\x18\x06 \x01(\r\x12\x0e\n\x06ttft_s\x18\x07 \x01(\x01\x12\r\n\x05\x65\x32\x65_s\x18\x08 \x01(\x01\"<\n\x16ReportRequestsResponse\x12\"\n\x07scaling\x18\x01 \x01(\x0b\x32\x11.baton.v1.Scaling\"[\n\x0c\x44rainRequest\x12\x12\n\nworker_ids\x18\x01 \x03(\t\x12\x11\n\ttimeout_s\x18\x02 \x01(\x01\x12\x0f\n\x07replace\x18\x03 \x01(\x08\x12\x13\n\x0bnode_leaves\x18\x04 \x01(\x08\"f\n\rDrainResponse\x12/\n\x07workers\x18\x01 \x03(\x0b\x32\x1e.baton.internal.v1.WorkerDrain\x12\x11\n\telapsed_s\x18\x02 \x01(\x01\x12\x11\n\ttimeout_s\x18\x03 \x01(\x01\"\x90\x01\n\x0bWorkerDrain\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12,\n\x05stage\x18\x02 \x01(\x0e\x32\x1d.baton.internal.v1.DrainStage\x12\x19\n\x11requests_at_start\x18\x03 \x01(\r\x12\x10\n\x08requests\x18\x04 \x01(\r\x12\x13\n\x0bused_blocks\x18\x05 \x01(\r\"\x15\n\x13WatchMembersRequest\"\xb3\x01\n\x14WatchMembersResponse\x12*\n\x07members\x18\x01 \x03(\x0b\x32\x19.baton.internal.v1.Member\x12&\n\x05pairs\x18\x02 \x03(\x0b\x32\x17.baton.internal.v1.Pair\x12\x1f\n\x17starting_decode_workers\x18\x03 \x01(\r\x12&\n\x06\x63\x61nary\x18\x04 \x01(\x0b\x32\x16.baton.v1.CanaryReport\"\xf9\x02\n\x06Member\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x17\n\x0fmetrics_address\x18\x05 \x01(\t\x12\x13\n\x0bincarnation\x18\x06 \x01(\t\x12\x0c\n\x04node\x18\x07 \x01(\t\x12\x0e\n\x06\x64omain\x18\x08 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\t \x01(\t\x12\x14\n\x0ctotal_blocks\x18\n \x01(\r\x12\x19\n\x11\x62lock_size_tokens\x18\x0b \x01(\r\x12\x0b\n\x03pid\x18\x0c \x01(\r\x12\x14\n\x0c\x61\x63\x63\x65lerators\x18\r \x01(\r\x12\x0c\n\x04\x63pus\x18\x0e \x01(\x01\x12\x10\n\x08revision\x18\x0f \x01(\t\x12\x0c\n\x04spot\x18\x10 \x01(\x08\x12\x19\n\x11\x61ttention_kernels\x18\x11 \x03(\t\x12\x12\n\nvocab_size\x18\x12 \x01(\r\x12\x1c\n\x14max_model_len_tokens\x18\x13 \x01(\r\"`\n\x04Pair\x12\x0f\n\x07prefill\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65\x63ode\x18\x02 \x01(\t\x12\x11\n\ttransport\x18\x03 \x01(\t\x12\x13\n\x0bhandshake_s\x18\x04 \x01(\x01\x12\x0f\n\x07refused\x18\x05 \x01(\x08*\x8d\x01\n\nDrainStage\x12\x1b\n\x17\x44RAIN_STAGE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44RAIN_STAGE_DRAINING\x10\x01\x12\x17\n\x13\x44RAIN_STAGE_DRAINED\x10\x02\x12\x19\n\x15\x44RAIN_STAGE_TIMED_OUT\x10\x03\x12\x14\n\x10\x44RAIN_STAGE_LOST\x10\x04\x32\xe0\x03\n\x08Registry\x12\x61\n\x0cWatchMembers\x12&.baton.internal.v1.WatchMembersRequest\x1a\'.baton.internal.v1.WatchMembersResponse0\x01\x12L\n\x05\x44rain\x12\x1f.baton.internal.v1.DrainRequest\x1a .baton.internal.v1.DrainResponse0\x01\x12Y\n\nChangeRole\x12$.baton.internal.v1.ChangeRoleRequest\x1a%.baton.internal.v1.ChangeRoleResponse\x12\x65\n\x0eReportRequests\x12(.baton.internal.v1.ReportRequestsRequest\x1a).baton.internal.v1.ReportRequestsResponse\x12\x61\n\x0c\x43heckAnswers\x12&.baton.internal.v1.CheckAnswersRequest\x1a\'.baton.internal.v1.CheckAnswersResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n baton/internal/v1/registry.proto\x12\x11\x62\x61ton.internal.v1\x1a\x16\x62\x61ton/v1/cluster.proto\"\x15\n\x13\x43heckAnswersRequest\"\xaa\x01\n\x14\x43heckAnswersResponse\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x12\n\nprefill_id\x18\x02 \x01(\t\x12\r\n\x05right\x18\x03 \x01(\x08\x12\x15\n\rdeviation_nat\x18\x04 \x01(\x01\x12\x0e\n\x06prompt\x18\x05 \x01(\t\x12\x0f\n\x07\x61gainst\x18\x06 \x01(\t\x12\x12\n\nduration_s\x18\x07 \x01(\x01\x12\x10\n\x08sentence\x18\x08 \x01(\t\"4\n\x11\x43hangeRoleRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\"4\n\x12\x43hangeRoleResponse\x12\x11\n\telapsed_s\x18\x01 \x01(\x01\x12\x0b\n\x03pid\x18\x02 \x01(\r\"\xe3\x01\n\x15ReportRequestsRequest\x12\x0f\n\x07gateway\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x32\n\x07\x61rrived\x18\x03 \x03(\x0b\x32!.baton.internal.v1.RequestArrival\x12/\n\x08\x66inished\x18\x04 \x03(\x0b\x32\x1d.baton.internal.v1.RequestEnd\x12\x33\n\tin_flight\x18\x05 \x03(\x0b\x32 .baton.internal.v1.RequestFlight\x12\r\n\x05model\x18\x06 \x01(\t\"J\n\x0eRequestArrival\x12\r\n\x05\x61ge_s\x18\x01 \x01(\x01\x12\x15\n\rrequest_class\x18\x02 \x01(\t\x12\x12\n\nisl_tokens\x18\x03 \x01(\r\"\xb0\x01\n\rRequestFlight\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12\x15\n\rrequest_class\x18\x02 \x01(\t\x12\x10\n\x08priority\x18\x03 \x01(\x05\x12\x12\n\nisl_tokens\x18\x04 \x01(\r\x12\x18\n\x10generated_tokens\x18\x05 \x01(\r\x12\x15\n\ranswer_tokens\x18\x06 \x01(\r\x12\x11\n\tdecode_id\x18\x07 \x01(\t\x12\r\n\x05phase\x18\x08 \x01(\t\"\xaf\x01\n\nRequestEnd\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12\x15\n\rrequest_class\x18\x02 \x01(\t\x12\x12\n\nisl_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\x12\x18\n\x10reasoning_tokens\x18\x05 \x01(\r\x12\x15\n\ranswer_tokens\x18\x06 \x01(\r\x12\x0e\n\x06ttft_s\x18\x07 \x01(\x01\x12\r\n\x05\x65\x32\x65_s\x18\x08 \x01(\x01\"<\n\x16ReportRequestsResponse\x12\"\n\x07scaling\x18\x01 \x01(\x0b\x32\x11.baton.v1.Scaling\"[\n\x0c\x44rainRequest\x12\x12\n\nworker_ids\x18\x01 \x03(\t\x12\x11\n\ttimeout_s\x18\x02 \x01(\x01\x12\x0f\n\x07replace\x18\x03 \x01(\x08\x12\x13\n\x0bnode_leaves\x18\x04 \x01(\x08\"f\n\rDrainResponse\x12/\n\x07workers\x18\x01 \x03(\x0b\x32\x1e.baton.internal.v1.WorkerDrain\x12\x11\n\telapsed_s\x18\x02 \x01(\x01\x12\x11\n\ttimeout_s\x18\x03 \x01(\x01\"\x90\x01\n\x0bWorkerDrain\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12,\n\x05stage\x18\x02 \x01(\x0e\x32\x1d.baton.internal.v1.DrainStage\x12\x19\n\x11requests_at_start\x18\x03 \x01(\r\x12\x10\n\x08requests\x18\x04 \x01(\r\x12\x13\n\x0bused_blocks\x18\x05 \x01(\r\"\x15\n\x13WatchMembersRequest\"\xc4\x02\n\x14WatchMembersResponse\x12*\n\x07members\x18\x01 \x03(\x0b\x32\x19.baton.internal.v1.Member\x12&\n\x05pairs\x18\x02 \x03(\x0b\x32\x17.baton.internal.v1.Pair\x12\x1f\n\x17starting_decode_workers\x18\x03 \x01(\r\x12&\n\x06\x63\x61nary\x18\x04 \x01(\x0b\x32\x16.baton.v1.CanaryReport\x12W\n\x11starting_by_model\x18\x05 \x03(\x0b\x32<.baton.internal.v1.WatchMembersResponse.StartingByModelEntry\x1a\x36\n\x14StartingByModelEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\x88\x03\n\x06Member\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x17\n\x0fmetrics_address\x18\x05 \x01(\t\x12\x13\n\x0bincarnation\x18\x06 \x01(\t\x12\x0c\n\x04node\x18\x07 \x01(\t\x12\x0e\n\x06\x64omain\x18\x08 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\t \x01(\t\x12\x14\n\x0ctotal_blocks\x18\n \x01(\r\x12\x19\n\x11\x62lock_size_tokens\x18\x0b \x01(\r\x12\x0b\n\x03pid\x18\x0c \x01(\r\x12\x14\n\x0c\x61\x63\x63\x65lerators\x18\r \x01(\r\x12\x0c\n\x04\x63pus\x18\x0e \x01(\x01\x12\x10\n\x08revision\x18\x0f \x01(\t\x12\x0c\n\x04spot\x18\x10 \x01(\x08\x12\x19\n\x11\x61ttention_kernels\x18\x11 \x03(\t\x12\x12\n\nvocab_size\x18\x12 \x01(\r\x12\x1c\n\x14max_model_len_tokens\x18\x13 \x01(\r\x12\r\n\x05model\x18\x14 \x01(\t\"`\n\x04Pair\x12\x0f\n\x07prefill\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65\x63ode\x18\x02 \x01(\t\x12\x11\n\ttransport\x18\x03 \x01(\t\x12\x13\n\x0bhandshake_s\x18\x04 \x01(\x01\x12\x0f\n\x07refused\x18\x05 \x01(\x08*\x8d\x01\n\nDrainStage\x12\x1b\n\x17\x44RAIN_STAGE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44RAIN_STAGE_DRAINING\x10\x01\x12\x17\n\x13\x44RAIN_STAGE_DRAINED\x10\x02\x12\x19\n\x15\x44RAIN_STAGE_TIMED_OUT\x10\x03\x12\x14\n\x10\x44RAIN_STAGE_LOST\x10\x04\x32\xe0\x03\n\x08Registry\x12\x61\n\x0cWatchMembers\x12&.baton.internal.v1.WatchMembersRequest\x1a\'.baton.internal.v1.WatchMembersResponse0\x01\x12L\n\x05\x44rain\x12\x1f.baton.internal.v1.DrainRequest\x1a .baton.internal.v1.DrainResponse0\x01\x12Y\n\nChangeRole\x12$.baton.internal.v1.ChangeRoleRequest\x1a%.baton.internal.v1.ChangeRoleResponse\x12\x65\n\x0eReportRequests\x12(.baton.internal.v1.ReportRequestsRequest\x1a).baton.internal.v1.ReportRequestsResponse\x12\x61\n\x0c\x43heckAnswers\x12&.baton.internal.v1.CheckAnswersRequest\x1a\'.baton.internal.v1.CheckAnswersResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'baton.internal.v1.registry_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DRAINSTAGE']._serialized_start=2121
-  _globals['_DRAINSTAGE']._serialized_end=2262
+  _globals['_WATCHMEMBERSRESPONSE_STARTINGBYMODELENTRY']._loaded_options = None
+  _globals['_WATCHMEMBERSRESPONSE_STARTINGBYMODELENTRY']._serialized_options = b'8\001'
+  _globals['_DRAINSTAGE']._serialized_start=2296
+  _globals['_DRAINSTAGE']._serialized_end=2437
   _globals['_CHECKANSWERSREQUEST']._serialized_start=79
   _globals['_CHECKANSWERSREQUEST']._serialized_end=100
   _globals['_CHECKANSWERSRESPONSE']._serialized_start=103
@@ -43,29 +45,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHANGEROLERESPONSE']._serialized_start=329
   _globals['_CHANGEROLERESPONSE']._serialized_end=381
   _globals['_REPORTREQUESTSREQUEST']._serialized_start=384
-  _globals['_REPORTREQUESTSREQUEST']._serialized_end=596
-  _globals['_REQUESTARRIVAL']._serialized_start=598
-  _globals['_REQUESTARRIVAL']._serialized_end=672
-  _globals['_REQUESTFLIGHT']._serialized_start=675
-  _globals['_REQUESTFLIGHT']._serialized_end=851
-  _globals['_REQUESTEND']._serialized_start=854
-  _globals['_REQUESTEND']._serialized_end=1029
-  _globals['_REPORTREQUESTSRESPONSE']._serialized_start=1031
-  _globals['_REPORTREQUESTSRESPONSE']._serialized_end=1091
-  _globals['_DRAINREQUEST']._serialized_start=1093
-  _globals['_DRAINREQUEST']._serialized_end=1184
-  _globals['_DRAINRESPONSE']._serialized_start=1186
-  _globals['_DRAINRESPONSE']._serialized_end=1288
-  _globals['_WORKERDRAIN']._serialized_start=1291
-  _globals['_WORKERDRAIN']._serialized_end=1435
-  _globals['_WATCHMEMBERSREQUEST']._serialized_start=1437
-  _globals['_WATCHMEMBERSREQUEST']._serialized_end=1458
-  _globals['_WATCHMEMBERSRESPONSE']._serialized_start=1461
-  _globals['_WATCHMEMBERSRESPONSE']._serialized_end=1640
-  _globals['_MEMBER']._serialized_start=1643
-  _globals['_MEMBER']._serialized_end=2020
-  _globals['_PAIR']._serialized_start=2022
-  _globals['_PAIR']._serialized_end=2118
-  _globals['_REGISTRY']._serialized_start=2265
-  _globals['_REGISTRY']._serialized_end=2745
+  _globals['_REPORTREQUESTSREQUEST']._serialized_end=611
+  _globals['_REQUESTARRIVAL']._serialized_start=613
+  _globals['_REQUESTARRIVAL']._serialized_end=687
+  _globals['_REQUESTFLIGHT']._serialized_start=690
+  _globals['_REQUESTFLIGHT']._serialized_end=866
+  _globals['_REQUESTEND']._serialized_start=869
+  _globals['_REQUESTEND']._serialized_end=1044
+  _globals['_REPORTREQUESTSRESPONSE']._serialized_start=1046
+  _globals['_REPORTREQUESTSRESPONSE']._serialized_end=1106
+  _globals['_DRAINREQUEST']._serialized_start=1108
+  _globals['_DRAINREQUEST']._serialized_end=1199
+  _globals['_DRAINRESPONSE']._serialized_start=1201
+  _globals['_DRAINRESPONSE']._serialized_end=1303
+  _globals['_WORKERDRAIN']._serialized_start=1306
+  _globals['_WORKERDRAIN']._serialized_end=1450
+  _globals['_WATCHMEMBERSREQUEST']._serialized_start=1452
+  _globals['_WATCHMEMBERSREQUEST']._serialized_end=1473
+  _globals['_WATCHMEMBERSRESPONSE']._serialized_start=1476
+  _globals['_WATCHMEMBERSRESPONSE']._serialized_end=1800
+  _globals['_WATCHMEMBERSRESPONSE_STARTINGBYMODELENTRY']._serialized_start=1746
+  _globals['_WATCHMEMBERSRESPONSE_STARTINGBYMODELENTRY']._serialized_end=1800
+  _globals['_MEMBER']._serialized_start=1803
+  _globals['_MEMBER']._serialized_end=2195
+  _globals['_PAIR']._serialized_start=2197
+  _globals['_PAIR']._serialized_end=2293
+  _globals['_REGISTRY']._serialized_start=2440
+  _globals['_REGISTRY']._serialized_end=2920
 # @@protoc_insertion_point(module_scope)

@@ -62,18 +62,20 @@ class ChangeRoleResponse(_message.Message):
     def __init__(self, elapsed_s: _Optional[float] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class ReportRequestsRequest(_message.Message):
-    __slots__ = ("gateway", "sequence", "arrived", "finished", "in_flight")
+    __slots__ = ("gateway", "sequence", "arrived", "finished", "in_flight", "model")
     GATEWAY_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     ARRIVED_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     gateway: str
     sequence: int
     arrived: _containers.RepeatedCompositeFieldContainer[RequestArrival]
     finished: _containers.RepeatedCompositeFieldContainer[RequestEnd]
     in_flight: _containers.RepeatedCompositeFieldContainer[RequestFlight]
-    def __init__(self, gateway: _Optional[str] = ..., sequence: _Optional[int] = ..., arrived: _Optional[_Iterable[_Union[RequestArrival, _Mapping]]] = ..., finished: _Optional[_Iterable[_Union[RequestEnd, _Mapping]]] = ..., in_flight: _Optional[_Iterable[_Union[RequestFlight, _Mapping]]] = ...) -> None: ...
+    model: str
+    def __init__(self, gateway: _Optional[str] = ..., sequence: _Optional[int] = ..., arrived: _Optional[_Iterable[_Union[RequestArrival, _Mapping]]] = ..., finished: _Optional[_Iterable[_Union[RequestEnd, _Mapping]]] = ..., in_flight: _Optional[_Iterable[_Union[RequestFlight, _Mapping]]] = ..., model: _Optional[str] = ...) -> None: ...
 
 class RequestArrival(_message.Message):
     __slots__ = ("age_s", "request_class", "isl_tokens")
@@ -172,19 +174,28 @@ class WatchMembersRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class WatchMembersResponse(_message.Message):
-    __slots__ = ("members", "pairs", "starting_decode_workers", "canary")
+    __slots__ = ("members", "pairs", "starting_decode_workers", "canary", "starting_by_model")
+    class StartingByModelEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
     PAIRS_FIELD_NUMBER: _ClassVar[int]
     STARTING_DECODE_WORKERS_FIELD_NUMBER: _ClassVar[int]
     CANARY_FIELD_NUMBER: _ClassVar[int]
+    STARTING_BY_MODEL_FIELD_NUMBER: _ClassVar[int]
     members: _containers.RepeatedCompositeFieldContainer[Member]
     pairs: _containers.RepeatedCompositeFieldContainer[Pair]
     starting_decode_workers: int
     canary: _cluster_pb2.CanaryReport
-    def __init__(self, members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., pairs: _Optional[_Iterable[_Union[Pair, _Mapping]]] = ..., starting_decode_workers: _Optional[int] = ..., canary: _Optional[_Union[_cluster_pb2.CanaryReport, _Mapping]] = ...) -> None: ...
+    starting_by_model: _containers.ScalarMap[str, int]
+    def __init__(self, members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., pairs: _Optional[_Iterable[_Union[Pair, _Mapping]]] = ..., starting_decode_workers: _Optional[int] = ..., canary: _Optional[_Union[_cluster_pb2.CanaryReport, _Mapping]] = ..., starting_by_model: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class Member(_message.Message):
-    __slots__ = ("worker_id", "role", "state", "address", "metrics_address", "incarnation", "node", "domain", "accelerator", "total_blocks", "block_size_tokens", "pid", "accelerators", "cpus", "revision", "spot", "attention_kernels", "vocab_size", "max_model_len_tokens")
+    __slots__ = ("worker_id", "role", "state", "address", "metrics_address", "incarnation", "node", "domain", "accelerator", "total_blocks", "block_size_tokens", "pid", "accelerators", "cpus", "revision", "spot", "attention_kernels", "vocab_size", "max_model_len_tokens", "model")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -204,6 +215,7 @@ class Member(_message.Message):
     ATTENTION_KERNELS_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
     MAX_MODEL_LEN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     role: str
     state: str
@@ -223,7 +235,8 @@ class Member(_message.Message):
     attention_kernels: _containers.RepeatedScalarFieldContainer[str]
     vocab_size: int
     max_model_len_tokens: int
-    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[str] = ..., state: _Optional[str] = ..., address: _Optional[str] = ..., metrics_address: _Optional[str] = ..., incarnation: _Optional[str] = ..., node: _Optional[str] = ..., domain: _Optional[str] = ..., accelerator: _Optional[str] = ..., total_blocks: _Optional[int] = ..., block_size_tokens: _Optional[int] = ..., pid: _Optional[int] = ..., accelerators: _Optional[int] = ..., cpus: _Optional[float] = ..., revision: _Optional[str] = ..., spot: _Optional[bool] = ..., attention_kernels: _Optional[_Iterable[str]] = ..., vocab_size: _Optional[int] = ..., max_model_len_tokens: _Optional[int] = ...) -> None: ...
+    model: str
+    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[str] = ..., state: _Optional[str] = ..., address: _Optional[str] = ..., metrics_address: _Optional[str] = ..., incarnation: _Optional[str] = ..., node: _Optional[str] = ..., domain: _Optional[str] = ..., accelerator: _Optional[str] = ..., total_blocks: _Optional[int] = ..., block_size_tokens: _Optional[int] = ..., pid: _Optional[int] = ..., accelerators: _Optional[int] = ..., cpus: _Optional[float] = ..., revision: _Optional[str] = ..., spot: _Optional[bool] = ..., attention_kernels: _Optional[_Iterable[str]] = ..., vocab_size: _Optional[int] = ..., max_model_len_tokens: _Optional[int] = ..., model: _Optional[str] = ...) -> None: ...
 
 class Pair(_message.Message):
     __slots__ = ("prefill", "decode", "transport", "handshake_s", "refused")

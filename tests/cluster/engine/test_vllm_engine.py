@@ -33,7 +33,7 @@ def step(*tokens: int, finish: str | None = None, cached: int | None = None, **m
     kv_params = more.pop("kv_transfer_params", None)
     done = SimpleNamespace(token_ids=tokens, finish_reason=finish, stop_reason=None, logprobs=None)
     done.__dict__.update(more)
-    return SimpleNamespace(outputs=[done], num_cached_tokens=cached, kv_transfer_params=kv_params)
+    return SimpleNamespace(outputs=[done], num_cached_tokens=cached, kv_transfer_params=kv_params, prompt_logprobs=None)
 
 
 @dataclass

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cluster.errors import ConfigError
 from cluster.placement import worker_plans
+from cluster.spec import portfolio
 from cluster.spec.config import ClusterSpec, Role, load, parse
 
 EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("*.yaml"))
@@ -31,9 +32,9 @@ def problem(spec: Any) -> str:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_the_examples_load_and_plan(path: Path) -> None:
-    spec = load(path)
-    plans = worker_plans(spec)
-    assert len(plans) == sum(pool.started_replicas for _, pool in spec.pools.items())
+    specs = portfolio.load(path).models.values()
+    plans = [plan for spec in specs for plan in worker_plans(spec)]
+    assert len(plans) == sum(pool.started_replicas for spec in specs for _, pool in spec.pools.items())
     assert len({plan.worker_id for plan in plans}) == len(plans)
 
 

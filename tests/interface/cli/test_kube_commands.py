@@ -132,7 +132,7 @@ async def controller(security: SecuritySettings) -> AsyncIterator[tuple[str, lis
         yield registry_pb2.DrainResponse(workers=workers)
 
     service = RegistryService(drained)
-    await service.publish([registry_pb2.Member(worker_id="decode-0", role="decode", state="ready")], [])
+    await service.publish("m", [registry_pb2.Member(worker_id="decode-0", role="decode", state="ready")], [])
     rpc = InternalRpc(security)
     server = rpc.server()
     registry_pb2_grpc.add_RegistryServicer_to_server(service, server)

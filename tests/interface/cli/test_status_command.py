@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from baton.v1 import cluster_pb2 as pb
+from cluster.errors import ConfigError
 from interface.cli import main as cli
 from interface.cli import top_view
 from interface.cli.status_command import canary_lines, render
@@ -205,3 +206,47 @@ def test_a_bar_never_leaves_its_frame(share: float) -> None:
     text = top_view._bar(share, "green").plain
     assert len(text) == 36
     assert text.rstrip("░").count("█") == len(text.rstrip("░")) == min(36, max(0, round(share * 36)))
+
+
+# --- several models -------------------------------------------------------------------------------------------------
+
+
+def two_models() -> pb.Status:
+    def worker(name: str, model: str) -> pb.WorkerStatus:
+        return pb.WorkerStatus(worker_id=name, model=model, role=pb.ROLE_DECODE, state=pb.WORKER_STATE_READY)
+
+    scaling = pb.Scaling(pools=[pb.PoolScaling(role=pb.ROLE_DECODE, ready=3)])
+    return a_status(
+        models=[
+            pb.ModelStatus(name="fast", requests=pb.RequestCounts(finished=11)),
+            pb.ModelStatus(name="thinking", requests=pb.RequestCounts(finished=22), scaling=scaling),
+        ],
+        workers=[worker("fast-decode-0", "fast"), worker("thinking-decode-0", "thinking")],
+        pairs=[pb.PairStatus(prefill="thinking-decode-0", decode="x")],
+        requests=pb.RequestCounts(finished=33),
+    )
+
+
+def test_status_has_a_line_for_each_model() -> None:
+    shown = text_of(render(two_models()))
+    assert "fast, thinking" in shown
+    rows = [line.split() for line in shown.splitlines()]
+    assert ["fast", "0", "0", "0", "11", "0", "0", "0"] in rows
+    assert ["thinking", "0", "0", "0", "22", "0", "0", "0"] in rows
+    assert "thinking:" in shown
+
+
+@pytest.mark.parametrize(("model", "shown", "hidden"), [(None, "fast", "thinking"), ("thinking", "thinking", "fast")])
+def test_top_shows_one_model(model: str | None, shown: str, hidden: str) -> None:
+    own = top_view.of_model(two_models(), model)
+    assert [worker.worker_id for worker in own.workers] == [f"{shown}-decode-0"]
+    assert (own.model, own.HasField("scaling")) == (shown, shown == "thinking")
+    assert own.requests.finished == (22 if shown == "thinking" else 11)
+    assert len(own.pairs) == (shown == "thinking")
+    assert text_of(top_view.TopView(model).render(two_models()))
+
+
+def test_top_knows_the_models() -> None:
+    with pytest.raises(ConfigError, match="no model 'big'; it has fast, thinking"):
+        top_view.of_model(two_models(), "big")
+    assert top_view.of_model(a_status(), None) == a_status()

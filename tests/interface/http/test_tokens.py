@@ -15,9 +15,9 @@ from cluster.spec.config import parse
 from interface.http.server import serve_http
 from interface.http.tokens import read_detokenize_call, read_tokenize_call
 from orchestrator.gateway import tokenization
-from orchestrator.gateway.gateway import Gateway
 from orchestrator.gateway.tokenization import Tokenization
 from tests.fakes.backend import MODEL
+from tests.fakes.live_cluster import gateway_of
 from tests.fakes.tokenizer import END_THINK, front
 from tests.interface.conftest import SETTINGS, Edge
 
@@ -31,7 +31,7 @@ HI = [{"role": "user", "content": "Hi"}]
 @pytest.fixture
 async def session() -> AsyncIterator[aiohttp.ClientSession]:
     """A session to a real gateway without workers: none is needed."""
-    gateway = Gateway(SPEC, front())
+    gateway = gateway_of(SPEC, front())
     runner, port = await serve_http(gateway, SETTINGS)
     async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
         yield session

@@ -105,15 +105,15 @@ async def test_bounds_and_capacity_come_from_the_spec_and_the_engines(tmp_path: 
         assert (settings.min_decode, settings.max_decode, settings.max_gpus) == (1, 4, 5)
         assert settings.change_roles
         assert spec.autoscaling.length_half_lives_s == LengthSettings().memory_s
-        capacity = capacity_of(spec, cluster.controller.pool.workers())
+        capacity = capacity_of(spec, cluster.model.pool.workers())
         assert capacity.total_kv_tokens == 64 * 32
         assert capacity.kv_tokens(100.0) < 500.0  # four requests in a step, though there is KV for twenty
 
 
 async def test_a_drained_worker_that_ends_is_none_that_starts(tmp_path: Path) -> None:
     async with controlled(tmp_path, more="autoscaling: {enabled: true}\n") as cluster:
-        statuses = WorkerStatuses(cluster.controller.pool.workers, {}, began_s=0.0)
-        worker = next(each for each in cluster.controller.pool.workers() if each.plan.worker_id == "decode-1")
+        statuses = WorkerStatuses(cluster.model.pool.workers, {}, began_s=0.0)
+        worker = next(each for each in cluster.model.pool.workers() if each.plan.worker_id == "decode-1")
         worker.member.state = "lost"
         states = {row.view.worker_id: row.state for row in statuses.all()}
         assert states["decode-1"] == "starting"  # it died and is replaced
@@ -125,7 +125,7 @@ async def test_a_drained_worker_that_ends_is_none_that_starts(tmp_path: Path) ->
 
 async def test_the_status_shows_a_worker_under_its_present_role(tmp_path: Path) -> None:
     async with controlled(tmp_path) as cluster:
-        await cluster.controller.roles.change_role("decode-1", Role.PREFILL)
+        await cluster.model.roles.change_role("decode-1", Role.PREFILL)
         await eventually(lambda: cluster.accepting("prefill") == ["decode-1", "prefill-0"])
         roles = {row.worker_id: row.role for row in cluster.gateway.status().workers}
         assert roles == {"prefill-0": 1, "decode-0": 2, "decode-1": 1}
@@ -136,7 +136,7 @@ async def test_budgets_shrink_when_no_more_workers_may_be_had(tmp_path: Path) ->
     more = SETTINGS.replace("enabled: true", "enabled: true, max_gpus: 2, thinking_budgets: {enabled: true}")
     async with controlled(tmp_path, decode=1, more=more, seqs=2, step_s=0.02, total_blocks=400) as cluster:
         load = Load(cluster, 60)
-        await eventually(lambda: cluster.gateway.journal.severity > 0.1)
+        await eventually(lambda: cluster.gateway.model.journal.severity > 0.1)
         await load.stop()
         assert cluster.runtime.started == ["prefill-0", "decode-0"]
 
@@ -146,7 +146,7 @@ async def test_a_clipped_trace_is_reported_and_counted() -> None:
     # Steps take time: 64 tokens at once would be over before anybody could end them at the budget.
     async with cluster_of("prefill-0", "decode-0", more=more, step_s=0.005) as cluster:
         scaling = cluster_pb2.Scaling(thinking_severity=1.0)
-        cluster.gateway.journal.heard(registry_pb2.ReportRequestsResponse(scaling=scaling))
+        cluster.gateway.model.journal.heard(registry_pb2.ReportRequestsResponse(scaling=scaling))
         asked = pb.Reasoning(budget_tokens=5000)
         reply = await run(cluster, ask([*PROMPT, THINK], 64, reasoning=asked))
         assert reply.finished is not None
@@ -154,7 +154,7 @@ async def test_a_clipped_trace_is_reported_and_counted() -> None:
         assert reply.summary.reasoning_closed
         details = usage_object([reply.finished.usage])["completion_tokens_details"]
         assert (details["reduced_thinking_budget_tokens"], details["clipped_traces"]) == (8, 1)
-        assert cluster.gateway.metrics.clipped_traces._value.get() == 1
+        assert cluster.gateway.model.metrics.clipped_traces._value.get() == 1
         spared = await run(cluster, ask([*PROMPT, THINK], 20, reasoning=asked, priority=100))
         assert spared.finished is not None
         assert not spared.finished.usage.HasField("reduced_budget_tokens")

@@ -63,9 +63,9 @@ async def test_weights_that_change_are_found_though_no_answer_reports(tmp_path: 
 async def test_sound_workers_go_on_and_metrics_tell_what_it_costs(tmp_path: Path) -> None:
     async with controlled(tmp_path, prefill=2, decode=2, more=FAST) as cluster:
         before = {key: each.incarnation for key, each in cluster.runtime.engines.items()}
-        cluster.controller.canary._published_s = -1e9
-        await eventually(lambda: all(record.runs > 12 for record in cluster.controller.canary.core.workers.values()))
-        await cluster.controller.pool.publish()
+        cluster.model.canary._published_s = -1e9
+        await eventually(lambda: all(record.runs > 12 for record in cluster.model.canary.core.workers.values()))
+        await cluster.model.pool.publish()
         await eventually(lambda: all(row.runs > 12 for row in cluster.gateway.status().canary.workers))
         assert {key: each.incarnation for key, each in cluster.runtime.engines.items()} == before
         report = cluster.gateway.status().canary
@@ -135,7 +135,7 @@ async def test_the_canary_can_be_turned_off(tmp_path: Path) -> None:
 async def test_canaries_read_nothing_that_an_earlier_one_left_in_a_cache(tmp_path: Path) -> None:
     async with controlled(tmp_path, prefill=1, decode=1, more=FAST) as cluster:
         engine: FakeEngine = cluster.runtime.engines["decode-0"]
-        await eventually(lambda: cluster.controller.canary.core.workers["decode-0"].runs > 6)
+        await eventually(lambda: cluster.model.canary.core.workers["decode-0"].runs > 6)
         salts: dict[tuple[int, ...], list[str]] = {}
         for leg in engine.started:
             if leg.cache_salt:

@@ -17,8 +17,10 @@ from cluster.errors import ConfigError
 from cluster.placement import WorkerPlan
 from cluster.ray_runtime import WorkerHandle
 from cluster.spec.config import ClusterSpec, parse
+from cluster.spec.portfolio import Portfolio
 from cluster.topology import NodeView
 from orchestrator.controller.controller import Controller
+from orchestrator.controller.model_controller import ModelController
 from orchestrator.controller.worker_drain import serve_drain
 from orchestrator.controller.worker_roles import leg_kinds
 from tests.fakes.engine import FakeEngine, Network
@@ -79,7 +81,7 @@ async def controlled(
     spec: ClusterSpec, folder: Path, runtime: Runtime, give_back: Callable[[Sequence[str]], Any]
 ) -> AsyncIterator[Controller]:
     controller = Controller(
-        spec,
+        Portfolio.of(spec),
         runtime,
         on_progress=lambda *_: None,
         log_folder=folder,
@@ -112,9 +114,14 @@ def give_back(gone: list[Sequence[str]]) -> Callable[[Sequence[str]], Any]:
     return take
 
 
+def only(controller: Controller) -> ModelController:
+    (model,) = controller.models.values()
+    return model
+
+
 async def drain(controller: Controller, worker_id: str, **settings: bool) -> None:
     request = registry_pb2.DrainRequest(worker_ids=[worker_id], **settings)
-    last = [progress async for progress in serve_drain(request, controller.drains, 10.0)][-1]
+    last = [progress async for progress in serve_drain(request, controller.drain, 10.0)][-1]
     assert last.workers[0].stage == registry_pb2.DRAIN_STAGE_DRAINED
 
 
@@ -123,7 +130,7 @@ async def test_a_drained_workers_node_is_given_back(
 ) -> None:
     runtime = Runtime({})
     async with controlled(spec, tmp_path, runtime, give_back) as controller:
-        at = {worker.worker_id: worker.handle.hosts for worker in controller.pool.workers() if worker.handle}
+        at = {worker.worker_id: worker.handle.hosts for worker in only(controller).pool.workers() if worker.handle}
         await drain(controller, "decode-1")
         assert gone == [at["decode-1"]]
 
@@ -163,13 +170,13 @@ async def test_two_engine_versions_shake_no_hands(
 ) -> None:
     """Images of two versions in one Ray cluster, which the chart never makes: they serve side by side."""
     async with controlled(spec, tmp_path, Runtime({"decode-1": "vllm 2"}), give_back) as controller:
-        assert controller.pairs.known() == {("prefill-0", "decode-0")}
+        assert only(controller).pairs.known() == {("prefill-0", "decode-0")}
         assert "decode-1 runs vllm 2: not paired" in caplog.text
 
 
 async def test_members_say_where_they_are(spec: ClusterSpec, tmp_path: Path, give_back: Any) -> None:
     async with controlled(spec, tmp_path, Runtime({}), give_back) as controller:
-        members = [worker.member for worker in controller.pool.workers()]
+        members = [worker.member for worker in only(controller).pool.workers()]
         assert {member.domain for member in members} == {"rack-1"}
         assert {member.revision for member in members} == {"vllm 1"}
         assert {member.state for member in members} == {"ready"}

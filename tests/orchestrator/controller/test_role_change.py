@@ -67,7 +67,7 @@ async def test_a_prefill_worker_decodes_and_what_it_prefilled_is_read(tmp_path: 
         task = asyncio.create_task(asked(cluster, ask(prompt(1), 40)))
         await asyncio.wait_for(hold.reached.wait(), 20)  # prefill-1 keeps KV that nobody has read
         assert cluster.runtime.engines["prefill-1"].leases
-        await cluster.controller.roles.change_role("prefill-1", Role.DECODE)
+        await cluster.model.roles.change_role("prefill-1", Role.DECODE)
         hold.open()
         reply = await task
         assert reply.token_ids[0] == expected(prompt(1), 40)
@@ -75,7 +75,7 @@ async def test_a_prefill_worker_decodes_and_what_it_prefilled_is_read(tmp_path: 
         await eventually(lambda: cluster.accepting("decode") == ["decode-0", "prefill-1"])
         # And back: its pairs have completed their handshake before.
         tried = len(cluster.runtime.engines["prefill-1"].started)
-        await cluster.controller.roles.change_role("prefill-1", Role.PREFILL)
+        await cluster.model.roles.change_role("prefill-1", Role.PREFILL)
         assert len(cluster.runtime.engines["prefill-1"].started) == tried
 
 
@@ -107,7 +107,7 @@ async def test_what_cannot_be_says_why(tmp_path: Path, worker: str, role: Role, 
 
 async def test_a_worker_that_died_comes_back_in_its_present_role(tmp_path: Path) -> None:
     async with controlled(tmp_path) as cluster:
-        await cluster.controller.roles.change_role("decode-1", Role.PREFILL)
+        await cluster.model.roles.change_role("decode-1", Role.PREFILL)
         old = cluster.runtime.engines["decode-1"]
         old.die()
         await eventually(lambda: cluster.runtime.engines.get("decode-1") not in (old, None))
@@ -116,43 +116,43 @@ async def test_a_worker_that_died_comes_back_in_its_present_role(tmp_path: Path)
 
 async def test_a_pool_grows_and_a_failed_start_leaves_nothing(tmp_path: Path) -> None:
     async with controlled(tmp_path, decode=1) as cluster:
-        assert cluster.controller.growth.grow(Role.DECODE) == "decode-1"
+        assert cluster.model.growth.grow(Role.DECODE) == "decode-1"
         await eventually(lambda: cluster.accepting("decode") == ["decode-0", "decode-1"])
-        assert cluster.controller.growth.started_in_s is not None
+        assert cluster.model.growth.started_in_s is not None
         # Two at a time do their handshake with the same prefill worker.
-        assert [cluster.controller.growth.grow(Role.DECODE) for _ in range(2)] == ["decode-2", "decode-3"]
+        assert [cluster.model.growth.grow(Role.DECODE) for _ in range(2)] == ["decode-2", "decode-3"]
         await eventually(lambda: len(cluster.accepting("decode")) == 4)
         cluster.runtime.fail_start = EngineFailed("no memory")
-        assert cluster.controller.growth.grow(Role.PREFILL) == "prefill-1"
+        assert cluster.model.growth.grow(Role.PREFILL) == "prefill-1"
         await eventually(lambda: any(stage == "failed" for _, stage, _ in cluster.said))
-        await eventually(lambda: len(cluster.controller.pool.workers()) == 5)
+        await eventually(lambda: len(cluster.model.pool.workers()) == 5)
         assert "prefill-1" not in cluster.runtime.engines
 
 
 async def test_a_start_that_waits_for_its_place_is_given_up_at_once(tmp_path: Path) -> None:
     async with controlled(tmp_path, decode=1, places=2) as cluster:
-        cluster.controller.growth.grow(Role.DECODE)
+        cluster.model.growth.grow(Role.DECODE)
         await eventually(lambda: ("decode-1", "placing", "") in cluster.said)
-        cluster.controller.growth.cancel_start("decode-1")
-        await eventually(lambda: len(cluster.controller.pool.workers()) == 2)
+        cluster.model.growth.cancel_start("decode-1")
+        await eventually(lambda: len(cluster.model.pool.workers()) == 2)
         assert cluster.runtime.started == ["prefill-0", "decode-0"]
 
 
 async def test_a_drained_worker_is_known_no_more_and_its_name_is_free(tmp_path: Path) -> None:
     async with controlled(tmp_path) as cluster:
-        await cluster.controller.drains.drain(["decode-0"], 10).task
-        assert [worker.plan.worker_id for worker in cluster.controller.pool.workers()] == ["prefill-0", "decode-1"]
-        assert cluster.controller.growth.grow(Role.DECODE) == "decode-0"
+        await cluster.model.drains.drain(["decode-0"], 10).task
+        assert [worker.plan.worker_id for worker in cluster.model.pool.workers()] == ["prefill-0", "decode-1"]
+        assert cluster.model.growth.grow(Role.DECODE) == "decode-0"
         await eventually(lambda: cluster.accepting("decode") == ["decode-0", "decode-1"])
 
 
 async def test_a_start_that_is_given_up_while_it_shakes_hands_ends_in_a_drain(tmp_path: Path) -> None:
     async with controlled(tmp_path, decode=1) as cluster:
         hold = cluster.runtime.engines["prefill-0"].hold("prefill")
-        cluster.controller.growth.grow(Role.DECODE)
+        cluster.model.growth.grow(Role.DECODE)
         await asyncio.wait_for(hold.reached.wait(), 20)
-        cluster.controller.growth.cancel_start("decode-1")
+        cluster.model.growth.cancel_start("decode-1")
         hold.open()
         await eventually(lambda: "decode-1" not in cluster.runtime.engines)
         await eventually(lambda: cluster.accepting("decode") == ["decode-0"])
-        assert len(cluster.controller.pool.workers()) == 2
+        assert len(cluster.model.pool.workers()) == 2

@@ -51,7 +51,7 @@ async def test_one_on_standby_has_shaken_hands_and_gets_no_requests(tmp_path: Pa
 async def test_a_pool_grows_before_anything_has_started(tmp_path: Path) -> None:
     """There is no place for a further worker: without standby the pool could not grow at all."""
     async with controlled(tmp_path, decode=1, standby=1, places=3) as cluster:
-        cluster.controller.growth.grow(Role.DECODE)
+        cluster.model.growth.grow(Role.DECODE)
         await eventually(lambda: cluster.accepting("decode") == ["decode-0", "decode-1"])
         assert "decode-2" not in cluster.runtime.started
         cluster.runtime.places.release()
@@ -81,14 +81,14 @@ async def test_what_drains_to_be_replaced_moves_to_the_one_on_standby(tmp_path: 
         hold = cluster.runtime.engines["decode-0"].hold(10)
         task = asyncio.create_task(run(cast(Cluster, cluster), ask(PROMPT, 40)))
         await asyncio.wait_for(hold.reached.wait(), 20)
-        work = cluster.controller.drains.drain(["decode-0"], 20, replace=True)
+        work = cluster.model.drains.drain(["decode-0"], 20, replace=True)
         reply = await task
         assert reply.token_ids[0] == expected(PROMPT, 40)
         assert (reply.summary.moves, reply.summary.retries) == (1, 0)
         await work.task
         await eventually(lambda: on_standby(cluster) == ["decode-0"])
         # A drain that takes a worker away takes it from the pool, not from the standby.
-        await cluster.controller.drains.drain(["decode-1"], 20).task
+        await cluster.model.drains.drain(["decode-1"], 20).task
         assert cluster.accepting("decode") == []
         assert on_standby(cluster) == ["decode-0"]
 
@@ -97,7 +97,7 @@ async def test_a_standby_that_cannot_be_started_is_tried_again(tmp_path: Path, m
     monkeypatch.setattr(worker_replacement, "RESTART_BACKOFF_S", (0.05,))
     async with controlled(tmp_path, decode=1, standby=1) as cluster:
         cluster.runtime.fail_start = EngineFailed("no memory")
-        cluster.controller.growth.grow(Role.DECODE)
+        cluster.model.growth.grow(Role.DECODE)
         await eventually(lambda: cluster.accepting("decode") == ["decode-0", "decode-1"])
         await eventually(lambda: on_standby(cluster) == ["decode-2"])
         assert any(stage == "failed" for _, stage, _ in cluster.said)
@@ -105,9 +105,9 @@ async def test_a_standby_that_cannot_be_started_is_tried_again(tmp_path: Path, m
 
 async def test_a_changed_role_pairs_with_the_one_on_standby(tmp_path: Path) -> None:
     async with controlled(tmp_path, decode=2, standby=1) as cluster:
-        await cluster.controller.roles.change_role("decode-1", Role.PREFILL)
-        assert ("decode-1", "decode-2") in cluster.controller.pairs.known()
-        cluster.controller.growth.grow(Role.DECODE)
+        await cluster.model.roles.change_role("decode-1", Role.PREFILL)
+        assert ("decode-1", "decode-2") in cluster.model.pairs.known()
+        cluster.model.growth.grow(Role.DECODE)
         await eventually(lambda: cluster.accepting("decode") == ["decode-0", "decode-2"])
         cluster.gateway.model.fleet.workers["prefill-0"].queued_tokens["load"] = 100_000
         cluster.gateway.model.fleet.workers["decode-0"].reserved["full"] = 64
@@ -120,6 +120,6 @@ async def test_the_policy_sees_those_that_serve_within_gpus_less_the_standby(tmp
     async with controlled(tmp_path, decode=2, standby=1, more=SCALED) as cluster:
         spec = cluster.gateway.spec
         assert policy_settings(spec).max_gpus == 5
-        statuses = WorkerStatuses(cluster.controller.pool.workers, {}, began_s=0.0)
+        statuses = WorkerStatuses(cluster.model.pool.workers, {}, began_s=0.0)
         seen = [(row.view.worker_id, row.state) for row in statuses.all()]
         assert seen == [("prefill-0", "ready"), ("decode-0", "ready"), ("decode-1", "ready")]

@@ -20,17 +20,17 @@ def reported(cluster: ControlledCluster) -> int:
 async def test_only_decode_workers_that_will_serve_are_on_their_way(tmp_path: Path) -> None:
     async with controlled(tmp_path, decode=1, standby=1, places=3) as cluster:
         assert reported(cluster) == 0
-        grow = cluster.controller.growth.grow
+        grow = cluster.model.growth.grow
         grow(Role.PREFILL)
-        await cluster.controller.pool.publish()
+        await cluster.model.pool.publish()
         assert reported(cluster) == 0
         grow(Role.DECODE)
-        await cluster.controller.pool.publish()
+        await cluster.model.pool.publish()
         assert reported(cluster) == 0  # the one on standby serves at once
         ordered = grow(Role.DECODE)
-        await cluster.controller.pool.publish()
+        await cluster.model.pool.publish()
         assert reported(cluster) == 1
-        cluster.controller.growth.cancel_start(ordered)
+        cluster.model.growth.cancel_start(ordered)
         await eventually(lambda: reported(cluster) == 0)
 
 
@@ -43,7 +43,7 @@ async def test_a_lost_workers_successor_is_on_its_way_until_a_start_fails(
         cluster.runtime.engines["decode-1"].die()
         await eventually(lambda: reported(cluster) == 1)
         await eventually(lambda: reported(cluster) == 0)
-        (back,) = [each for each in cluster.controller.pool.workers() if each.plan.worker_id == "decode-1"]
+        (back,) = [each for each in cluster.model.pool.workers() if each.plan.worker_id == "decode-1"]
         assert not back.up
         await eventually(lambda: back.up)
         assert not back.start_failed

@@ -16,7 +16,7 @@ from kv_transfer.ticket import HandoffTicket
 from orchestrator.gateway.choice_figures import ChoiceFigures
 from orchestrator.gateway.choice_output import ChoiceOutput
 from orchestrator.gateway.choice_run import ChoiceRun
-from orchestrator.gateway.metrics import GatewayMetrics
+from orchestrator.gateway.metrics import ModelMetrics
 from orchestrator.gateway.pairs import Pairs
 from orchestrator.gateway.siblings import PrefixSharing, SharedPrompt, Sibling
 from orchestrator.request.lifecycle import StartLeg
@@ -87,7 +87,7 @@ class Bench:
 
     def __init__(self, request: PreparedRequest | None = None) -> None:
         self.fleet, self.owner = Fleet(), Owner()
-        self.metrics = GatewayMetrics()
+        self.metrics = ModelMetrics()
         request = request or prepared(64, 6)
         output = ChoiceOutput(request, 0, FRONT, SPEC.model.reasoning, lambda _: False)
         figures = ChoiceFigures(self.metrics, 0, 0.0, 0.0)

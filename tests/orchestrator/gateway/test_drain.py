@@ -368,7 +368,7 @@ async def test_a_request_leaves_a_worker_that_will_run_out_of_kv() -> None:
         for prompt, reply in zip(prompts, replies, strict=True):
             assert reply.token_ids[0] == expected(prompt, 300)
         assert sorted(reply.summary.moves for reply in replies) == [0, 1]
-        assert cluster.gateway.metrics.rebalanced._value.get() == 1
+        assert cluster.gateway.model.metrics.rebalanced._value.get() == 1
         await cluster.idle()
 
 

@@ -399,14 +399,14 @@ async def test_status_and_metrics_agree(pair: Cluster) -> None:
     pair.gateway.refresh_gauges()
     page = generate_latest(pair.gateway.metrics.registry).decode()
     for line in (
-        'baton_requests_finished_total{reason="FINISH_REASON_LENGTH"} 2.0',
-        'baton_requests_failed_total{error="InvalidRequest"} 1.0',
-        'baton_tokens_total{phase="answer"} 10.0',
-        f'baton_tokens_total{{phase="prompt"}} {2 * len(PROMPT)}.0',
-        "baton_ttft_seconds_count 2.0",
-        "baton_handoff_seconds_count 2.0",
-        'baton_in_flight_requests{state="decoding"} 0.0',
-        'baton_workers{pool="decode",state="ready"} 1.0',
+        'baton_requests_finished_total{model="fake",reason="FINISH_REASON_LENGTH"} 2.0',
+        'baton_requests_failed_total{error="InvalidRequest",model="fake"} 1.0',
+        'baton_tokens_total{model="fake",phase="answer"} 10.0',
+        f'baton_tokens_total{{model="fake",phase="prompt"}} {2 * len(PROMPT)}.0',
+        'baton_ttft_seconds_count{model="fake"} 2.0',
+        'baton_handoff_seconds_count{model="fake"} 2.0',
+        'baton_in_flight_requests{model="fake",state="decoding"} 0.0',
+        'baton_workers{model="fake",pool="decode",state="ready"} 1.0',
     ):
         assert line in page.splitlines()
 

@@ -18,10 +18,9 @@ from cluster.internal_rpc import InternalRpc
 from cluster.spec.config import SecuritySettings, parse
 from orchestrator.controller.warm_up import WarmUp
 from orchestrator.controller.worker_roles import leg_kinds
-from orchestrator.gateway.gateway import Gateway
 from orchestrator.registry import RegistryService, watch
 from tests.fakes.engine import BLOCK_SIZE_TOKENS, FakeEngine, Network
-from tests.fakes.live_cluster import SPEC, Cluster, ask, eventually, expected, run
+from tests.fakes.live_cluster import SPEC, Cluster, ask, eventually, expected, gateway_of, run
 from tests.fakes.tokenizer import MARKERS, front
 from tests.support.certificates import Authority
 from workers.worker_host import WorkerHost
@@ -101,13 +100,13 @@ async def test_a_whole_cluster_works_with_credentials_and_not_without(
         await warm_up.close()
 
         registry = RegistryService()
-        await registry.publish(members, [])
+        await registry.publish("", members, [])
         server = rpc.server()
         registry_pb2_grpc.add_RegistryServicer_to_server(registry, server)
         port = rpc.bind(server, "127.0.0.1:0")
         await server.start()
         spec = parse(SPEC.format(queue=8)).model_copy(update={"security": ours})
-        gateway = Gateway(spec, front(markers=MARKERS))
+        gateway = gateway_of(spec, front(markers=MARKERS))
         seen: list[registry_pb2.WatchMembersResponse] = []
         strangers = asyncio.create_task(watch(f"127.0.0.1:{port}", seen.append, InternalRpc(theirs)))
         watcher = asyncio.create_task(watch(f"127.0.0.1:{port}", gateway.update_members, rpc))

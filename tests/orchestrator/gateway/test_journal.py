@@ -20,7 +20,7 @@ def summary(answer_tokens: int) -> pb.ChoiceSummary:
 @given(st.lists(st.sampled_from(["arrives", "ends", "sends", "heard"]), max_size=40))
 def test_every_request_is_in_one_answered_report(steps: list[str]) -> None:
     traffic = Traffic()
-    journal = RequestJournal(traffic, {})
+    journal = RequestJournal("m", traffic, {})
     came = ended = 0
     sent: registry_pb2.ReportRequestsRequest | None = None
     taken: dict[int, tuple[int, int]] = {}
@@ -62,7 +62,7 @@ def test_lengths_by_phase() -> None:
 
 def test_in_flight_is_what_runs_now_even_in_a_report_sent_again() -> None:
     runs = {run.number: run for run in (FakeRun(), FakeRun().decodes("decode-0", 5))}
-    journal = RequestJournal(Traffic(), runs)
+    journal = RequestJournal("m", Traffic(), runs)
     rows = {row.request: row for row in journal.next_report().in_flight}
     assert [(row.phase, row.decode_id, row.generated_tokens) for row in rows.values()] == [
         ("queued", "", 0),
@@ -73,7 +73,7 @@ def test_in_flight_is_what_runs_now_even_in_a_report_sent_again() -> None:
 
 
 def test_budgets_shrink_only_by_a_fresh_answer() -> None:
-    journal = RequestJournal(Traffic(), {})
+    journal = RequestJournal("m", Traffic(), {})
     assert journal.severity == 0
     journal.heard(registry_pb2.ReportRequestsResponse(scaling=cluster_pb2.Scaling(thinking_severity=0.5)))
     assert journal.severity == 0.5

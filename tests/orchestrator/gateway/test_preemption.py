@@ -18,11 +18,10 @@ from cluster.errors import DeadlineExceeded
 from cluster.spec.config import Role
 from interface.cli.status_command import render
 from orchestrator.gateway.fleet_worker import LOADS_TO_SHOW, FleetWorker
-from orchestrator.gateway.gateway import Gateway
 from orchestrator.policy import placement_queue
 from orchestrator.policy import preemption as policy
 from tests.fakes.engine import Hold
-from tests.fakes.live_cluster import Cluster, Reply, ask, cluster_of, eventually, expected, run
+from tests.fakes.live_cluster import Cluster, Reply, ask, cluster_of, eventually, expected, gateway_of, run
 from tests.fakes.runtime import ControlledCluster, controlled
 
 LONG = [ord(char) for char in "A long trace that takes all blocks there."]
@@ -49,7 +48,7 @@ async def held(
 
 def preempted(cluster: Any) -> int:
     count = cluster.gateway.status().requests.preempted
-    assert cluster.gateway.metrics.registry.get_sample_value("baton_preempted_total") == count
+    assert cluster.gateway.metrics.registry.get_sample_value("baton_preempted_total", {"model": "fake"}) == count
     return int(count)
 
 
@@ -301,7 +300,7 @@ async def test_the_worker_that_it_left_may_go(gone: str) -> None:
 async def test_it_does_not_come_back_to_what_other_gateways_fill() -> None:
     async with cluster_of("prefill-0", "decode-0", total_blocks=BLOCKS, more=GROWS) as cluster:
         neighbour = Cluster(
-            Gateway(cluster.gateway.spec, cluster.gateway.model.front), cluster.network, cluster.workers
+            gateway_of(cluster.gateway.spec, cluster.gateway.model.front), cluster.network, cluster.workers
         )
         try:
             neighbour.publish()
@@ -440,7 +439,7 @@ async def test_a_trace_makes_way_while_the_controller_starts_a_worker_and_goes_o
         long, _ = await held(cluster, ask(LONG, 400))
         incoming = asyncio.create_task(held(cluster, ask(SHORT, 40), made=20))
         await eventually(lambda: queued(cluster) == 1)
-        cluster.controller.growth.grow(Role.DECODE)
+        cluster.model.growth.grow(Role.DECODE)
         short, hold = await incoming
         assert (queued(cluster), preempted(cluster)) == (1, 1)
         cluster.runtime.places.release()

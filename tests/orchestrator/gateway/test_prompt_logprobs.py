@@ -93,7 +93,7 @@ async def test_lengths_and_forecasts_do_not_learn_from_prompts_alone(pair: Clust
     for _ in range(20):
         await run(pair, ask(PROMPT, 0, prompt_logprobs=0))
     assert pair.gateway.model.forecast._lengths.quantile(0.9) == 512
-    (ends,) = {end.request_class for end in pair.gateway._traffic.take().finished}
+    (ends,) = {end.request_class for end in pair.gateway.model.traffic.take().finished}
     assert ends == "/prompt"
 
 

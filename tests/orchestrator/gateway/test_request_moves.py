@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.gateway.forecast import OutputForecast
-from orchestrator.gateway.metrics import GatewayMetrics
+from orchestrator.gateway.metrics import ModelMetrics
 from orchestrator.gateway.request_moves import RequestMoves
 from orchestrator.request.lifecycle import Event, FreeReservation, Moved, State, Turned, WorkerLost
 from tests.fakes.gateway_parts import BLOCK, FakeFleet, FakeRun, prepared
@@ -11,7 +11,7 @@ from tests.fakes.gateway_parts import BLOCK, FakeFleet, FakeRun, prepared
 
 class Setup:
     def __init__(self, *, rebalances: bool = False, at_once: int = 2) -> None:
-        self.fleet, self.metrics = FakeFleet(), GatewayMetrics()
+        self.fleet, self.metrics = FakeFleet(), ModelMetrics()
         for worker_id in ("prefill-0", "decode-0", "decode-1"):
             self.fleet.add(worker_id)
         self.runs: dict[int, FakeRun] = {}

@@ -100,8 +100,8 @@ async def test_four_equal_votes_are_enough_and_cost_four_traces(three: Cluster) 
     assert [choice.choice for choice in reply.finished.choices] == [0]
     assert reply.summary.usage.answer_tokens == 15
     page = generate_latest(three.gateway.metrics.registry).decode()
-    assert 'baton_inference_scaling_requests_total{reason="agreed",strategy="vote"} 1.0' in page
-    assert 'baton_branch_tokens_total{of="losers",strategy="vote"} 45.0' in page
+    assert 'baton_inference_scaling_requests_total{model="fake",reason="agreed",strategy="vote"} 1.0' in page
+    assert 'baton_branch_tokens_total{model="fake",of="losers",strategy="vote"} 45.0' in page
     await three.idle()
 
 

@@ -165,12 +165,12 @@ async def test_a_missed_prefix_is_counted_and_the_next_request_tries_with_one_ch
         ids = prompt(100)
         whole(await run(cluster, ask(ids, 6, n=N)), ids, 6)
         assert len(prefill.started) == N - 1  # one tried beside the first and computed the prompt
-        assert metric(cluster, 'baton_siblings_total{result="missed"} 1.0')
+        assert metric(cluster, 'baton_siblings_total{model="fake",result="missed"} 1.0')
         decode.shares_prefixes = True
         ids = prompt(100, first=90)
         whole(await run(cluster, ask(ids, 6, n=N)), ids, 6)
         assert len(prefill.started) == N
-        assert metric(cluster, f'baton_siblings_total{{result="shared"}} {N - 1}.0')
+        assert metric(cluster, f'baton_siblings_total{{model="fake",result="shared"}} {N - 1}.0')
         await cluster.idle()
 
 

@@ -18,6 +18,7 @@ import pytest
 
 from cluster.errors import ConfigError, EngineFailed, WorkerDied
 from cluster.spec.config import ClusterSpec, parse
+from cluster.spec.portfolio import Portfolio
 from orchestrator.local import local_cluster, process_end
 from orchestrator.local.local_cluster import end, run
 from orchestrator.local.state_file import ClusterState, ProcessMark, read_state
@@ -118,7 +119,7 @@ async def up(spec: ClusterSpec, **more: Any) -> list[ClusterState]:
     ready: list[ClusterState] = []
     settings = {"address": None, "on_progress": lambda *_: None, "on_ready": ready.append, **more}
     async with asyncio.timeout(60):
-        await run(spec, Path("spec.yaml"), **settings)
+        await run(Portfolio.of(spec), Path("spec.yaml"), **settings)
     return ready
 
 

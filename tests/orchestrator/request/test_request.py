@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baton.v1 import inference_pb2 as pb
-from cluster.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, ServingError
+from cluster.errors import DeadlineExceeded, InvalidRequest, ServingError
 from cluster.spec.autoscaling_settings import ThinkingBudgetSettings
 from cluster.spec.config import parse
 from orchestrator.request.lifecycle import Handoff
@@ -123,11 +123,6 @@ def test_bad_input_is_refused_by_the_name_of_its_field(field: str, request_: pb.
         ready(request_)
     assert refused.value.field == field
     assert len(str(refused.value)) < 2000
-
-
-def test_another_model_is_not_found() -> None:
-    with pytest.raises(ModelNotFound, match="'fake'"):
-        ready(ask(model="gpt"))
 
 
 @pytest.mark.parametrize("deadline_s", [0.0, -1.0, math.nan, -math.inf])

@@ -1,0 +1,102 @@
+"""Two models in one cluster: each answers its own requests exactly, through a kill -9 of a worker of each."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from baton.v1 import inference_pb2 as pb
+from benchmarks.tiny_model import write_tiny_model
+from orchestrator.gateway.gateway import Gateway
+from tests.support.live_cluster import LiveCluster, start_cluster
+from tests.support.streams import Stream, request
+
+pytestmark = [pytest.mark.engine, pytest.mark.ray]
+
+SPEC = """
+name: portfolio-test
+models:
+  reasoner:
+    path: {reasoner}
+    max_model_len_tokens: 2048
+    dtype: float32
+    pools: {{prefill: {{replicas: 1, engine: {{kv_blocks: 512}}}}, decode: {{replicas: 1, engine: {{kv_blocks: 512}}}}}}
+  tiny:
+    path: {tiny}
+    max_model_len_tokens: 2048
+    dtype: float32
+    pools: {{colocated: {{replicas: 1, engine: {{kv_blocks: 512}}}}}}
+routes:
+  both: {{arms: {{reasoner: 1, tiny: 1}}}}
+gateway: {{grpc_port: 0, http_port: 0, metrics_port: 0}}
+health: {{interval_s: 0.5}}
+"""
+DECODES = {"reasoner": "reasoner-decode-0", "tiny": "tiny-colocated-0"}
+LENGTHS = (20, 64, 200)
+OUTPUT_TOKENS = 200
+
+
+@pytest.fixture
+def duo(tmp_path: Path, test_model: Path) -> Iterator[LiveCluster]:
+    """A model that is handed over, and one that is not."""
+    live = start_cluster(tmp_path, SPEC.format(reasoner=test_model, tiny=write_tiny_model(tmp_path / "tiny")))
+    try:
+        yield live
+    finally:
+        live.stop()
+
+
+def asked(model: str, isl_tokens: int) -> pb.GenerateRequest:
+    message = request(isl_tokens, max_tokens=OUTPUT_TOKENS)
+    message.model = model
+    return message
+
+
+async def accepting(gateway: Gateway) -> None:
+    async with asyncio.timeout(300):
+        while not all(  # noqa: ASYNC110
+            (worker := gateway.models_served[model].fleet.workers.get(worker_id)) and worker.view().accepting
+            for model, worker_id in DECODES.items()
+        ):
+            await asyncio.sleep(0.1)
+
+
+async def answered(gateway: Gateway) -> dict[tuple[str, int], Stream]:
+    """Requests of all lengths to both models at once, to their end."""
+    streams = {(model, isl): Stream(gateway, asked(model, isl)) for model in DECODES for isl in LENGTHS}
+    await asyncio.gather(*(stream.task for stream in streams.values()))
+    return streams
+
+
+async def test_two_models_answer_exactly_through_kills_of_workers_of_each(duo: LiveCluster) -> None:
+    async with duo.gateway("prefill", "decode", "colocated") as gateway:
+        await accepting(gateway)
+        alone = await answered(gateway)
+        for (model, isl), stream in alone.items():
+            assert stream.finished.model == model
+            assert stream.summary.workers.decode == DECODES[model]
+            assert bool(stream.summary.workers.prefill) == (model == "reasoner"), isl
+            assert len(stream.ids) == OUTPUT_TOKENS
+        assert all(alone["reasoner", isl].ids != alone["tiny", isl].ids for isl in LENGTHS)
+        for model, victim in DECODES.items():
+            streams = {(each, isl): Stream(gateway, asked(each, isl)) for each in DECODES for isl in LENGTHS}
+            for stream in streams.values():
+                await stream.reached(20)
+            os.kill(gateway.models_served[model].fleet.workers[victim].member.pid, signal.SIGKILL)
+            await asyncio.gather(*(stream.task for stream in streams.values()))
+            for key, stream in streams.items():
+                assert stream.ids == alone[key].ids, key
+                assert stream.summary.retries == (key[0] == model), key
+            await accepting(gateway)
+        routed = [Stream(gateway, asked("both", 20)) for _ in range(4)]
+        await asyncio.gather(*(stream.task for stream in routed))
+        for stream in routed:
+            assert stream.ids == alone[stream.finished.model, 20].ids
+        assert sorted(stream.finished.model for stream in routed) == ["reasoner"] * 2 + ["tiny"] * 2
+        status = gateway.status()
+        assert {row.name: row.requests.failed for row in status.models} == {"reasoner": 0, "tiny": 0}
