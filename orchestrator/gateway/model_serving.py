@@ -51,7 +51,7 @@ class ModelServing:
         self.metrics = metrics
         self.traffic = Traffic()
         self.journal = RequestJournal(front.name, self.traffic, self.runs)
-        self.tokenization = Tokenization(front)
+        self.tokenization = Tokenization(front, spec.model.reasoning)
         self._numbers = itertools.count()
         self.reasoning = spec.model.reasoning
         self.pace = Pace()

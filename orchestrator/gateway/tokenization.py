@@ -8,8 +8,10 @@ from typing import Any, TypeVar
 
 from baton.v1.inference_pb2 import GenerateRequest
 from cluster.errors import InvalidRequest
+from cluster.spec.model_settings import ReasoningSettings
 from orchestrator.request.model_front import ModelFront
-from orchestrator.request.prompt import prompt_ids
+from orchestrator.request.prompt import prompt_ids, template_variables
+from orchestrator.request.reasoning_ask import read_ask
 
 T = TypeVar("T")
 
@@ -25,8 +27,9 @@ class Tokenization:
     How long a text may be is bounded by the interface alone: callers count those that are too long for the model, too.
     """
 
-    def __init__(self, front: ModelFront) -> None:
+    def __init__(self, front: ModelFront, reasoning: ReasoningSettings | None = None) -> None:
         self._front = front
+        self._reasoning = reasoning
         self._threads = asyncio.Semaphore(MAX_THREADS)
 
     async def tokenize(self, request: GenerateRequest, *, special_tokens: bool) -> list[int]:
@@ -38,7 +41,9 @@ class Tokenization:
 
         def ids() -> list[int]:
             if request.WhichOneof("input") != "prompt":
-                return list(prompt_ids(request, self._front))
+                variables = template_variables(request)
+                ask = read_ask(request, variables, self._reasoning)
+                return list(prompt_ids(request, self._front, {**ask.template_variables(), **variables}))
             found: Any = self._front.tokenizer.encode(request.prompt, add_special_tokens=special_tokens)
             return list(found.ids)
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
 
 from cluster.errors import InvalidRequest
 from cluster.spec.config import parse
+from cluster.spec.model_settings import ReasoningSettings
+from interface.http.messages.request import read_count_call
 from interface.http.server import serve_http
 from interface.http.tokens import read_detokenize_call, read_tokenize_call
 from orchestrator.gateway import tokenization
 from orchestrator.gateway.tokenization import Tokenization
+from orchestrator.request.chat_template import ChatTemplate
 from tests.fakes.backend import MODEL
 from tests.fakes.live_cluster import gateway_of
-from tests.fakes.tokenizer import END_THINK, front
+from tests.fakes.tokenizer import END_THINK, MARKERS, byte_tokenizer, front
 from tests.interface.conftest import SETTINGS, Edge
 
 SPEC = parse("""
@@ -134,6 +139,17 @@ async def test_long_texts_are_done_in_threads_and_give_the_same(monkeypatch: pyt
     assert len(threads) == 2
     assert await owner.detokenize(ids[:2]) == "é"
     assert len(threads) == 2
+
+
+async def test_a_chats_template_gets_what_a_generation_gives_it() -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer())
+    tokenizer.chat_template = "{{ messages[0].content }}{{ enable_thinking }}{{ reasoning_effort }}{{ tone }}"
+    owner = Tokenization(replace(front(markers=MARKERS), template=ChatTemplate(tokenizer)), ReasoningSettings())
+    messages = [{"role": "user", "content": "Hi"}]
+    tokenized = read_tokenize_call({"messages": messages, "chat_template_kwargs": {"tone": "!"}}).request
+    assert bytes(await owner.tokenize(tokenized, special_tokens=True)) == b"Hi!"
+    counted = read_count_call({"model": "fake", "messages": messages, "output_config": {"effort": "low"}})
+    assert bytes(await owner.tokenize(counted, special_tokens=True)) == b"HiTruelow"
 
 
 values = st.recursive(
