@@ -51,7 +51,7 @@ class GatewaySettings(Settings):
     max_stored_responses: int = Field(1024, ge=0)
     """Responses that each gateway keeps for `previous_response_id`, in memory, the newest; 0 keeps none."""
     max_stored_responses_bytes: int = Field(256 << 20, ge=0)
-    """Most bytes of them, as JSON; what the responses of one conversation share counts in each."""
+    """Most bytes of them; what the responses of one conversation share is in each."""
     max_stored_response_age_s: float = Field(86400, gt=0)
     """Seconds that they are kept at most."""
     max_choices: int = Field(16, ge=1)

@@ -13,7 +13,7 @@ from interface.http.responses.request import ResponsesCall
 from interface.http.responses.stream import ResponseEvents
 from interface.merge import run_all
 
-KeepEvents = Callable[[ResponsesCall, dict[str, Any], tuple[bytes, ...]], None]
+KeepEvents = Callable[[ResponsesCall, dict[str, Any], bytes], None]
 """Stores a response that has ended, with its events."""
 
 
@@ -68,7 +68,7 @@ class BackgroundResponse:
     def _end(self, last: bytes) -> None:
         self.over = True
         self._record(last)
-        self._keep(self.call, self._made, tuple(self._events))
+        self._keep(self.call, self._made, b"".join(self._events))
 
     def _take_made(self, call: ResponsesCall, made: dict[str, Any]) -> None:
         self._made = made

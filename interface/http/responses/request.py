@@ -76,8 +76,6 @@ class ResponsesCall:
     logprobs: int | None
     items: tuple[dict[str, Any], ...]
     own_items: int
-    earlier_bytes: int
-    """Size of the items of earlier responses."""
     shown: dict[str, Any]
     ignored: frozenset[str]
 
@@ -100,15 +98,15 @@ def read_responses_call(tree: Any, *, request_id: str = "", named: bool = True, 
     response_id = f"resp_{uuid.uuid4().hex if named else request_id}"
     stream, background, store = _flags(fields)
     earlier = _earlier(fields, lookup)
+    before = _context(fields, earlier) if earlier is not None else []
     own = _items(fields, lookup)
     fields.refuse(REFUSED_IN_RESPONSES)
     chat, shown = inference_pb2.Chat(), {}
     shown["instructions"] = instructions = fields.text("instructions")
     if instructions:
         chat.messages.add(role="system", content=instructions)
-    if earlier is not None:
-        # They were read when they came; a path from the body on would mislead.
-        put_items(chat, [Fields(item, "previous_response_id") for item in earlier.context])
+    # Those were read when they came; a path from the body on would mislead.
+    put_items(chat, [Fields(item, "previous_response_id") for item in before])
     put_items(chat, [fields.inside(item, f"input[{index}]") for index, item in enumerate(own)])
     shown |= put_tools(chat, fields) | _shown(fields, earlier)
     logprobs = _logprobs(fields)
@@ -126,9 +124,8 @@ def read_responses_call(tree: Any, *, request_id: str = "", named: bool = True, 
         background=background,
         store=store,
         logprobs=logprobs,
-        items=(*(earlier.context if earlier is not None else ()), *own),
+        items=(*before, *own),
         own_items=len(own),
-        earlier_bytes=earlier.size_bytes if earlier is not None else 0,
         shown={**shown, "model": model, "background": background, "store": store},
         ignored=frozenset(fields.ignored),
     )
@@ -157,9 +154,15 @@ def _earlier(fields: Fields, lookup: Lookup) -> StoredResponse | None:
     earlier = lookup(response_id)
     if earlier is None:
         raise fields.wrong("previous_response_id", f"this response {NOT_HERE}")
-    if earlier.object["status"] not in ("completed", "incomplete"):
-        raise fields.wrong("previous_response_id", f"this response is {earlier.object['status']}; it has no answer")
     return earlier
+
+
+def _context(fields: Fields, earlier: StoredResponse) -> list[dict[str, Any]]:
+    """What the model is given before the response's own input."""
+    made = earlier.object()
+    if made["status"] not in ("completed", "incomplete"):
+        raise fields.wrong("previous_response_id", f"this response is {made['status']}; it has no answer")
+    return [*earlier.items(), *made["output"]]
 
 
 def _items(fields: Fields, lookup: Lookup) -> list[dict[str, Any]]:
@@ -185,7 +188,7 @@ def _referenced(fields: Fields, lookup: Lookup) -> dict[str, Any]:
     item_id = fields.text("id") or ""
     fields.finish()
     stored = lookup(item_id)
-    for item in stored.object["output"] if stored is not None else ():
+    for item in stored.object()["output"] if stored is not None else ():
         if item["id"] == item_id:
             found: dict[str, Any] = item
             return found
@@ -201,7 +204,7 @@ def _shown(fields: Fields, earlier: StoredResponse | None) -> dict[str, Any]:
         raise fields.wrong("truncation", "expected auto or disabled")
     return {
         "metadata": metadata or {},
-        "previous_response_id": earlier.object["id"] if earlier is not None else None,
+        "previous_response_id": earlier.response_id if earlier is not None else None,
         "truncation": "disabled",
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
@@ -15,11 +15,11 @@ from interface.authentication import current_caller
 from interface.backend import Backend
 from interface.http.call_runner import CallRunner, Dialect, Handler, given_request_id, json_response
 from interface.http.fields import INT32_MAX
-from interface.http.responses.background import BackgroundResponse, BackgroundResponses
+from interface.http.responses.background import BackgroundResponse, BackgroundResponses, split_events
 from interface.http.responses.items import listed_items
 from interface.http.responses.reply import ResponseReply
 from interface.http.responses.request import NOT_HERE, ResponsesCall, read_responses_call
-from interface.http.responses.store import ResponseStore, StoredResponse, response_id_of, size_bytes
+from interface.http.responses.store import ResponseStore, StoredResponse, as_json, response_id_of
 from interface.http.responses.stream import ResponseEvents
 from interface.status import REQUEST_ID_KEY, openai_error
 
@@ -69,14 +69,14 @@ class ResponsesRoutes:
         running = self._running(request)
         if request.query.get("stream") in ("true", "1"):
             return await self._follow(request, running)
-        return json_response(running.object() if running is not None else self._stored(request).object)
+        return json_response(running.object() if running is not None else self._stored(request).object_json)
 
     async def _follow(self, request: web.Request, running: BackgroundResponse | None) -> web.StreamResponse:
         start = _integer(request, "starting_after", -1, -1, INT32_MAX) + 1
         if running is not None and running.call.stream:
             return await self._runner.send(request, running.follow(start))
         if running is None and (events := self._stored(request).events):
-            return await self._runner.send(request, _several(events[start:]))
+            return await self._runner.send(request, _one(b"".join(split_events(events)[start:])))
         raise InvalidRequest("stream: only a background response that was created as a stream can be followed")
 
     async def _cancel(self, request: web.Request) -> web.Response:
@@ -84,22 +84,20 @@ class ResponsesRoutes:
         if running is not None:
             await self._background.cancel(running.call.response_id)
             return json_response(running.object())
-        stored = self._stored(request)
-        if not stored.object["background"]:
+        made = self._stored(request).object()
+        if not made["background"]:
             raise InvalidRequest("only a background response can be cancelled; disconnect to end another")
-        return json_response(stored.object)
+        return json_response(made)
 
     async def _delete(self, request: web.Request) -> web.Response:
         if (running := self._running(request)) is not None:
             await self._background.cancel(running.call.response_id)
         stored = self._stored(request)
-        self._store.remove(_owner(), stored.object["id"], time.monotonic())
-        return json_response({"id": stored.object["id"], "object": "response", "deleted": True})
+        self._store.remove(_owner(), stored.response_id, time.monotonic())
+        return json_response({"id": stored.response_id, "object": "response", "deleted": True})
 
     async def _input_items(self, request: web.Request) -> web.Response:
-        running = self._running(request)
-        given = running.call if running is not None else self._stored(request)
-        items = listed_items(given.items[len(given.items) - given.own_items :], request.match_info["response"])
+        items = listed_items(self._own_items(request), request.match_info["response"])
         if request.query.get("order", "desc") != "asc":
             items.reverse()
         if after := request.query.get("after"):
@@ -119,6 +117,13 @@ class ResponsesRoutes:
             }
         )
 
+    def _own_items(self, request: web.Request) -> list[dict[str, Any]]:
+        if (running := self._running(request)) is not None:
+            return list(running.call.items[len(running.call.items) - running.call.own_items :])
+        stored = self._stored(request)
+        given = stored.items()
+        return given[len(given) - stored.own_items :]
+
     def _running(self, request: web.Request) -> BackgroundResponse | None:
         return self._background.get(_owner(), request.match_info["response"])
 
@@ -136,18 +141,17 @@ class ResponsesRoutes:
     def _lookup(self, any_id: str) -> StoredResponse | None:
         return self._store.get(_owner(), response_id_of(any_id), time.monotonic())
 
-    def _keep(self, call: ResponsesCall, made: dict[str, Any], events: tuple[bytes, ...] = ()) -> None:
+    def _keep(self, call: ResponsesCall, made: dict[str, Any], events: bytes = b"") -> None:
         if not call.store:
             return
         now_s = time.monotonic()
-        own = call.items[len(call.items) - call.own_items :]
         stored = StoredResponse(
             tenant=_owner(),
-            object=made,
-            items=call.items,
+            response_id=call.response_id,
+            object_json=as_json(made),
+            items_json=as_json(call.items),
             own_items=call.own_items,
             session=call.requests[0].session,
-            size_bytes=call.earlier_bytes + size_bytes([made, *own]) + sum(map(len, events)),
             stored_s=now_s,
             events=events,
         )
@@ -168,5 +172,5 @@ def _integer(request: web.Request, name: str, default: int, low: int, high: int)
     return int(text)
 
 
-async def _several(events: Sequence[bytes]) -> AsyncIterator[bytes]:
-    yield b"".join(events)
+async def _one(events: bytes) -> AsyncIterator[bytes]:
+    yield events

@@ -4,32 +4,41 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
-    """A response as it is kept."""
+    """A response as it is kept: as JSON, whose bytes can be counted."""
 
     tenant: str
-    object: dict[str, Any]
+    response_id: str
+    object_json: bytes
     """The reply."""
-    items: tuple[dict[str, Any], ...]
+    items_json: bytes
     """What the model was given; the instructions are left out, since they hold for one response."""
     own_items: int
     """So many of them, at the end, came with its own request."""
     session: str
-    size_bytes: int
     stored_s: float
-    events: tuple[bytes, ...] = ()
+    events: bytes = b""
     """Of a background response that was asked for as a stream."""
 
     @property
-    def context(self) -> tuple[dict[str, Any], ...]:
-        """What the next response's model is given before its own input."""
-        return (*self.items, *self.object["output"])
+    def size_bytes(self) -> int:
+        """What it takes."""
+        return len(self.object_json) + len(self.items_json) + len(self.events)
+
+    def object(self) -> dict[str, Any]:
+        """The reply."""
+        made: dict[str, Any] = json.loads(self.object_json)
+        return made
+
+    def items(self) -> list[dict[str, Any]]:
+        """What the model was given."""
+        given: list[dict[str, Any]] = json.loads(self.items_json)
+        return given
 
 
 class ResponseStore:
@@ -44,7 +53,7 @@ class ResponseStore:
 
     @property
     def size_bytes(self) -> int:
-        """What is kept, as JSON. Items that a conversation's responses share count in each."""
+        """What is kept. Items that a conversation's responses share are in each."""
         return self._bytes
 
     def __len__(self) -> int:
@@ -52,10 +61,10 @@ class ResponseStore:
 
     def put(self, response: StoredResponse, now_s: float) -> None:
         """Keep a response, in place of an earlier state of it; others go where the limits say so."""
-        self._drop(response.object["id"])
+        self._drop(response.response_id)
         if response.size_bytes > self._max_bytes or not self._max_responses:
             return
-        self._by_id[response.object["id"]] = response
+        self._by_id[response.response_id] = response
         self._bytes += response.size_bytes
         self._trim(now_s)
 
@@ -78,7 +87,7 @@ class ResponseStore:
             fits = len(self._by_id) <= self._max_responses and self._bytes <= self._max_bytes
             if fits and now_s - oldest.stored_s < self._max_age_s:
                 return
-            self._drop(oldest.object["id"])
+            self._drop(oldest.response_id)
 
     def _drop(self, response_id: str) -> None:
         if (dropped := self._by_id.pop(response_id, None)) is not None:
@@ -95,6 +104,6 @@ def response_id_of(any_id: str) -> str:
     return f"resp_{any_id.split('_')[1]}" if any_id.count("_") == 2 else any_id
 
 
-def size_bytes(trees: Sequence[Any]) -> int:
-    """Bytes of some trees as JSON."""
-    return sum(len(json.dumps(tree, separators=(",", ":"))) for tree in trees)
+def as_json(tree: Any) -> bytes:
+    """A tree as it is kept."""
+    return json.dumps(tree, separators=(",", ":"), ensure_ascii=False).encode()

@@ -31,6 +31,11 @@ async def client(edge: Edge) -> AsyncIterator[anthropic.AsyncAnthropic]:
         yield client
 
 
+async def test_models(client: anthropic.AsyncAnthropic) -> None:
+    assert [model.id async for model in client.models.list()] == [MODEL]
+    assert (await client.models.retrieve(MODEL)).id == MODEL
+
+
 async def test_a_message(edge: Edge, client: anthropic.AsyncAnthropic) -> None:
     edge.backend.script = reply(answer=("Hel", "lo"), reasoning=("Let me", " think"))
     message = await client.messages.create(**ASK, system="Be brief", extra_body={"temperature": 0.5, "top_k": 3})

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from cluster.spec.config import parse
 from interface.http.responses.reply import ResponseReply
 from interface.http.responses.request import ResponsesCall, read_responses_call
-from interface.http.responses.store import ResponseStore, StoredResponse, response_id_of, size_bytes
+from interface.http.responses.store import ResponseStore, StoredResponse, as_json, response_id_of
 from orchestrator.request.chat_template import ChatTemplate
 from orchestrator.request.prepare import prepare
 from tests.fakes.tokenizer import byte_tokenizer, front
@@ -23,7 +23,7 @@ MAX_RESPONSES, MAX_BYTES, MAX_AGE_S = 3, 100, 50.0
 
 
 def stored(name: str, tenant: str = "", size: int = 10, now_s: float = 0.0) -> StoredResponse:
-    return StoredResponse(tenant, {"id": name, "output": []}, (), 0, "", size, now_s)
+    return StoredResponse(tenant, name, b"x" * size, b"", 0, "", now_s)
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -68,7 +68,7 @@ class StoreMachine(RuleBasedStateMachine):
             for name in "abcdef":
                 found = self.store.get(tenant, name, self.now_s)
                 if found is not None:
-                    assert (found.tenant, found.object["id"]) == (tenant, name)
+                    assert (found.tenant, found.response_id) == (tenant, name)
                     assert found in expected
         assert len(self.store) <= MAX_RESPONSES
         assert self.store.size_bytes <= MAX_BYTES
@@ -121,8 +121,8 @@ def test_each_turns_prompt_begins_with_the_last_ones_and_its_answer(
     kept: dict[str, StoredResponse] = {}
 
     def keep(call: ResponsesCall, made: dict[str, Any]) -> None:
-        size = call.earlier_bytes + size_bytes([made])
-        kept[made["id"]] = StoredResponse("", made, call.items, call.own_items, call.requests[0].session, size, 0.0)
+        session = call.requests[0].session
+        kept[made["id"]] = StoredResponse("", made["id"], as_json(made), as_json(call.items), 1, session, 0.0)
 
     previous: str | None = None
     before: tuple[int, ...] = ()
