@@ -617,7 +617,7 @@ class ChoiceSummary(_message.Message):
     def __init__(self, choice: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., workers: _Optional[_Union[Workers, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., handoff: _Optional[_Union[HandoffFigures, _Mapping]] = ..., retries: _Optional[int] = ..., moves: _Optional[int] = ..., moved_recomputed_tokens: _Optional[int] = ..., resumed_tokens: _Optional[int] = ..., preempted: _Optional[bool] = ..., reasoning_closed: _Optional[bool] = ...) -> None: ...
 
 class Timings(_message.Message):
-    __slots__ = ("queue_s", "prefill_start_s", "first_token_s", "first_answer_token_s", "handoff_start_s", "transfer_start_s", "transfer_end_s", "decode_first_token_s", "last_token_s", "itl_p50_s", "itl_p99_s")
+    __slots__ = ("queue_s", "prefill_start_s", "first_token_s", "first_answer_token_s", "handoff_start_s", "transfer_start_s", "transfer_end_s", "decode_first_token_s", "last_token_s", "itl_p50_s", "itl_p99_s", "first_tool_call_token_s")
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
     PREFILL_START_S_FIELD_NUMBER: _ClassVar[int]
     FIRST_TOKEN_S_FIELD_NUMBER: _ClassVar[int]
@@ -629,6 +629,7 @@ class Timings(_message.Message):
     LAST_TOKEN_S_FIELD_NUMBER: _ClassVar[int]
     ITL_P50_S_FIELD_NUMBER: _ClassVar[int]
     ITL_P99_S_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOOL_CALL_TOKEN_S_FIELD_NUMBER: _ClassVar[int]
     queue_s: float
     prefill_start_s: float
     first_token_s: float
@@ -640,7 +641,8 @@ class Timings(_message.Message):
     last_token_s: float
     itl_p50_s: float
     itl_p99_s: float
-    def __init__(self, queue_s: _Optional[float] = ..., prefill_start_s: _Optional[float] = ..., first_token_s: _Optional[float] = ..., first_answer_token_s: _Optional[float] = ..., handoff_start_s: _Optional[float] = ..., transfer_start_s: _Optional[float] = ..., transfer_end_s: _Optional[float] = ..., decode_first_token_s: _Optional[float] = ..., last_token_s: _Optional[float] = ..., itl_p50_s: _Optional[float] = ..., itl_p99_s: _Optional[float] = ...) -> None: ...
+    first_tool_call_token_s: float
+    def __init__(self, queue_s: _Optional[float] = ..., prefill_start_s: _Optional[float] = ..., first_token_s: _Optional[float] = ..., first_answer_token_s: _Optional[float] = ..., handoff_start_s: _Optional[float] = ..., transfer_start_s: _Optional[float] = ..., transfer_end_s: _Optional[float] = ..., decode_first_token_s: _Optional[float] = ..., last_token_s: _Optional[float] = ..., itl_p50_s: _Optional[float] = ..., itl_p99_s: _Optional[float] = ..., first_tool_call_token_s: _Optional[float] = ...) -> None: ...
 
 class HandoffFigures(_message.Message):
     __slots__ = ("transport", "bytes", "tokens", "handoff_s", "transfer_s", "plain")

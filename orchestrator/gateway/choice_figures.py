@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -38,7 +39,7 @@ class ChoiceFigures:
         self._tokens_without_gap = 0
         """Tokens that came together with the one before."""
         self._last_token_s = 0.0
-        self._answered = False
+        self._answered = self._calls_tools = False
         self._handoff_begun_s = 0.0
         self._leg_since_s = 0.0
 
@@ -109,6 +110,16 @@ class ChoiceFigures:
         if len(self._gaps_s) > self._folded_gaps:
             self._metrics.itl_s.fold(np.frombuffer(self._gaps_s[self._folded_gaps :]))
             self._folded_gaps = len(self._gaps_s)
+
+    def go_on(self, deltas: Iterable[pb.Delta], now: float) -> None:
+        """Deltas go to the caller: phases go on, or begin. Calls of tools are part of the answer."""
+        for delta in deltas:
+            if delta.phase == pb.PHASE_REASONING or not delta.token_ids:
+                continue
+            self.answers(now)
+            if delta.phase == pb.PHASE_TOOL_CALL and not self._calls_tools:
+                self._calls_tools = True
+                self.summary.timings.first_tool_call_token_s = now - self._received_s
 
     def answers(self, now: float) -> None:
         """The answer goes on, or begins."""

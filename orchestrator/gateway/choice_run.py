@@ -349,17 +349,16 @@ class ChoiceRun:
         if ttft_s is not None:
             first = pb.FirstToken(choice=self.index, ttft_s=ttft_s, cached_tokens=self._figures.cached_tokens)
             messages.append(pb.GenerateResponse(first_token=first))
-        for delta in self._output.deltas(token_ids):
-            if delta.phase != pb.PHASE_REASONING:
-                self._figures.answers(now)
-            messages.append(pb.GenerateResponse(delta=delta))
-        return messages
+        deltas = list(self._output.deltas(token_ids))
+        self._figures.go_on(deltas, now)
+        return messages + [pb.GenerateResponse(delta=delta) for delta in deltas]
 
     def _finish(self, reason: str) -> list[pb.GenerateResponse]:
         if self.request.resumed and self.request.resumed.finish_reason:
             self._summarise(finish_reason(reason))  # the caller has the last delta already
             return []
         deltas = self._output.last_deltas(reason)
+        self._figures.go_on(deltas, time.monotonic())
         self._summarise(deltas[-1].finish_reason)
         return [pb.GenerateResponse(delta=delta) for delta in deltas]
 

@@ -142,12 +142,21 @@ def _phases(choice: pb.ChoiceSummary) -> Iterable[tuple[str, float, float, Attri
         parts.append(("transfer", times.transfer_start_s, times.transfer_end_s, moved))
     if decode_s:
         parts.append(("decode", decode_s, last_s, decoded))
+    if times.first_tool_call_token_s:
+        called: Attributes = {"baton.usage.tool_call_tokens": choice.usage.tool_call_tokens}
+        parts.append(("tools", times.first_tool_call_token_s, last_s, called))
     # A clock of another host stamps transfers.
     return [(name, start_s, max(start_s, end_s), attributes) for name, start_s, end_s, attributes in parts]
 
 
 def _last_s(times: pb.Timings) -> float:
-    return max(times.last_token_s, times.first_token_s, times.prefill_start_s, times.queue_s)
+    return max(
+        times.last_token_s,
+        times.first_tool_call_token_s,  # a call that is held until it is whole goes out after the last token
+        times.first_token_s,
+        times.prefill_start_s,
+        times.queue_s,
+    )
 
 
 def _finish_reason(choice: pb.ChoiceSummary) -> str:

@@ -24,6 +24,7 @@ from cluster.spec.tracing_settings import TracingSettings
 from interface.grpc_server import serve_grpc
 from interface.http.server import serve_http
 from orchestrator.gateway.request_spans import RequestSpans
+from tests.fakes.calling_cluster import CALL, calling_cluster
 from tests.fakes.live_cluster import Cluster, cluster_of
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -231,3 +232,18 @@ async def test_spans_reach_a_collector_by_the_end(protocol: Any) -> None:
 def test_an_endpoint_is_scheme_host_and_port(endpoint: str) -> None:
     with pytest.raises(ValidationError):
         TracingSettings(otlp_endpoint=endpoint)
+
+
+async def test_calls_of_tools_have_a_span() -> None:
+    exporter = InMemorySpanExporter()
+    async with calling_cluster() as made:
+        traced(made, ELSEWHERE, SimpleSpanProcessor(exporter))
+        request = pb.GenerateRequest(sampling=pb.Sampling(temperature=0.0, max_tokens=200))
+        request.chat.messages.add(role="user", content="Go on and look at the weather, please.")
+        request.chat.tools.add(name="weather", parameters_json='{"type": "object"}')
+        async for _ in made.gateway.generate(request):
+            pass
+    found = by_name(exporter.get_finished_spans())
+    tools, decode = found["tools"], found["decode"]
+    assert times(decode)[0] <= times(tools)[0] <= times(tools)[1] == times(decode)[1]
+    assert dict(tools.attributes or {})["baton.usage.tool_call_tokens"] == len(CALL) + 1
