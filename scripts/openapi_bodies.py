@@ -87,7 +87,19 @@ CHAT_TURNS = [
 ]
 QUESTION = {"messages": [{"role": "user", "content": "Why is the sky blue?"}]}
 NAMED = {"type": "function", "function": {"name": "get_weather"}}
-CHAT = (QUESTION, {"messages": CHAT_TURNS, "tools": [TOOL]}, {**QUESTION, "tools": [TOOL], "tool_choice": NAMED})
+VOTE = {
+    "strategy": "vote",
+    "samples": {"min": 2, "max": 8},
+    "budget": {"tokens": 4000},
+    "answer": {"last_number": True},
+    "options": {},
+}
+CHAT = (
+    QUESTION,
+    {"messages": CHAT_TURNS, "tools": [TOOL]},
+    {**QUESTION, "tools": [TOOL], "tool_choice": NAMED},
+    {**QUESTION, "inference_scaling": VOTE},
+)
 SCALING = {"samples": {"max": 4}, "budget": {"usd": 0.02}, "answer": {"last_number": True}}
 
 TURNS = [
@@ -218,7 +230,7 @@ BODIES: dict[str, Body] = {
     ),
     "/tokenize": Body(
         read_tokenize_call,
-        _named(*CHAT, {"prompt": "The sky is"}),
+        _named(*CHAT[:3], {"prompt": "The sky is"}),
         (),
         CHAT_OVERRIDES | {"messages": either(array({"$at": "messages[]"}, at_least=1))},
     ),
