@@ -27,6 +27,7 @@ class Leg:
     """What a leg is yet to say, and when it came and spoke."""
 
     left_tokens: int
+    number: int
     exports: bool
     prompt_tokens: int
     came_s: float
@@ -60,7 +61,7 @@ class StubWorker(worker_pb2_grpc.WorkerServicer):
                 if now_s - reported_s > LOAD_INTERVAL_S:
                     reported_s = now_s
                     message.load.CopyFrom(self._load(len(running)))
-                if message.outputs or message.HasField("load"):
+                if message.ByteSize():
                     yield message
                 await asyncio.sleep(next_s - time.monotonic())
         finally:
@@ -70,7 +71,9 @@ class StubWorker(worker_pb2_grpc.WorkerServicer):
         async for command in commands:
             if command.WhichOneof("command") == "submit":
                 submit = command.submit
-                leg = Leg(submit.max_tokens, submit.export, len(submit.token_ids) // 4, time.monotonic())
+                leg = Leg(
+                    submit.max_tokens, submit.leg_number, submit.export, len(submit.token_ids) // 4, time.monotonic()
+                )
                 running[submit.leg_id] = self._noted[submit.leg_id] = leg
             elif command.WhichOneof("command") == "abort":
                 running.pop(command.abort.leg_id, None)
@@ -83,6 +86,10 @@ class StubWorker(worker_pb2_grpc.WorkerServicer):
         for leg_id, leg in list(running.items()):
             leg.left_tokens -= 1
             leg.left_s.append(now_s)
+            if leg.left_tokens and leg.number:
+                message.step.leg_numbers.append(leg.number)
+                message.step.token_ids.append(token_id)
+                continue
             output = message.outputs.add(leg_id=leg_id, token_ids=[token_id])
             if not leg.left_tokens:
                 output.finish_reason = "length"

@@ -40,11 +40,15 @@ class Link:
         self.worker_id, self.last_event_s = worker_id, time.monotonic()
         self.report = on_load
         self.legs: dict[str, Callable[[Any], None]] = {}
+        self.on_token: dict[int, Callable[[int], None]] = {}
         Link.made.append(self)
 
-    def submit(self, message: worker_pb2.SubmitLeg, handler: Callable[[Any], None]) -> None:
+    def submit(
+        self, message: worker_pb2.SubmitLeg, handler: Callable[[Any], None], on_token: Callable[[int], None]
+    ) -> None:
         """Start a leg."""
         self.legs[message.leg_id] = handler
+        self.on_token[len(self.legs)] = on_token
 
     def abort(self, leg_id: str) -> None:
         """Stop a leg."""
@@ -59,11 +63,11 @@ class Link:
     def step(self, number: int) -> None:
         """One step of the engine, over the wire's own encoding: a token for each leg."""
         self.last_event_s = time.monotonic()
-        message = worker_pb2.WorkerEvents(
-            outputs=[worker_pb2.LegOutput(leg_id=leg_id, token_ids=[97 + number % 26]) for leg_id in self.legs]
-        )
-        for output in worker_pb2.WorkerEvents.FromString(message.SerializeToString()).outputs:
-            self.legs[output.leg_id](output)
+        token_ids = [97 + number % 26] * len(self.legs)
+        message = worker_pb2.WorkerEvents(step=worker_pb2.Step(leg_numbers=self.on_token, token_ids=token_ids))
+        step = worker_pb2.WorkerEvents.FromString(message.SerializeToString()).step
+        for leg_number, token_id in zip(step.leg_numbers[:], step.token_ids[:], strict=True):
+            self.on_token[leg_number](token_id)
 
 
 async def token_us(streams: int, tokens: int, sink: bool) -> float:

@@ -20,6 +20,8 @@ class Connection:
 
     def __init__(self) -> None:
         self.legs: dict[str, LegRun] = {}
+        self.numbers: dict[str, int] = {}
+        """By which the gateway names its legs in steps."""
         self.report_load = False
         """The load is to be reported with the next message, not at its interval."""
         self._pending: list[worker_pb2.LegOutput] = []

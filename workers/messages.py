@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
 )
 """gRPC options of both ends."""
+
+
+_TOKENS_ALONE = [worker_pb2.LegOutput.LEG_ID_FIELD_NUMBER, worker_pb2.LegOutput.TOKEN_IDS_FIELD_NUMBER]
 
 
 def engine_leg(submit: worker_pb2.SubmitLeg, transfer_params: dict[str, Any] | None) -> EngineLeg:
@@ -68,6 +72,29 @@ def output_message(output: EngineOutput) -> worker_pb2.LegOutput:
             inference_pb2.Logprob(token_id=token, logprob=logprob, rank=rank) for token, logprob, rank in position.rows
         )
         message.logprobs.append(inference_pb2.TokenLogprobs(chosen=chosen, top=top))
+    return message
+
+
+def is_tokens_alone(output: worker_pb2.LegOutput) -> bool:
+    """Whether an output has tokens and nothing else."""
+    return [field.number for field, _ in output.ListFields()] == _TOKENS_ALONE
+
+
+def events_message(outputs: Iterable[worker_pb2.LegOutput], numbers: Mapping[str, int]) -> worker_pb2.WorkerEvents:
+    """Outputs as one message: single tokens as a step, for a tenth of what a `LegOutput` costs the gateway.
+
+    Args:
+        outputs: At most one of each leg.
+        numbers: By which the gateway names its legs, if it does.
+    """
+    message = worker_pb2.WorkerEvents()
+    for output in outputs:
+        number = numbers.get(output.leg_id, 0)
+        if number and len(output.token_ids) == 1 and is_tokens_alone(output):
+            message.step.leg_numbers.append(number)
+            message.step.token_ids.append(output.token_ids[0])
+        else:
+            message.outputs.append(output)
     return message
 
 

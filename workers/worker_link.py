@@ -21,6 +21,7 @@ from workers.messages import CHANNEL_OPTIONS
 log = logging.getLogger("baton.gateway")
 
 OutputHandler = Callable[[worker_pb2.LegOutput], None]
+TokenHandler = Callable[[int], None]
 LostHandler = Callable[[str], None]
 LoadHandler = Callable[[worker_pb2.WorkerLoad], None]
 
@@ -69,6 +70,9 @@ class WorkerLink:
     ) -> None:
         self.worker_id = worker_id
         self._handlers: dict[str, OutputHandler] = {}
+        self._token_handlers: dict[int, TokenHandler] = {}
+        self._numbers: dict[str, int] = {}
+        self._last_number = 0
         self._commands: asyncio.Queue[worker_pb2.WorkerCommand | None] = asyncio.Queue()
         self._on_lost = on_lost
         self._on_load = on_load
@@ -86,9 +90,18 @@ class WorkerLink:
         self._task = asyncio.create_task(self._run())
         self.last_event_s = time.monotonic()
 
-    def submit(self, message: worker_pb2.SubmitLeg, handler: OutputHandler) -> None:
-        """Start a leg; ``handler`` gets each output, the last one with a finish reason."""
+    def submit(
+        self, message: worker_pb2.SubmitLeg, handler: OutputHandler, on_token: TokenHandler | None = None
+    ) -> None:
+        """Start a leg; ``handler`` gets each output, the last one with a finish reason.
+
+        With ``on_token``, a single token of which there is nothing else to be said comes there.
+        """
         self._handlers[message.leg_id] = handler
+        if on_token is not None:
+            self._last_number += 1
+            message.leg_number = self._numbers[message.leg_id] = self._last_number
+            self._token_handlers[message.leg_number] = on_token
         self._commands.put_nowait(worker_pb2.WorkerCommand(submit=message))
 
     def abort(self, leg_id: str) -> None:
@@ -124,26 +137,39 @@ class WorkerLink:
             call: Any = stub.Connect(self._outgoing(), wait_for_ready=True, metadata=self._rpc.metadata)
             async for events in call:
                 self.last_event_s = time.monotonic()
-                handlers = self._handlers
-                for output in events.outputs:
-                    handler = handlers.get(output.leg_id)
-                    if handler is not None:
-                        if output.finish_reason:
-                            del handlers[output.leg_id]
-                        self._deliver(handler, output)
-                if events.HasField("load"):
-                    self._on_load(events.load)
+                self._take(events)
         except grpc.aio.AioRpcError as error:
             reason = f"{error.code().name}: {error.details()}"
         log.warning("lost worker %s: %s", self.worker_id, reason)
         lost = WorkerDied(reason, worker_id=self.worker_id)
         handlers, self._handlers = self._handlers, {}
+        self._token_handlers.clear()
         for leg_id, handler in handlers.items():
             failed = worker_pb2.LegOutput(
                 leg_id=leg_id, finish_reason="error", error=lost.message, error_kind=type(lost).__name__
             )
             self._deliver(handler, failed)
         self._on_lost(self.worker_id)
+
+    def _take(self, events: worker_pb2.WorkerEvents) -> None:
+        if events.HasField("step"):
+            step, handlers = events.step, self._token_handlers
+            for number, token_id in zip(step.leg_numbers[:], step.token_ids[:], strict=True):
+                on_token = handlers.get(number)
+                if on_token is not None:
+                    try:
+                        on_token(token_id)
+                    except Exception:  # one request's fault must not end the stream of all
+                        log.exception("a token of leg number %d was lost", number)
+        for output in events.outputs:
+            handler = self._handlers.get(output.leg_id)
+            if handler is not None:
+                if output.finish_reason:
+                    del self._handlers[output.leg_id]
+                    self._token_handlers.pop(self._numbers.pop(output.leg_id, 0), None)
+                self._deliver(handler, output)
+        if events.HasField("load"):
+            self._on_load(events.load)
 
     def _deliver(self, handler: OutputHandler, output: worker_pb2.LegOutput) -> None:
         try:

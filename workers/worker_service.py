@@ -19,7 +19,7 @@ from cluster.errors import EngineFailed, InvalidRequest, ServingError, WorkerDra
 from workers.connection import Connection
 from workers.engine_health import EngineHealth
 from workers.leg_run import LegKind, LegRun
-from workers.messages import error_message, load_message
+from workers.messages import error_message, events_message, load_message
 
 log = logging.getLogger("baton.worker")
 
@@ -93,7 +93,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             yield worker_pb2.WorkerEvents(load=self.load())
             while not reader.done() or connection.legs:
                 outputs = await connection.take(LOAD_INTERVAL_S if connection.legs else IDLE_LOAD_INTERVAL_S)
-                events = worker_pb2.WorkerEvents(outputs=outputs)
+                events = events_message(outputs, connection.numbers)
                 now = time.monotonic()
                 if now - loaded_s >= LOAD_INTERVAL_S or not outputs or connection.report_load:
                     connection.report_load = False
@@ -123,13 +123,14 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
     def _submit(self, connection: Connection, submit: worker_pb2.SubmitLeg) -> None:
         leg = LegRun(submit, self._engine, self.health, put=connection.put, admit=self._admit)
         connection.legs[submit.leg_id] = leg
+        connection.numbers[submit.leg_id] = submit.leg_number
         task = asyncio.create_task(self._run(connection, leg))
         self._tasks.add(task)
 
         def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
             if connection.legs.get(submit.leg_id) is leg:
-                del connection.legs[submit.leg_id]
+                del connection.legs[submit.leg_id], connection.numbers[submit.leg_id]
 
         task.add_done_callback(ended)
 

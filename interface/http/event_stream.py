@@ -44,6 +44,8 @@ class EventStream:
         self._loop = asyncio.get_running_loop()
         self._beginning = asyncio.Lock()
         self._transport: asyncio.Transport | None = None
+        """Once the stream has begun."""
+        self._protocol = request.protocol
         self._chunked = True
         self._writing = False
         self._written_s = self._loop.time()
@@ -88,7 +90,7 @@ class EventStream:
     @property
     def keeps_up(self) -> bool:
         """Whether the stream has begun and its reader takes what is written, so that `write_now` may be called."""
-        return self._transport is not None and not self._writing and not self._request.protocol.writing_paused
+        return self._transport is not None and not self._writing and not self._protocol.writing_paused
 
     def write_now(self, events: bytes) -> None:
         """Write whole events without waiting, while the stream `keeps_up`: one write to the transport, and no task.

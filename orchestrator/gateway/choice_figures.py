@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -163,11 +164,19 @@ class ChoiceFigures:
         timings.last_token_s = self._last_token_s - self._received_s if self._last_token_s else 0.0
         if self._gaps_s:
             gaps_s = np.concatenate([np.frombuffer(self._gaps_s), np.zeros(self._tokens_without_gap)])
-            p50, p99 = np.percentile(gaps_s, [50, 99])
-            timings.itl_p50_s, timings.itl_p99_s = float(p50), float(p99)
+            gaps_s.sort()
+            timings.itl_p50_s, timings.itl_p99_s = _quantile(gaps_s, 0.5), _quantile(gaps_s, 0.99)
         if self._last_token_s:
             metrics.e2e_s.observe(timings.last_token_s)
         metrics.tokens.labels("prompt").inc(usage.prompt_tokens)
         metrics.tokens.labels("cached").inc(self.cached_tokens)
         metrics.tokens.labels("reasoning").inc(usage.reasoning_tokens)
         metrics.tokens.labels("answer").inc(usage.answer_tokens)
+
+
+def _quantile(ordered: np.ndarray[Any, np.dtype[np.float64]], share: float) -> float:
+    """As `numpy.quantile` has it, for a tenth of its time where there are few values."""
+    position = share * (len(ordered) - 1)
+    low = int(position)
+    below, above = float(ordered[low]), float(ordered[min(low + 1, len(ordered) - 1)])
+    return below + (position - low) * (above - below)

@@ -1,7 +1,7 @@
 """One choice of one request, run: feeds the lifecycle with what happens and does what it answers.
 
-This is the middle of a token's way: `_take_output` gets it from the worker's link. In the midst of a leg, while the
-caller keeps up, `_stream` sends it on at once; all else goes through the inbox to `run`, which yields it to the front.
+This is the middle of a token's way: `_take_token` gets it from the worker's link and, in the midst of a leg and while
+the caller keeps up, sends it on. All else goes by `_take_output` and the inbox to `run`, which yields it to the front.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from orchestrator.gateway.siblings import Sibling
 from orchestrator.policy.phases import Phase
 from orchestrator.request import lifecycle as lc
 from orchestrator.request.prepare import PreparedRequest
+from workers.messages import is_tokens_alone
 from workers.worker_link import leg_error
 
 
@@ -156,7 +157,7 @@ class ChoiceRun:
 
     def _take_output(self, action: lc.StartLeg, output: worker_pb2.LegOutput) -> None:
         """A leg's message, from its link."""
-        if self._direct is not None and self._stream(self._direct, action, output):
+        if len(output.token_ids) > 1 and is_tokens_alone(output) and self._stream(action.leg_id, output.token_ids[:]):
             return
         now = time.monotonic()
         if output.HasField("transfer"):
@@ -189,12 +190,17 @@ class ChoiceRun:
             self._figure(action, output, now)
         self.post(lc.LegOutput(action.leg_id, tuple(output.token_ids), reason, ticket))
 
-    def _stream(self, sink: DeltaSink, action: lc.StartLeg, output: worker_pb2.LegOutput) -> bool:
-        """Send tokens on at once, if there is nothing to them but that; returns whether there was not."""
-        if output.finish_reason or output.cached_tokens or self.sibling.awaits_token or output.HasField("transfer"):
+    def _take_token(self, action: lc.StartLeg, token_id: int) -> None:
+        """A leg's token from its link, with nothing else to be said of it."""
+        if not self._stream(action.leg_id, [token_id]):
+            self._take_output(action, worker_pb2.LegOutput(leg_id=action.leg_id, token_ids=[token_id]))
+
+    def _stream(self, leg_id: str, token_ids: list[int]) -> bool:
+        """Send tokens in the midst of a leg on at once; False, and nothing done, where `run` has to see to them."""
+        sink = self._direct
+        if sink is None or not sink.ready or self._figures.handing_over:
             return False
-        token_ids = output.token_ids[:]
-        if not token_ids or not sink.ready or not self._output.stream(action.leg_id, token_ids, self.life):
+        if not self._output.stream(leg_id, token_ids, self.life):
             return False
         now = time.monotonic()
         self._figures.tokens(len(token_ids), self._usd_per_s(), now)
@@ -332,7 +338,8 @@ class ChoiceRun:
         self._output.leg_starts()
         message = leg_message(action, self.life, self.request, self.index, self._output)
         try:
-            self._fleet.start_leg(action, message, partial(self._take_output, action), self.hashes)
+            on_output, on_token = partial(self._take_output, action), partial(self._take_token, action)
+            self._fleet.start_leg(action, message, on_output, self.hashes, on_token)
         except ServingError as error:
             self.post(lc.LegFailed(action.leg_id, error))
 

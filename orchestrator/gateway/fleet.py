@@ -29,7 +29,7 @@ from orchestrator.policy.prefix_index import PrefixIndex
 from orchestrator.policy.readiness import LOADED
 from orchestrator.policy.router import Placement, WorkerView
 from orchestrator.request.lifecycle import StartLeg
-from workers.worker_link import WorkerLink, ticket_message
+from workers.worker_link import TokenHandler, WorkerLink, ticket_message
 
 log = logging.getLogger("baton.gateway")
 
@@ -199,9 +199,16 @@ class Fleet:
     # --- legs and tickets -----------------------------------------------------------------------------------
 
     def start_leg(
-        self, action: StartLeg, message: worker_pb2.SubmitLeg, handler: OutputHandler, hashes: Sequence[int]
+        self,
+        action: StartLeg,
+        message: worker_pb2.SubmitLeg,
+        handler: OutputHandler,
+        hashes: Sequence[int],
+        on_token: TokenHandler,
     ) -> None:
         """Send a leg to its worker; its ticket is redeemed here and goes along.
+
+        ``on_token`` gets single tokens with nothing else to be said of them, ``handler`` all other outputs.
 
         Raises:
             WorkerDied: the worker is gone.
@@ -217,7 +224,8 @@ class Fleet:
             self._tickets.redeem(action.ticket, now_s=now_s)
             message.ticket.CopyFrom(ticket_message(action.ticket, now_s))
         worker.add_leg(action.leg_id)
-        worker.link.submit(message, partial(self._route_output, action.worker_id, handler))
+        route = partial(self._route_output, action.worker_id, handler)
+        worker.link.submit(message, route, partial(self._route_token, worker, action.leg_id, on_token))
         if self._prefixes:
             self._prefixes.record(action.worker_id, hashes)
 
@@ -269,6 +277,12 @@ class Fleet:
             elif worker.queued_tokens and worker.prompt_read(output.leg_id):
                 self._owner.prompt_read()
         handler(output)
+
+    def _route_token(self, worker: FleetWorker, leg_id: str, on_token: TokenHandler, token_id: int) -> None:
+        """A leg's token, and nothing else: note whether it is the first one, and hand it to its run."""
+        if worker.queued_tokens and worker.prompt_read(leg_id):
+            self._owner.prompt_read()
+        on_token(token_id)
 
     # --- members --------------------------------------------------------------------------------------------
 

@@ -30,6 +30,8 @@ class FleetWorker:
     unsent: set[str] = field(default_factory=set)
     """Requests with a reservation that no leg here has taken up yet: the worker's load says nothing of them."""
     legs: set[str] = field(default_factory=set)
+    _legs_of: dict[str, int] = field(default_factory=dict)
+    """How many of them are a request's."""
     connected: bool = False
     """Whether the worker has reported on this link; until then nothing is sent there."""
     leaving: dict[str, int] = field(default_factory=dict)
@@ -102,14 +104,21 @@ class FleetWorker:
 
     def add_leg(self, leg_id: str) -> None:
         """A leg is sent."""
-        self.legs.add(leg_id)
         request_id = request_of(leg_id)
+        if leg_id not in self.legs:
+            self.legs.add(leg_id)
+            self._legs_of[request_id] = self._legs_of.get(request_id, 0) + 1
         self.unsent -= {request_id, self.sharers.get(request_id, request_id)}
 
     def drop_leg(self, leg_id: str) -> None:
         """A leg no longer occupies the worker."""
-        self.legs.discard(leg_id)
-        self.unqueue(request_of(leg_id))
+        request_id = request_of(leg_id)
+        if leg_id in self.legs:
+            self.legs.discard(leg_id)
+            left = self._legs_of.pop(request_id) - 1
+            if left:
+                self._legs_of[request_id] = left
+        self.unqueue(request_id)
 
     def unqueue(self, request_id: str) -> None:
         """Count a request's prompt no more, unless a leg of it runs: a later one, or one whose reservation moved."""
@@ -168,7 +177,7 @@ class FleetWorker:
         return sum(self.reserved[request_id] for request_id in self.unsent)
 
     def _has_leg(self, request_id: str) -> bool:
-        return any(request_of(leg_id) == request_id for leg_id in self.legs)
+        return request_id in self._legs_of
 
 
 def request_of(leg_id: str) -> str:

@@ -25,8 +25,12 @@ class LegFleet(Protocol):
         message: worker_pb2.SubmitLeg,
         handler: Callable[[worker_pb2.LegOutput], None],
         hashes: Sequence[int],
+        on_token: Callable[[int], None],
     ) -> None:
-        """Send a leg to its worker, with its ticket; raises `ServingError` where that cannot be."""
+        """Send a leg to its worker, with its ticket; raises `ServingError` where that cannot be.
+
+        A single token with nothing else to be said of it comes to ``on_token``, all else to ``handler``.
+        """
         ...
 
     def abort_leg(self, leg_id: str, worker_id: str) -> None:

@@ -154,7 +154,9 @@ class FakeLink:
         self.aborted: list[str] = []
         self.released: list[str] = []
 
-    def submit(self, message: worker_pb2.SubmitLeg, handler: Callable[[worker_pb2.LegOutput], None]) -> None:
+    def submit(
+        self, message: worker_pb2.SubmitLeg, handler: Callable[[worker_pb2.LegOutput], None], on_token: object = None
+    ) -> None:
         self.started[message.leg_id] = (message, handler)
 
     def abort(self, leg_id: str) -> None:

@@ -164,7 +164,9 @@ class ScriptedLink:
     _aborted: list[tuple[str, Callable[[worker_pb2.LegOutput], None]]] = field(default_factory=list)
     _steps: int = 0
 
-    def submit(self, message: worker_pb2.SubmitLeg, handler: Callable[[worker_pb2.LegOutput], None]) -> None:
+    def submit(
+        self, message: worker_pb2.SubmitLeg, handler: Callable[[worker_pb2.LegOutput], None], on_token: object = None
+    ) -> None:
         copy = worker_pb2.SubmitLeg()
         copy.CopyFrom(message)
         self.legs[message.leg_id] = _LiveLeg(copy, handler)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from baton.v1 import inference_pb2 as baton_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62\x61ton/internal/v1/worker.proto\x12\x11\x62\x61ton.internal.v1\x1a\x18\x62\x61ton/v1/inference.proto\"\xad\x01\n\rWorkerCommand\x12.\n\x06submit\x18\x01 \x01(\x0b\x32\x1c.baton.internal.v1.SubmitLegH\x00\x12,\n\x05\x61\x62ort\x18\x02 \x01(\x0b\x32\x1b.baton.internal.v1.AbortLegH\x00\x12\x33\n\x07release\x18\x03 \x01(\x0b\x32 .baton.internal.v1.ReleaseTicketH\x00\x42\t\n\x07\x63ommand\"\xc4\x02\n\tSubmitLeg\x12\x0e\n\x06leg_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12$\n\x08sampling\x18\x03 \x01(\x0b\x32\x12.baton.v1.Sampling\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\x12\x12\n\nmin_tokens\x18\x05 \x01(\r\x12\x0e\n\x06\x65xport\x18\x07 \x01(\x08\x12)\n\x06ticket\x18\x08 \x01(\x0b\x32\x19.baton.internal.v1.Ticket\x12\x10\n\x08priority\x18\t \x01(\x05\x12\x12\n\nmoves_away\x18\n \x01(\x08\x12\x1c\n\x0freasoning_ended\x18\x0b \x01(\x08H\x00\x88\x01\x01\x12\x19\n\x11reasoning_end_ids\x18\x0c \x03(\r\x12\x12\n\ncache_salt\x18\x14 \x01(\tB\x12\n\x10_reasoning_endedJ\x04\x08\x06\x10\x07\"\x82\x01\n\x06Ticket\x12\x11\n\tticket_id\x18\x01 \x01(\t\x12\x11\n\tsource_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12\x12\n\nnum_tokens\x18\x04 \x01(\r\x12\x14\n\x0c\x65xpires_in_s\x18\x05 \x01(\x01\x12\x13\n\x0bparams_json\x18\x06 \x01(\t\"\x1a\n\x08\x41\x62ortLeg\x12\x0e\n\x06leg_id\x18\x01 \x01(\t\":\n\rReleaseTicket\x12)\n\x06ticket\x18\x01 \x01(\x0b\x32\x19.baton.internal.v1.Ticket\"j\n\x0cWorkerEvents\x12-\n\x07outputs\x18\x01 \x03(\x0b\x32\x1c.baton.internal.v1.LegOutput\x12+\n\x04load\x18\x02 \x01(\x0b\x32\x1d.baton.internal.v1.WorkerLoad\"\xc4\x02\n\tLegOutput\x12\x0e\n\x06leg_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x15\n\rfinish_reason\x18\x03 \x01(\t\x12\x13\n\x0bstop_reason\x18\x04 \x01(\t\x12\x15\n\rcached_tokens\x18\x05 \x01(\r\x12)\n\x08logprobs\x18\x06 \x03(\x0b\x32\x17.baton.v1.TokenLogprobs\x12\x1c\n\x14transfer_params_json\x18\x07 \x01(\t\x12-\n\x08transfer\x18\x08 \x01(\x0b\x32\x1b.baton.internal.v1.Transfer\x12\r\n\x05\x65rror\x18\t \x01(\t\x12\x12\n\nerror_kind\x18\n \x01(\t\x12\x36\n\rprompt_scores\x18\x10 \x01(\x0b\x32\x1f.baton.internal.v1.PromptScores\"B\n\x0cPromptScores\x12\x11\n\ttoken_ids\x18\x01 \x01(\x0c\x12\x10\n\x08logprobs\x18\x02 \x01(\x0c\x12\r\n\x05ranks\x18\x03 \x01(\x0c\"X\n\x08Transfer\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x12\x12\n\nduration_s\x18\x02 \x01(\x01\x12\x14\n\x0cstart_unix_s\x18\x03 \x01(\x01\x12\x13\n\x0b\x64\x65scriptors\x18\x04 \x01(\r\"\xa3\x02\n\nWorkerLoad\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x18\n\x10running_requests\x18\x03 \x01(\r\x12\x18\n\x10waiting_requests\x18\x04 \x01(\r\x12\x13\n\x0bused_blocks\x18\x05 \x01(\r\x12\x14\n\x0ctotal_blocks\x18\x06 \x01(\r\x12\r\n\x05steps\x18\x07 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x08 \x01(\x04\x12\x15\n\routput_tokens\x18\t \x01(\x04\x12\x1c\n\x14prefill_tokens_per_s\x18\n \x01(\x01\x12\x10\n\x08\x64raining\x18\x0b \x01(\x08\x12\x0c\n\x04hung\x18\x0c \x01(\x08\x12\x13\n\x0bpreemptions\x18\r \x01(\x04\x32Z\n\x06Worker\x12P\n\x07\x43onnect\x12 .baton.internal.v1.WorkerCommand\x1a\x1f.baton.internal.v1.WorkerEvents(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62\x61ton/internal/v1/worker.proto\x12\x11\x62\x61ton.internal.v1\x1a\x18\x62\x61ton/v1/inference.proto\"\xad\x01\n\rWorkerCommand\x12.\n\x06submit\x18\x01 \x01(\x0b\x32\x1c.baton.internal.v1.SubmitLegH\x00\x12,\n\x05\x61\x62ort\x18\x02 \x01(\x0b\x32\x1b.baton.internal.v1.AbortLegH\x00\x12\x33\n\x07release\x18\x03 \x01(\x0b\x32 .baton.internal.v1.ReleaseTicketH\x00\x42\t\n\x07\x63ommand\"\xd8\x02\n\tSubmitLeg\x12\x0e\n\x06leg_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12$\n\x08sampling\x18\x03 \x01(\x0b\x32\x12.baton.v1.Sampling\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\x12\x12\n\nmin_tokens\x18\x05 \x01(\r\x12\x0e\n\x06\x65xport\x18\x07 \x01(\x08\x12)\n\x06ticket\x18\x08 \x01(\x0b\x32\x19.baton.internal.v1.Ticket\x12\x10\n\x08priority\x18\t \x01(\x05\x12\x12\n\nmoves_away\x18\n \x01(\x08\x12\x1c\n\x0freasoning_ended\x18\x0b \x01(\x08H\x00\x88\x01\x01\x12\x19\n\x11reasoning_end_ids\x18\x0c \x03(\r\x12\x12\n\nleg_number\x18\x15 \x01(\r\x12\x12\n\ncache_salt\x18\x14 \x01(\tB\x12\n\x10_reasoning_endedJ\x04\x08\x06\x10\x07\"\x82\x01\n\x06Ticket\x12\x11\n\tticket_id\x18\x01 \x01(\t\x12\x11\n\tsource_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12\x12\n\nnum_tokens\x18\x04 \x01(\r\x12\x14\n\x0c\x65xpires_in_s\x18\x05 \x01(\x01\x12\x13\n\x0bparams_json\x18\x06 \x01(\t\"\x1a\n\x08\x41\x62ortLeg\x12\x0e\n\x06leg_id\x18\x01 \x01(\t\":\n\rReleaseTicket\x12)\n\x06ticket\x18\x01 \x01(\x0b\x32\x19.baton.internal.v1.Ticket\"\x91\x01\n\x0cWorkerEvents\x12-\n\x07outputs\x18\x01 \x03(\x0b\x32\x1c.baton.internal.v1.LegOutput\x12+\n\x04load\x18\x02 \x01(\x0b\x32\x1d.baton.internal.v1.WorkerLoad\x12%\n\x04step\x18\x03 \x01(\x0b\x32\x17.baton.internal.v1.Step\".\n\x04Step\x12\x13\n\x0bleg_numbers\x18\x01 \x03(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\xc4\x02\n\tLegOutput\x12\x0e\n\x06leg_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x15\n\rfinish_reason\x18\x03 \x01(\t\x12\x13\n\x0bstop_reason\x18\x04 \x01(\t\x12\x15\n\rcached_tokens\x18\x05 \x01(\r\x12)\n\x08logprobs\x18\x06 \x03(\x0b\x32\x17.baton.v1.TokenLogprobs\x12\x1c\n\x14transfer_params_json\x18\x07 \x01(\t\x12-\n\x08transfer\x18\x08 \x01(\x0b\x32\x1b.baton.internal.v1.Transfer\x12\r\n\x05\x65rror\x18\t \x01(\t\x12\x12\n\nerror_kind\x18\n \x01(\t\x12\x36\n\rprompt_scores\x18\x10 \x01(\x0b\x32\x1f.baton.internal.v1.PromptScores\"B\n\x0cPromptScores\x12\x11\n\ttoken_ids\x18\x01 \x01(\x0c\x12\x10\n\x08logprobs\x18\x02 \x01(\x0c\x12\r\n\x05ranks\x18\x03 \x01(\x0c\"X\n\x08Transfer\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x12\x12\n\nduration_s\x18\x02 \x01(\x01\x12\x14\n\x0cstart_unix_s\x18\x03 \x01(\x01\x12\x13\n\x0b\x64\x65scriptors\x18\x04 \x01(\r\"\xa3\x02\n\nWorkerLoad\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x18\n\x10running_requests\x18\x03 \x01(\r\x12\x18\n\x10waiting_requests\x18\x04 \x01(\r\x12\x13\n\x0bused_blocks\x18\x05 \x01(\r\x12\x14\n\x0ctotal_blocks\x18\x06 \x01(\r\x12\r\n\x05steps\x18\x07 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x08 \x01(\x04\x12\x15\n\routput_tokens\x18\t \x01(\x04\x12\x1c\n\x14prefill_tokens_per_s\x18\n \x01(\x01\x12\x10\n\x08\x64raining\x18\x0b \x01(\x08\x12\x0c\n\x04hung\x18\x0c \x01(\x08\x12\x13\n\x0bpreemptions\x18\r \x01(\x04\x32Z\n\x06Worker\x12P\n\x07\x43onnect\x12 .baton.internal.v1.WorkerCommand\x1a\x1f.baton.internal.v1.WorkerEvents(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,23 +35,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKERCOMMAND']._serialized_start=80
   _globals['_WORKERCOMMAND']._serialized_end=253
   _globals['_SUBMITLEG']._serialized_start=256
-  _globals['_SUBMITLEG']._serialized_end=580
-  _globals['_TICKET']._serialized_start=583
-  _globals['_TICKET']._serialized_end=713
-  _globals['_ABORTLEG']._serialized_start=715
-  _globals['_ABORTLEG']._serialized_end=741
-  _globals['_RELEASETICKET']._serialized_start=743
-  _globals['_RELEASETICKET']._serialized_end=801
-  _globals['_WORKEREVENTS']._serialized_start=803
-  _globals['_WORKEREVENTS']._serialized_end=909
-  _globals['_LEGOUTPUT']._serialized_start=912
-  _globals['_LEGOUTPUT']._serialized_end=1236
-  _globals['_PROMPTSCORES']._serialized_start=1238
-  _globals['_PROMPTSCORES']._serialized_end=1304
-  _globals['_TRANSFER']._serialized_start=1306
-  _globals['_TRANSFER']._serialized_end=1394
-  _globals['_WORKERLOAD']._serialized_start=1397
-  _globals['_WORKERLOAD']._serialized_end=1688
-  _globals['_WORKER']._serialized_start=1690
-  _globals['_WORKER']._serialized_end=1780
+  _globals['_SUBMITLEG']._serialized_end=600
+  _globals['_TICKET']._serialized_start=603
+  _globals['_TICKET']._serialized_end=733
+  _globals['_ABORTLEG']._serialized_start=735
+  _globals['_ABORTLEG']._serialized_end=761
+  _globals['_RELEASETICKET']._serialized_start=763
+  _globals['_RELEASETICKET']._serialized_end=821
+  _globals['_WORKEREVENTS']._serialized_start=824
+  _globals['_WORKEREVENTS']._serialized_end=969
+  _globals['_STEP']._serialized_start=971
+  _globals['_STEP']._serialized_end=1017
+  _globals['_LEGOUTPUT']._serialized_start=1020
+  _globals['_LEGOUTPUT']._serialized_end=1344
+  _globals['_PROMPTSCORES']._serialized_start=1346
+  _globals['_PROMPTSCORES']._serialized_end=1412
+  _globals['_TRANSFER']._serialized_start=1414
+  _globals['_TRANSFER']._serialized_end=1502
+  _globals['_WORKERLOAD']._serialized_start=1505
+  _globals['_WORKERLOAD']._serialized_end=1796
+  _globals['_WORKER']._serialized_start=1798
+  _globals['_WORKER']._serialized_end=1888
 # @@protoc_insertion_point(module_scope)

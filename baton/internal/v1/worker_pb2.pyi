@@ -18,7 +18,7 @@ class WorkerCommand(_message.Message):
     def __init__(self, submit: _Optional[_Union[SubmitLeg, _Mapping]] = ..., abort: _Optional[_Union[AbortLeg, _Mapping]] = ..., release: _Optional[_Union[ReleaseTicket, _Mapping]] = ...) -> None: ...
 
 class SubmitLeg(_message.Message):
-    __slots__ = ("leg_id", "token_ids", "sampling", "max_tokens", "min_tokens", "export", "ticket", "priority", "moves_away", "reasoning_ended", "reasoning_end_ids", "cache_salt")
+    __slots__ = ("leg_id", "token_ids", "sampling", "max_tokens", "min_tokens", "export", "ticket", "priority", "moves_away", "reasoning_ended", "reasoning_end_ids", "leg_number", "cache_salt")
     LEG_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +30,7 @@ class SubmitLeg(_message.Message):
     MOVES_AWAY_FIELD_NUMBER: _ClassVar[int]
     REASONING_ENDED_FIELD_NUMBER: _ClassVar[int]
     REASONING_END_IDS_FIELD_NUMBER: _ClassVar[int]
+    LEG_NUMBER_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     leg_id: str
     token_ids: bytes
@@ -42,8 +43,9 @@ class SubmitLeg(_message.Message):
     moves_away: bool
     reasoning_ended: bool
     reasoning_end_ids: _containers.RepeatedScalarFieldContainer[int]
+    leg_number: int
     cache_salt: str
-    def __init__(self, leg_id: _Optional[str] = ..., token_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[_inference_pb2.Sampling, _Mapping]] = ..., max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., export: _Optional[bool] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., priority: _Optional[int] = ..., moves_away: _Optional[bool] = ..., reasoning_ended: _Optional[bool] = ..., reasoning_end_ids: _Optional[_Iterable[int]] = ..., cache_salt: _Optional[str] = ...) -> None: ...
+    def __init__(self, leg_id: _Optional[str] = ..., token_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[_inference_pb2.Sampling, _Mapping]] = ..., max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., export: _Optional[bool] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., priority: _Optional[int] = ..., moves_away: _Optional[bool] = ..., reasoning_ended: _Optional[bool] = ..., reasoning_end_ids: _Optional[_Iterable[int]] = ..., leg_number: _Optional[int] = ..., cache_salt: _Optional[str] = ...) -> None: ...
 
 class Ticket(_message.Message):
     __slots__ = ("ticket_id", "source_id", "incarnation", "num_tokens", "expires_in_s", "params_json")
@@ -74,12 +76,22 @@ class ReleaseTicket(_message.Message):
     def __init__(self, ticket: _Optional[_Union[Ticket, _Mapping]] = ...) -> None: ...
 
 class WorkerEvents(_message.Message):
-    __slots__ = ("outputs", "load")
+    __slots__ = ("outputs", "load", "step")
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
     outputs: _containers.RepeatedCompositeFieldContainer[LegOutput]
     load: WorkerLoad
-    def __init__(self, outputs: _Optional[_Iterable[_Union[LegOutput, _Mapping]]] = ..., load: _Optional[_Union[WorkerLoad, _Mapping]] = ...) -> None: ...
+    step: Step
+    def __init__(self, outputs: _Optional[_Iterable[_Union[LegOutput, _Mapping]]] = ..., load: _Optional[_Union[WorkerLoad, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ...) -> None: ...
+
+class Step(_message.Message):
+    __slots__ = ("leg_numbers", "token_ids")
+    LEG_NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    leg_numbers: _containers.RepeatedScalarFieldContainer[int]
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, leg_numbers: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class LegOutput(_message.Message):
     __slots__ = ("leg_id", "token_ids", "finish_reason", "stop_reason", "cached_tokens", "logprobs", "transfer_params_json", "transfer", "error", "error_kind", "prompt_scores")

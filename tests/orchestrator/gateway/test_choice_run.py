@@ -35,11 +35,14 @@ class Fleet:
         self.done: list[tuple[str, str]] = []
         self.refuse: Exception | None = None
 
-    def start_leg(self, action: StartLeg, message: Any, handler: Handler, hashes: Sequence[int]) -> None:
+    def start_leg(
+        self, action: StartLeg, message: Any, handler: Handler, hashes: Sequence[int], on_token: Callable[[int], None]
+    ) -> None:
         if self.refuse is not None:
             error, self.refuse = self.refuse, None
             raise error
         self.legs.append((action, message, handler))
+        self.on_token = on_token
 
     def abort_leg(self, leg_id: str, worker_id: str) -> None:
         self.done.append(("abort", worker_id))
@@ -59,8 +62,11 @@ class Fleet:
         return 1.0
 
     def say(self, *token_ids: int, **fields: Any) -> None:
-        """The newest leg makes tokens."""
+        """The newest leg makes tokens; a single one with nothing else to it comes as in a step."""
         action, _, handler = self.legs[-1]
+        if len(token_ids) == 1 and not fields:
+            self.on_token(*token_ids)
+            return
         handler(worker_pb2.LegOutput(leg_id=action.leg_id, token_ids=token_ids, **fields))
 
 

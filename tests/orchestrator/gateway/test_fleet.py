@@ -71,7 +71,7 @@ class Bench:
         """Start a leg; its outputs will be in the list."""
         outputs: list[worker_pb2.LegOutput] = []
         action = StartLeg(leg_id, worker_id, (1, 2), 0, 8, ticket=ticket)
-        self.fleet.start_leg(action, worker_pb2.SubmitLeg(leg_id=leg_id), outputs.append, [1, 2])
+        self.fleet.start_leg(action, worker_pb2.SubmitLeg(leg_id=leg_id), outputs.append, [1, 2], lambda token_id: None)
         return outputs
 
     def say(self, worker_id: str, leg_id: str, **fields: Any) -> None:
