@@ -198,7 +198,7 @@ class ChoiceRun:
     def _stream(self, leg_id: str, token_ids: list[int]) -> bool:
         """Send tokens in the midst of a leg on at once; False, and nothing done, where `run` has to see to them."""
         sink = self._direct
-        if sink is None or not sink.ready or self._figures.handing_over:
+        if sink is None or not sink.ready or self.sibling.awaits_token:
             return False
         if not self._output.stream(leg_id, token_ids, self.life):
             return False
