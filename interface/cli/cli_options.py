@@ -79,6 +79,36 @@ def kube_target(
     return None
 
 
+def scaling(
+    strategy: Annotated[
+        str | None, typer.Option(help="Several traces: vote, best_of_n, confident_vote, refine; or single.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Traces at most.")] = None,
+    agree: Annotated[float | None, typer.Option(help="How sure a vote has to be: above 0.5, below 1.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Budget in seconds; there is an answer at its end.")] = None,
+    usd: Annotated[float | None, typer.Option(help="Budget in dollars, by the spec's prices.")] = None,
+    answer: Annotated[
+        str | None, typer.Option(help="Where a vote's answer stands: number, boxed, or a regular expression.")
+    ] = None,
+) -> dict[str, Any] | None:
+    """What is asked of inference scaling; None where nothing is. A budget alone is for a single trace."""
+    given = (strategy, samples, agree, seconds, usd, answer)
+    if all(each is None for each in given):
+        return None
+    votes = (samples, agree, answer) != (None, None, None)
+    asked: dict[str, Any] = {"strategy": strategy or ("vote" if votes else "single")}
+    if samples is not None:
+        asked["samples"] = {"max": samples}
+    if agree is not None:
+        asked["agree"] = agree
+    if budget := {name: value for name, value in (("seconds", seconds), ("usd", usd)) if value is not None}:
+        asked["budget"] = budget
+    if answer is not None:
+        kinds: dict[str, dict[str, Any]] = {"number": {"last_number": True}, "boxed": {"boxed": True}}
+        asked["answer"] = kinds.get(answer, {"regex": answer})
+    return asked
+
+
 def takes(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Let a command have the options of each group, and get what the group makes of them, by the group's keyword."""
 

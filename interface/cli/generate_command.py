@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 from rich.console import Console
+from rich.live import Live
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
 from baton.v1 import inference_pb2 as pb
+from interface.cli.branches_view import add_account, branches_view
 from interface.cli.up_command import endpoint_of
 from interface.client.client import Client
 from interface.client.completion import Completion
@@ -27,6 +30,7 @@ def generate(
     *,
     sampling: dict[str, Any],
     reasoning: dict[str, Any],
+    scaling: dict[str, Any] | None = None,
     raw: bool,
     deadline_s: float,
     as_json: bool,
@@ -38,7 +42,10 @@ def generate(
     with Client(endpoint_of(name, endpoint), credentials=credentials) as client:
         if not as_json:
             console.print(Text("> " + prompt, style="bold"))
-        completion = _stream(client, console, deadline_s=deadline_s, **source, **sampling, **_reasoning(reasoning))
+        options = {**source, **sampling, **_reasoning(reasoning)}
+        if scaling is not None:
+            options["inference_scaling"] = {**scaling, "progress": not as_json}
+        completion = _stream(client, console, deadline_s=deadline_s, **options)
     if as_json:
         print(json.dumps(_as_dict(completion)))
     else:
@@ -78,9 +85,25 @@ def _reasoning(options: dict[str, Any]) -> dict[str, Any]:
 
 def _stream(client: Client, console: Console, **options: Any) -> Completion:
     completion = Completion()
-    phase = pb.PHASE_UNSPECIFIED
+    with contextlib.ExitStack() as shown:
+        _print_events(client, console, completion, shown, options)
+    console.print()
+    return completion
+
+
+def _print_events(
+    client: Client, console: Console, completion: Completion, shown: contextlib.ExitStack, options: dict[str, Any]
+) -> None:
+    """Print text as it comes; before that, traces as they run, until the context is closed."""
+    phase, live = pb.PHASE_UNSPECIFIED, Live(console=console, transient=False)
     for event in client.generate(**options):
         completion.add(event)
+        if isinstance(event, pb.Progress):
+            if not live.is_started:
+                shown.enter_context(live)
+            live.update(branches_view(event))
+        elif isinstance(event, pb.Delta):
+            shown.close()
         if not isinstance(event, pb.Delta) or not event.text:
             continue
         if event.phase != phase:
@@ -92,8 +115,6 @@ def _stream(client: Client, console: Console, **options: Any) -> Completion:
             phase = event.phase
         style = "dim italic" if phase == pb.PHASE_REASONING else ""
         console.print(Text(event.text, style=style), end="", soft_wrap=True)
-    console.print()
-    return completion
 
 
 def figures(completion: Completion) -> Table:
@@ -124,6 +145,8 @@ def figures(completion: Completion) -> Table:
             f"first token sent at {timings.first_token_s * 1000:.0f} ms, "
             f"transfer began at {timings.transfer_start_s * 1000:.0f} ms",
         )
+    if completion.inference_scaling.strategy:
+        add_account(table, completion.inference_scaling)
     table.add_row("cost", f"${completion.cost_usd:.8f} at the spec's prices")
     return table
 
@@ -143,4 +166,5 @@ def _as_dict(completion: Completion) -> dict[str, Any]:
         "timings": plain(completion.timings),
         "handoff": plain(completion.handoff),
         "cost_usd": completion.cost_usd,
+        "inference_scaling": plain(completion.inference_scaling),
     }

@@ -170,7 +170,7 @@ def role(
 
 
 @app.command()
-@takes(credentials=cli_options.credentials)
+@takes(scaling=cli_options.scaling, credentials=cli_options.credentials)
 def generate(
     prompt: Annotated[str, typer.Argument(help="The question.")],
     name: NameOption = None,
@@ -185,6 +185,7 @@ def generate(
     deadline_s: Annotated[float, typer.Option("--deadline-s", help="Seconds the request may take.")] = 600.0,
     as_json: JsonOption = False,
     *,
+    scaling: dict[str, Any] | None,
     credentials: Credentials,
 ) -> None:
     """Ask one question, stream the answer, and print what it took."""
@@ -196,6 +197,7 @@ def generate(
         endpoint,
         sampling=_present(max_tokens=max_tokens, temperature=temperature),
         reasoning=_present(effort=effort, budget_tokens=budget),
+        scaling=scaling,
         raw=raw,
         deadline_s=deadline_s,
         as_json=as_json,

@@ -237,7 +237,7 @@ class Gateway:
         if ask is None:
             return Choices(prepared, model, *times)
         again = partial(prepare, front=model.front, spec=model.spec, now_s=received_s)
-        return ScaledRequest(ask, request, prepared, model, again, model.metrics, *times)
+        return ScaledRequest(ask, request, prepared, model, again, *times)
 
     @contextlib.contextmanager
     def _charged(self, model: ModelServing, prepared: PreparedRequest, runs: Sequence[ChoiceRun]) -> Iterator[None]:

@@ -12,7 +12,6 @@ from cluster.errors import InvalidRequest
 from orchestrator.gateway.choice_run import ChoiceRun
 from orchestrator.gateway.choices import summed
 from orchestrator.gateway.delta_sink import DeltaSink
-from orchestrator.gateway.metrics import ModelMetrics
 from orchestrator.gateway.model_serving import ModelServing
 from orchestrator.gateway.siblings import Sibling
 from orchestrator.policy.closing import reasoning_limit
@@ -75,7 +74,6 @@ class ScaledRequest:
         prepared: The checked request.
         model: Serves it.
         prepare: Checks the request of a fork.
-        metrics: Where branches are counted.
         received_s: When it came, on the monotonic clock.
         received_unix_s: The same on the wall clock.
 
@@ -90,7 +88,6 @@ class ScaledRequest:
         prepared: PreparedRequest,
         model: ModelServing,
         prepare: Prepare,
-        metrics: ModelMetrics,
         received_s: float,
         received_unix_s: float,
     ) -> None:
@@ -99,17 +96,18 @@ class ScaledRequest:
         self._prepared = prepared
         self._model = model
         self._prepare = prepare
-        self._metrics = metrics
         self._times = (received_s, received_unix_s)
+        self._begun = False
         self._requests = {-1: request}
         """What each fork goes on from; the first request under -1."""
-        self._prompt = model.shared_prompt(replace(prepared, choices=max(2, ask.strategy.cap)))
+        self._prompt = model.shared_prompt(replace(prepared, choices=ask.strategy.cap))
         self._asks_logprobs = prepared.sampling.HasField("logprobs")
         lengths = self._lengths()
         _check_budget(ask, self.meters(), lengths)
         self.thinking = ThinkingRun(ask.strategy, ask.budget, lengths)
         self._live = LiveThinking(ask, self.thinking, self, keeps_logprobs=self._asks_logprobs)
         self._live.begin()
+        self._begun = True
 
     def stream(self, sink: DeltaSink | None = None) -> AsyncGenerator[pb.GenerateResponse]:
         """What the caller gets; closing it cancels all branches. ``sink`` gets nothing: an answer has many traces."""
@@ -129,7 +127,7 @@ class ScaledRequest:
         answer.choice = 0
         usage = summed(self._prepared, [_usage(run) for run in self.runs])
         account = report(self.ask, thinking, self._live.records, self.meters())
-        self._metrics.strategies.count(account, ends(thinking))
+        self._model.metrics.strategies.count(account, ends(thinking))
         return pb.Finished(
             request_id=self._prepared.request_id,
             usage=usage,
@@ -192,6 +190,8 @@ class ScaledRequest:
 
     def _new(self, branch: int, request: PreparedRequest, before: Sibling | None) -> GatewayBranch:
         run = self._model.new_run(request, branch, self._prompt, *self._times)
+        if self._begun:
+            self._model.traffic.arrived(time.monotonic(), request.request_class, 0, 1)
         self.runs.append(run)
         return GatewayBranch(run, before)
 

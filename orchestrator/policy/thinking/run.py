@@ -33,7 +33,7 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Close the reasoning of a branch, so that it answers; nothing to do if it answers already."""
+    """Close the reasoning of a branch, so that it answers; nothing to do if it answers already, or decodes not yet."""
 
     branch: int
 
@@ -164,8 +164,7 @@ class ThinkingRun:
             return [CutOff(branch) for branch in self._limits]
         furthest = max(state.running, key=lambda trace: (trace.branch in self._closing, trace.tokens)).branch
         actions: list[Action] = [Cancel(each) for each in self._limits if each != furthest and each not in self._asked]
-        if furthest not in self._asked:
-            actions.append(Close(furthest))
+        actions.append(Close(furthest))  # again each time: it may not have decoded before
         self._asked.update(self._limits)
         return actions
 

@@ -83,6 +83,53 @@ def test_json_is_all_that_is_printed(served: Served, capsys: pytest.CaptureFixtu
     assert tree["cost_usd"] == 0.25
 
 
+def a_vote() -> list[pb.GenerateResponse]:
+    branches = [
+        pb.BranchProgress(branch=0, state=pb.BRANCH_STATE_FINISHED, tokens=40, answer="42"),
+        pb.BranchProgress(branch=1, state=pb.BRANCH_STATE_RUNNING, tokens=20),
+    ]
+    running = pb.Progress(votes={"42": 1}, branches=branches, tokens=60, seconds=1.5, cost_usd=0.001)
+    account = pb.InferenceScalingReport(
+        strategy="vote", stop_reason="agreed", votes={"42": 4}, confidence=0.96875,
+        branches=pb.BranchCounts(started=5, finished=4, cancelled=1), tokens=pb.BranchTokens(winner=40, losers=130),
+    )  # fmt: skip
+    end = finished()
+    end.finished.inference_scaling.CopyFrom(account)
+    return [admitted(), pb.GenerateResponse(progress=running), delta("it is 42"), end]
+
+
+def test_traces_are_shown_as_they_run_and_accounted_for(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    served[0].script = script(*a_vote())
+    baton(served, "generate", "6 x 7?", "--strategy", "vote", "--usd", "0.02", "--samples", "8", "--answer", "number")
+    out = capsys.readouterr().out
+    for part in (
+        "40 tokens",
+        "running",
+        "it is 42",
+        "ended by agreed, confidence 0.969",
+        "42: 4",
+        "1 cancelled",
+        "130",
+    ):
+        assert part in out, out
+    (request,) = served[0].requests
+    assert request.inference_scaling == pb.InferenceScaling(
+        strategy="vote", samples=pb.Samples(max=8), budget=pb.ScalingBudget(usd=0.02),
+        answer=pb.AnswerFormat(last_number=True), progress=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "strategy"),
+    [(("--seconds", "5"), "single"), (("--agree", "0.9"), "vote"), (("--strategy", "refine"), "refine")],
+)
+def test_a_budget_alone_is_for_one_trace(served: Served, arguments: tuple[str, ...], strategy: str) -> None:
+    baton(served, "generate", "Hi", "--json", *arguments)
+    (request,) = served[0].requests
+    assert request.inference_scaling.strategy == strategy
+    assert not request.inference_scaling.progress
+
+
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [

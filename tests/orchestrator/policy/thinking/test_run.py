@@ -87,7 +87,8 @@ class World:
                         ended.append(self.end(action.branch, End.CANCELLED))
                     case Close():
                         branch = self.live[action.branch]
-                        branch.closes_at = branch.tokens_at(self.now_s) + LENGTHS.closing_tokens
+                        if branch.closes_at is None:
+                            branch.closes_at = branch.tokens_at(self.now_s) + LENGTHS.closing_tokens
                     case CutOff():
                         ended.append(self.end(action.branch, End.CUT))
                     case Answer():
