@@ -14,6 +14,7 @@ HARMLESS = frozenset(
         "service_tier",  # one tier
         "safety_identifier",
         "prompt_cache_retention",  # prefixes are cached as long as they fit
+        "parallel_tool_calls",  # of a completion, which has no tools
         "stream_interval",  # tokens are sent as they come
         "guided_decoding_backend",  # whichever keeps the constraint
         "cache_control",  # prefixes are cached whether asked for or not
