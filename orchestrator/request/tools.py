@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from baton.v1.inference_pb2 import Chat, GenerateRequest, Tool, ToolCall, ToolChoice
@@ -88,6 +88,21 @@ def tool_ask(request: GenerateRequest) -> ToolAsk | None:
         return None
     parallel = chat.parallel_tool_calls if chat.HasField("parallel_tool_calls") else True
     return ToolAsk(tuple(tools), choice, kind == "name", parallel, _earlier_calls(chat))
+
+
+def held_to_schemas(ask: ToolAsk) -> ToolAsk:
+    """The same with every tool strict, for a grammar of required calls: arguments fit their schema.
+
+    Of a tool that says ``strict: false`` they are any object. vLLM alone would let a required call of a tool that says
+    nothing have any JSON value for arguments, a number, say.
+    """
+
+    def strict(tool: dict[str, Any]) -> dict[str, Any]:
+        function = tool["function"]
+        given = None if function.get("strict") is False else function.get("parameters")
+        return {**tool, "function": {**function, "parameters": given or {"type": "object"}, "strict": True}}
+
+    return replace(ask, tools=tuple(map(strict, ask.tools)))
 
 
 def call_entries(calls: list[ToolCall], path: str) -> list[dict[str, Any]]:
