@@ -11,7 +11,7 @@ import anthropic
 import openai
 
 from interface.http.server import serve_http
-from tests.fakes.calling_cluster import OUTPUT, calling_cluster
+from tests.fakes.calling_cluster import OUTPUT, calling_cluster, hermes
 from tests.interface.conftest import SETTINGS
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -22,6 +22,7 @@ INPUT = {"city": "Bern STOP"}
 @asynccontextmanager
 async def serving() -> AsyncIterator[tuple[str, str]]:
     """The address of a gateway whose model calls a tool, and the model's name."""
+    hermes()  # seconds in which the cluster, were it there, would be silent
     async with calling_cluster() as made:
         runner, port = await serve_http(made.gateway, SETTINGS)
         try:
