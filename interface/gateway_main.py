@@ -101,7 +101,7 @@ def _spans(spec: ClusterSpec) -> Spans | None:
         return None
     from orchestrator.gateway.request_spans import RequestSpans  # OpenTelemetry's SDK, for those who trace
 
-    return RequestSpans(spec.gateway.tracing, spec.name, spec.model.served_name)
+    return RequestSpans(spec.gateway.tracing, spec.name)
 
 
 async def serve(

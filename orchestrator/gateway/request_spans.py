@@ -32,14 +32,10 @@ class RequestSpans:
     Args:
         settings: What to trace, and where to.
         cluster: The cluster's name.
-        model: Name of the model that a request gets which names none.
         processor: Takes the spans, in place of the settings' collector.
     """
 
-    def __init__(
-        self, settings: TracingSettings, cluster: str, model: str, *, processor: SpanProcessor | None = None
-    ) -> None:
-        self._model = model
+    def __init__(self, settings: TracingSettings, cluster: str, *, processor: SpanProcessor | None = None) -> None:
         self._provider = TracerProvider(
             resource=Resource.create({"service.name": "baton-gateway", "service.namespace": cluster}),
             sampler=ParentBased(TraceIdRatioBased(settings.sample_ratio)),
@@ -59,17 +55,18 @@ class RequestSpans:
             caller: ``traceparent`` and ``tracestate``, as far as they came.
             received_unix_s: When it came.
         """
-        span = self._begin(request, caller, received_unix_s, finished.request_id)
+        span = self._begin(request, caller, received_unix_s, finished.request_id, f" {finished.model}")
         last_s = max((_last_s(choice.timings) for choice in finished.choices), default=0.0)
         usage = finished.usage
         span.set_attributes(
             {
+                "gen_ai.request.model": request.model or finished.model,
+                "gen_ai.response.model": finished.model,
                 "gen_ai.usage.input_tokens": usage.prompt_tokens,
                 "gen_ai.usage.cache_read.input_tokens": usage.cached_tokens,
                 "gen_ai.usage.output_tokens": usage.reasoning_tokens + usage.answer_tokens,
                 "baton.usage.reasoning_tokens": usage.reasoning_tokens,
                 "baton.usage.tool_call_tokens": usage.tool_call_tokens,
-                "gen_ai.response.model": finished.model,
                 "gen_ai.response.finish_reasons": [_finish_reason(choice) for choice in finished.choices],
             }
         )
@@ -104,13 +101,18 @@ class RequestSpans:
         self._provider.shutdown()
 
     def _begin(
-        self, request: pb.GenerateRequest, caller: Mapping[str, str], received_unix_s: float, request_id: str
+        self,
+        request: pb.GenerateRequest,
+        caller: Mapping[str, str],
+        received_unix_s: float,
+        request_id: str,
+        of_model: str = "",
     ) -> Span:
+        """The request's own span. One that failed has no model in its name: what it asked for may be any text."""
         operation = "chat" if request.HasField("chat") else "text_completion"
         attributes: Attributes = {
             "gen_ai.operation.name": operation,
             "gen_ai.provider.name": "baton",
-            "gen_ai.request.model": request.model or self._model,
             "baton.request_id": request_id,
             "baton.tenant": request.tenant,
             "baton.priority": request.priority,
@@ -118,7 +120,7 @@ class RequestSpans:
         if request.sampling.HasField("max_tokens"):
             attributes["gen_ai.request.max_tokens"] = request.sampling.max_tokens
         return self._tracer.start_span(
-            f"{operation} {request.model or self._model}",
+            f"{operation}{of_model}",
             self._propagator.extract(caller),
             SpanKind.SERVER,
             attributes,

@@ -34,7 +34,7 @@ ELSEWHERE = TracingSettings(otlp_endpoint="http://127.0.0.1:9")
 
 
 def traced(cluster: Cluster, settings: TracingSettings = ELSEWHERE, processor: SpanProcessor | None = None) -> None:
-    cluster.gateway._spans = RequestSpans(settings, "test", "fake", processor=processor)
+    cluster.gateway._spans = RequestSpans(settings, "test", processor=processor)
 
 
 @contextlib.asynccontextmanager
@@ -104,6 +104,7 @@ async def test_over_http() -> None:
     assert attributes["gen_ai.response.finish_reasons"] == ("length",)
     assert attributes["gen_ai.request.max_tokens"] == 8
     assert attributes["baton.tenant"] == "shop"
+    assert attributes["gen_ai.response.model"] == "fake"
     decode = by_name(exporter.get_finished_spans())["decode"]
     assert dict(decode.attributes or {})["baton.worker"] == "decode-0"
     said = str([(span.name, dict(span.attributes or {})) for span in exporter.get_finished_spans()])
@@ -145,6 +146,7 @@ async def test_failures_and_callers_who_leave() -> None:
         await stream.aclose()
     refused, left = exporter.get_finished_spans()
     assert dict(refused.attributes or {})["error.type"] == "InvalidRequest"
+    assert refused.name == "text_completion"
     assert refused.context is not None
     assert f"{refused.context.trace_id:032x}" == TRACE
     assert not refused.status.is_ok

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.internal.v1 import worker_pb2
-from workers.connection import Connection
+from workers.connection import SCORES_BYTES, Connection
 
 
 def output(leg_id: str, *tokens: int, finish: str = "") -> worker_pb2.LegOutput:
@@ -51,3 +51,19 @@ async def test_a_report_wakes_the_stream_with_nothing_to_send() -> None:
     connection.report()
     assert await asyncio.wait_for(waiting, 20) == []
     assert connection.report_load
+
+
+async def test_scores_of_many_prompts_do_not_go_in_one_message() -> None:
+    connection = Connection()
+    for index in range(4):
+        message = output(f"leg-{index}", 1, finish="length")
+        message.prompt_scores.token_ids = bytes(SCORES_BYTES * 2 // 3)
+        connection.put(message)
+    connection.put(output("other", 2))
+    taken = []
+    while messages := await connection.take(0.01):
+        assert sum(each.ByteSize() for each in messages) < 2 * SCORES_BYTES
+        taken.append([each.leg_id for each in messages])
+    assert taken == [["leg-0", "leg-1"], ["leg-2", "leg-3"], ["other"]]
+    connection.put(output("other", 3))
+    assert [each.leg_id for each in await connection.take(1.0)] == ["other"]
