@@ -80,7 +80,7 @@ VALUES: tuple[Any, ...] = (None, True, 0, -1, 1.5, 1e300, "x", [], [[]], [{}], [
 
 @pytest.mark.parametrize("path", sorted(BODIES))
 def test_a_field_with_any_value_is_taken_or_refused(path: str) -> None:
-    """Whatever kind of value: a list where a name is looked up would be another error, and the server's failure."""
+    """Whatever kind of value: a list in place of a name raised another error, which is the server's failure."""
     body = BODIES[path]
     for name in properties(path):
         for value in VALUES:
