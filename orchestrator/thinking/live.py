@@ -118,8 +118,12 @@ class LiveThinking:
                 return []
             self._admitted, event.admitted.choice = True, 0
             return [event]
+        sent = event
+        if self._live:
+            sent = pb.GenerateResponse()
+            sent.CopyFrom(event)  # the record merges what it keeps
         self.records[number].take(event)
-        return [event] if self._live else []
+        return [sent] if self._live else []
 
     # --- what is done ---------------------------------------------------------------------------------------
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from baton.v1 import inference_pb2 as pb
 from orchestrator.policy.thinking.state import End, Trace
 
+MERGED_CHARS = 2048
+"""Deltas are kept as one up to so much text: a message a token would be hundreds of megabytes for long traces."""
 WINDOW_TOKENS = 32
 """Over which the least mean log-probability is taken."""
 
@@ -44,8 +46,8 @@ class TraceRecord:
 
     def take(self, message: pb.GenerateResponse) -> None:
         """A message of the branch."""
-        self.messages.append(message)
         if not message.HasField("delta"):
+            self.messages.append(message)
             return
         delta = message.delta
         if delta.phase == pb.PHASE_ANSWER:
@@ -54,6 +56,7 @@ class TraceRecord:
             self._score(row.chosen.logprob)
         if not self._keeps_logprobs:
             del delta.logprobs[:]
+        self._keep(message)
         if delta.finish_reason:
             self.finish_reason, self.closed = delta.finish_reason, delta.reasoning_closed
 
@@ -70,6 +73,16 @@ class TraceRecord:
         """How it ended, which it did by itself."""
         whole = self.finish_reason == pb.FINISH_REASON_STOP and not self.closed
         return End.FINISHED if whole else End.CUT
+
+    def _keep(self, message: pb.GenerateResponse) -> None:
+        """Keep a delta, as part of the last one where that goes on."""
+        delta, last = message.delta, self.messages[-1].delta if self.messages else None
+        if last is None or last.phase != delta.phase or len(last.text) > MERGED_CHARS or delta.finish_reason:
+            self.messages.append(message)
+            return
+        last.text += delta.text
+        last.token_ids.extend(delta.token_ids)
+        last.logprobs.extend(delta.logprobs)
 
     def _score(self, logprob: float) -> None:
         self._scored += 1

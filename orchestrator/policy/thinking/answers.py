@@ -16,6 +16,11 @@ MOST_CHARS = 65536
 """Text that is searched, from its end."""
 MATCH_TIMEOUT_S = 0.02
 """A pattern that takes longer finds nothing: it runs on the gateway's loop."""
+MOST_REPEATS = 1000
+"""Product of all counted repeats of a pattern: compiling writes them out, nested ones too."""
+_COUNTED = regex.compile(r"\{\s*(\d+)\s*(?:,\s*(\d*)\s*)?\}")
+MOST_DIGITS = 28
+"""Of a number that may be written in another way: what decimal arithmetic keeps exactly."""
 _NUMBER = regex.compile(r"-?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?")
 _STEP = regex.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
 
@@ -48,6 +53,9 @@ class Extractor:
             raise InvalidRequest(f"{field}: expected one of regex, boxed, json_path and last_number", field=field)
         if len(self.regex) > MAX_PATTERN_CHARS or len(self.json_path) > MAX_PATTERN_CHARS:
             raise InvalidRequest(f"{field}: expected at most {MAX_PATTERN_CHARS} characters", field=field)
+        if _repeats(self.regex) > MOST_REPEATS:
+            text = f"{field}.regex: its counted repeats multiply to more than {MOST_REPEATS}"
+            raise InvalidRequest(text, field=f"{field}.regex")
         try:
             regex.compile(self.regex)
         except regex.error as error:
@@ -79,7 +87,7 @@ def normalised(answer: str) -> str:
         ['42', '1042.5', 'the answer', '0', '700', '1.10.3']
     """
     text = " ".join(answer.split()).strip("`'\"$ ").rstrip(".").strip()
-    if _NUMBER.fullmatch(text):
+    if len(text) <= MOST_DIGITS and _NUMBER.fullmatch(text):
         try:
             value = Decimal(text.replace(",", "")).normalize()
         except InvalidOperation:
@@ -87,6 +95,19 @@ def normalised(answer: str) -> str:
         if abs(value.adjusted()) < 64:
             return f"{value + 0:f}"
     return text.casefold()
+
+
+def _repeats(pattern: str) -> int:
+    """The product of all counted repeats, as if each were within the others.
+
+    Example:
+        >>> _repeats("(a{9}){11}b{,3}"), _repeats("[0-9]+")
+        (297, 1)
+    """
+    product = 1
+    for match in _COUNTED.finditer(pattern.replace("{,", "{0,")):
+        product = min(product * max(1, int(match[1]), int(match[2] or 0)), MOST_REPEATS + 1)
+    return product
 
 
 def _last_match(pattern: str, text: str) -> str | None:

@@ -37,7 +37,15 @@ def test_the_answer_of_a_text(fields: dict[str, object], text: str, answer: str 
 
 @pytest.mark.parametrize(
     "fields",
-    [{"regex": "("}, {"regex": "a" * 513}, {"json_path": "x"}, {"json_path": "$..x"}, {"boxed": True, "regex": "x"}],
+    [
+        {"regex": "("},
+        {"regex": "a" * 513},
+        {"regex": "(((a{99}){99}){99}){99}"},
+        {"regex": "(a{ 99 }){0,99}"},
+        {"json_path": "x"},
+        {"json_path": "$..x"},
+        {"boxed": True, "regex": "x"},
+    ],
 )
 def test_what_cannot_be_read_is_refused(fields: dict[str, object]) -> None:
     with pytest.raises(InvalidRequest):
@@ -59,3 +67,7 @@ def test_a_number_is_the_same_however_it_is_written(value: object) -> None:
 @given(st.text(max_size=60))
 def test_normalising_twice_changes_nothing(text: str) -> None:
     assert normalised(normalised(text)) == normalised(text)
+
+
+def test_long_numbers_stay_apart() -> None:
+    assert normalised("1" * 40 + "2") != normalised("1" * 40 + "3")
