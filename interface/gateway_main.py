@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ctypes
+import gc
 import json
 import logging
 import os
@@ -127,6 +128,9 @@ async def serve(
     http_runner, http_port = await serve_http(
         gateway, settings, authentication, count_ignored=gateway.metrics.count_ignored
     )
+    # What was imported stays: a full collection would hold every stream up for it, some 50 ms at a time.
+    gc.collect()
+    gc.freeze()
     ports = {"grpc_port": grpc_port, "http_port": http_port, "metrics_port": metrics_port, "pid": os.getpid()}
     log.info("serving: %s", ports)
     if not authentication.is_guarded and settings.host not in ("127.0.0.1", "::1", "localhost"):

@@ -21,6 +21,7 @@ from interface.failure import report
 from interface.http.body import read_json
 from interface.http.event_stream import EventStream
 from interface.http.request_log import name_request, request_id
+from interface.http.write_batch import WriteBatch
 from interface.merge import run_all
 from interface.status import REQUEST_ID_KEY, http_headers, status_of
 from orchestrator.gateway.delta_sink import DeltaSink
@@ -106,6 +107,7 @@ class CallRunner:
         self._backend = backend
         self._settings = settings
         self._count_ignored = count_ignored
+        self._batch = WriteBatch()
 
     async def body(self, request: web.Request) -> Any:
         """The body as JSON.
@@ -180,6 +182,7 @@ class CallRunner:
             request,
             keep_alive_s=self._settings.http_keep_alive_s,
             slow_reader_timeout_s=self._settings.slow_reader_timeout_s,
+            batch=self._batch,
         )
 
 

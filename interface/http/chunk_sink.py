@@ -31,4 +31,4 @@ class ChunkSink:
     def take(self, choice: int, phase: Phase, text: str, token_ids: Sequence[int]) -> None:
         """Write a delta."""
         if chunk := self._write(choice, phase, text):
-            self._stream.write_now(chunk)
+            self._stream.write_soon(chunk)

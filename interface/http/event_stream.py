@@ -9,6 +9,7 @@ from types import TracebackType
 from aiohttp import web
 
 from cluster.errors import RequestAborted
+from interface.http.write_batch import WriteBatch
 from interface.slow_reader import reading_within
 
 COMMENT = b": keep-alive\n\n"
@@ -36,6 +37,7 @@ class EventStream:
         *,
         keep_alive_s: float | None,
         slow_reader_timeout_s: float,
+        batch: WriteBatch,
     ) -> None:
         self.response = web.StreamResponse(headers=_HEADERS)
         self._request = request
@@ -47,6 +49,8 @@ class EventStream:
         """Once the stream has begun."""
         self._protocol = request.protocol
         self._chunked = True
+        self._batch = batch
+        self._soon: list[bytes] = []
         self._writing = False
         self._written_s = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
@@ -74,6 +78,7 @@ class EventStream:
             ConnectionResetError: the reader has disconnected.
             RequestAborted: it takes nothing; comments make no difference to that.
         """
+        self.flush()
         self._writing = True
         try:
             if not self.response.prepared:
@@ -89,17 +94,24 @@ class EventStream:
 
     @property
     def keeps_up(self) -> bool:
-        """Whether the stream has begun and its reader takes what is written, so that `write_now` may be called."""
+        """Whether the stream has begun and its reader takes what is written, so that `write_soon` may be called."""
         return self._transport is not None and not self._writing and not self._protocol.writing_paused
 
-    def write_now(self, events: bytes) -> None:
-        """Write whole events without waiting, while the stream `keeps_up`: one write to the transport, and no task.
+    def write_soon(self, events: bytes) -> None:
+        """Write whole events with those of the other streams, without waiting, while the stream `keeps_up`."""
+        if not self._soon:
+            self._batch.add(self)
+        self._soon.append(events)
+
+    def flush(self) -> None:
+        """Write what `write_soon` was given, as one chunk.
 
         The frame is HTTP's own: aiohttp's writer is a coroutine, with a drain and four writes for a chunk.
         """
+        events, self._soon = b"".join(self._soon), []
         transport = self._transport
-        if transport is None or transport.is_closing():
-            return  # the request's task is about to be cancelled
+        if not events or transport is None or transport.is_closing():
+            return  # written already, or the request's task is about to be cancelled
         data = b"%x\r\n%b\r\n" % (len(events), events) if self._chunked else events
         transport.write(data)
         self._request.writer.output_size += len(data)
