@@ -31,7 +31,7 @@ from kv_transfer.blocks import kv_bytes_per_token
 from orchestrator.policy.autoscaler import Autoscaler
 from orchestrator.policy.baselines import KvThreshold, MeanLengths, RequestsPerReplica
 from orchestrator.policy.demand import BAND_S, Demand, DemandForecaster, horizons_s
-from orchestrator.policy.scaling_decision import AutoscalerSettings
+from orchestrator.policy.scaling_decision import DecisionSettings
 from orchestrator.policy.scaling_policy import (
     ChangeRole,
     DrainWorker,
@@ -209,7 +209,7 @@ def policies(start_s: float) -> dict[str, Callable[[], ScalingPolicy]]:
 
     def baton() -> ScalingPolicy:
         forecaster = DemandForecaster(capacity(), ttft_s=TTFT_S, horizons_s=horizons_s(start_s))
-        return Autoscaler(forecaster, AutoscalerSettings(help_share=help_share(start_s)), log=BandLog())
+        return Autoscaler(forecaster, DecisionSettings(help_share=help_share(start_s)), log=BandLog())
 
     found: dict[str, Callable[[], ScalingPolicy]] = {"baton": baton}
     for target in (70, 90, 110, 130, 150, 180):

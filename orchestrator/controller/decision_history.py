@@ -12,7 +12,7 @@ from cluster.spec.config import Role
 from orchestrator.controller.scaling_view import SCALED
 from orchestrator.policy.decision_log import entry_line
 from orchestrator.policy.demand import Demand
-from orchestrator.policy.scaling_decision import AutoscalerSettings, Decision, Memory, WorkerRow
+from orchestrator.policy.scaling_decision import Decision, DecisionSettings, Memory, WorkerRow
 from orchestrator.policy.scaling_policy import ScalingAction, WorkerStatus
 
 log = logging.getLogger("baton.autoscaler")
@@ -43,7 +43,7 @@ class DecisionHistory:
 
     def take(
         self,
-        settings: AutoscalerSettings,
+        settings: DecisionSettings,
         memory: Memory,
         demand: Demand,
         workers: Sequence[WorkerRow],
@@ -64,7 +64,7 @@ class DecisionHistory:
     def scaling(
         self,
         now_s: float,
-        settings: AutoscalerSettings,
+        settings: DecisionSettings,
         statuses: Sequence[WorkerStatus],
         *,
         thinking_severity: float,

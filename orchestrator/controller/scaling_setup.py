@@ -19,7 +19,7 @@ from orchestrator.controller.managed_worker import ManagedWorker
 from orchestrator.policy.demand import DemandForecaster, horizons_s
 from orchestrator.policy.length_forecast import LengthSettings
 from orchestrator.policy.measured_capacity import MeasuredCapacity, measured_capacity
-from orchestrator.policy.scaling_decision import AutoscalerSettings
+from orchestrator.policy.scaling_decision import DecisionSettings
 from prefill_workers.cost import PrefillCost
 
 log = logging.getLogger("baton.autoscaler")
@@ -37,7 +37,7 @@ def forecaster_of(spec: ClusterSpec, capacity: MeasuredCapacity) -> DemandForeca
     )
 
 
-def policy_settings(spec: ClusterSpec) -> AutoscalerSettings:
+def policy_settings(spec: ClusterSpec) -> DecisionSettings:
     """Settings of the policy, from the pools' bounds and the ``autoscaling`` section.
 
     GPUs of workers on standby are off its budget: there are always as many.
@@ -57,7 +57,7 @@ def policy_settings(spec: ClusterSpec) -> AutoscalerSettings:
         "cancel_patience_s": settings.cancel_patience_s,
         "cooldown_s": settings.cooldown_s,
     }
-    return AutoscalerSettings(**{name: value for name, value in tree.items() if value is not None})
+    return DecisionSettings(**{name: value for name, value in tree.items() if value is not None})
 
 
 def capacity_of(spec: ClusterSpec, workers: Sequence[ManagedWorker]) -> MeasuredCapacity:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 from cluster.spec.config import Role
 from orchestrator.policy.demand import Demand, DemandForecaster
-from orchestrator.policy.scaling_decision import AutoscalerSettings, Decision, Memory, WorkerRow, decide
+from orchestrator.policy.scaling_decision import Decision, DecisionSettings, Memory, WorkerRow, decide
 from orchestrator.policy.scaling_policy import FleetView, ScalingAction, WorkerStatus
 
-Log = Callable[[AutoscalerSettings, Memory, Demand, Sequence[WorkerRow], Decision], None]
+Log = Callable[[DecisionSettings, Memory, Demand, Sequence[WorkerRow], Decision], None]
 """Called with all that a decision rests on, and the decision."""
 
 
@@ -19,14 +19,14 @@ class Autoscaler:
     def __init__(
         self,
         forecaster: DemandForecaster,
-        settings: AutoscalerSettings | None = None,
+        settings: DecisionSettings | None = None,
         *,
         interval_s: float = 5.0,
         log: Log | None = None,
     ) -> None:
         self.interval_s = interval_s
         self.forecaster = forecaster
-        self.settings = settings or AutoscalerSettings()
+        self.settings = settings or DecisionSettings()
         self._memory = Memory()
         self.log = log
 

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from cluster.errors import ConfigError
 from orchestrator.policy.demand import Demand
-from orchestrator.policy.scaling_decision import AutoscalerSettings, Decision, Memory, WorkerRow, decide
+from orchestrator.policy.scaling_decision import Decision, DecisionSettings, Memory, WorkerRow, decide
 from orchestrator.policy.scaling_policy import ScalingAction
 
 
@@ -20,7 +20,7 @@ from orchestrator.policy.scaling_policy import ScalingAction
 class Entry:
     """One decision with its inputs."""
 
-    settings: AutoscalerSettings
+    settings: DecisionSettings
     memory: Memory
     demand: Demand
     workers: tuple[WorkerRow, ...]
@@ -53,7 +53,7 @@ def describe(actions: Sequence[ScalingAction]) -> tuple[str, ...]:
 
 
 def entry_line(
-    settings: AutoscalerSettings, memory: Memory, demand: Demand, workers: Sequence[WorkerRow], decision: Decision
+    settings: DecisionSettings, memory: Memory, demand: Demand, workers: Sequence[WorkerRow], decision: Decision
 ) -> str:
     """One line of the log, without the line's end."""
     entry = Entry(

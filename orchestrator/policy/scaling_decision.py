@@ -33,8 +33,8 @@ PREFILL_PATIENCE_S = 120.0
 """Patience of the prefill pool at most: the need it must fit is already that of ten minutes of prompts."""
 
 
-class AutoscalerSettings(Settings):
-    """Bounds and patience of the autoscaler."""
+class DecisionSettings(Settings):
+    """Bounds and patience that `decide` keeps to; the spec's ``autoscaling`` and pools give them."""
 
     min_prefill: int = Field(1, ge=0)
     """Fewest prefill workers."""
@@ -160,7 +160,7 @@ class _Need:
     watched_s: float
 
 
-def decide(settings: AutoscalerSettings, memory: Memory, demand: Demand, workers: Sequence[WorkerRow]) -> Decision:
+def decide(settings: DecisionSettings, memory: Memory, demand: Demand, workers: Sequence[WorkerRow]) -> Decision:
     """One decision.
 
     Args:
@@ -220,7 +220,7 @@ def decide(settings: AutoscalerSettings, memory: Memory, demand: Demand, workers
     return Decision(tuple(actions), reason, Memory(kept[Role.PREFILL], kept[Role.DECODE]))
 
 
-def _prefill_need(settings: AutoscalerSettings, demand: Demand, helpers: int, memory: PoolMemory) -> _Need:
+def _prefill_need(settings: DecisionSettings, demand: Demand, helpers: int, memory: PoolMemory) -> _Need:
     overflow = min(settings.help_share * helpers, demand.prefill_workers_recent / 2)
     recent, long = demand.prefill_workers_recent - overflow, demand.prefill_workers_long - overflow
     margin = settings.fill / settings.shrink_fill
@@ -243,7 +243,7 @@ def _prefill_need(settings: AutoscalerSettings, demand: Demand, helpers: int, me
     )
 
 
-def _decode_need(settings: AutoscalerSettings, demand: Demand, memory: PoolMemory) -> _Need:
+def _decode_need(settings: DecisionSettings, demand: Demand, memory: PoolMemory) -> _Need:
     capacity = max(1.0, demand.worker_kv_tokens)
     start_s, ahead = demand.horizons_s[-1], demand.kv_high_tokens[-1]
     # What is held already counts in full, whatever share of the forecast is left to chance.
@@ -285,7 +285,7 @@ def _longer_on_fewer(demand: Demand) -> float:
     return max(1.0, demand.request_tokens_per_s / planned) if planned > 0 else 1.0
 
 
-def _within_budget(settings: AutoscalerSettings, needs: dict[Role, _Need], gpus: dict[Role, int]) -> dict[Role, _Need]:
+def _within_budget(settings: DecisionSettings, needs: dict[Role, _Need], gpus: dict[Role, int]) -> dict[Role, _Need]:
     """Cut both needs in proportion where GPUs do not reach for them."""
     if settings.max_gpus is None:
         return needs
@@ -320,7 +320,7 @@ def _lend(
 
 
 def _shrink(
-    settings: AutoscalerSettings, memory: PoolMemory, need: _Need, rows: list[WorkerRow], have: int, now_s: float
+    settings: DecisionSettings, memory: PoolMemory, need: _Need, rows: list[WorkerRow], have: int, now_s: float
 ) -> tuple[PoolMemory, list[WorkerRow]]:
     """Workers to remove. A worker that has not started yet goes at once; others after patience and cool-down."""
     least = _whole(need.shrink)
@@ -341,7 +341,7 @@ def _shrink(
     return (replace(memory, changed_s=now_s) if victims else memory), victims
 
 
-def _lasting(settings: AutoscalerSettings, memory: PoolMemory, need: _Need, have: int, now_s: float) -> int:
+def _lasting(settings: DecisionSettings, memory: PoolMemory, need: _Need, have: int, now_s: float) -> int:
     """How many workers the pool has been able to do without for long enough."""
     most, found = 0.0, 0
     if not memory.needed or now_s - memory.needed[0][0] < need.watched_s:

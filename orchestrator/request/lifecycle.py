@@ -214,7 +214,7 @@ class Lifecycle:
         self.prefill_id, self.decode_id, self._reserved_on = event.prefill_id, event.decode_id, event.decode_id
         if event.prefill_id is None:
             return [self._start_decode(None)]
-        return [self._start_prefill(event.prefill_id)]
+        return [self._start_source_leg(event.prefill_id)]
 
     def _moved(self, event: Moved) -> list[Action]:
         """Stop where it decodes, export there from the engine's own cache, and go on at the target."""
@@ -228,7 +228,7 @@ class Lifecycle:
         actions = [*self._give_up_leg(), *self._free()]
         self.prefill_id, self.decode_id, self._reserved_on = source_id, event.decode_id, event.decode_id
         self.moves += 1
-        return [*actions, self._start_prefill(source_id)]
+        return [*actions, self._start_source_leg(source_id)]
 
     def _turned(self, token_ids: tuple[int, ...]) -> list[Action]:
         """Stop the decode leg and start another one there, whose prompt the worker has in its cache."""
@@ -348,7 +348,8 @@ class Lifecycle:
         )
         return self._leg
 
-    def _start_prefill(self, worker_id: str) -> StartLeg:
+    def _start_source_leg(self, worker_id: str) -> StartLeg:
+        """One token where a handoff begins: the prompt is read there, or, in a move, its KV is there already."""
         self.state = State.PREFILLING
         only_one = self._remaining <= 1 and self.handoff is Handoff.FIRST_TOKEN
         return self._start(worker_id, max_tokens=1, export=not only_one)

@@ -13,7 +13,7 @@ from cluster.spec.config import Role
 from orchestrator.policy.autoscaler import Autoscaler
 from orchestrator.policy.baselines import KvThreshold, MeanLengths, RequestsPerReplica
 from orchestrator.policy.demand import DemandForecaster, horizons_s
-from orchestrator.policy.scaling_decision import AutoscalerSettings
+from orchestrator.policy.scaling_decision import DecisionSettings
 from orchestrator.policy.scaling_policy import ScalingPolicy
 from orchestrator.policy.worker_capacity import WorkerCapacity
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def help_share(start_s: float) -> float:
-    """What decode may do for prefill (`AutoscalerSettings.help_share`), where the router lets it help.
+    """What decode may do for prefill (`DecisionSettings.help_share`), where the router lets it help.
 
     Less where workers take long to start: until they do, a decode pool that is full has to help all the same. On the
     hour with a shift 0.25 kept 99.0 % of requests good where workers start in a minute, and 97.2 % where in three.
@@ -70,7 +70,7 @@ def _baton(scenario: Scenario) -> ScalingPolicy:
     capacity, start_s = _capacity(scenario)
     forecaster = DemandForecaster(capacity, ttft_s=scenario.slo.ttft_p95_s, horizons_s=horizons_s(start_s))
     helps = scenario.fleet.local_prefill_after_s is not None
-    return Autoscaler(forecaster, AutoscalerSettings(help_share=help_share(start_s) if helps else 0.0))
+    return Autoscaler(forecaster, DecisionSettings(help_share=help_share(start_s) if helps else 0.0))
 
 
 def _requests(scenario: Scenario) -> ScalingPolicy:

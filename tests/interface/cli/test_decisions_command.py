@@ -13,13 +13,13 @@ from cluster.spec.config import Role
 from interface.cli.decisions_command import decisions
 from orchestrator.policy.decision_log import entry_line
 from orchestrator.policy.demand import Demand
-from orchestrator.policy.scaling_decision import AutoscalerSettings, Memory, WorkerRow, decide
+from orchestrator.policy.scaling_decision import DecisionSettings, Memory, WorkerRow, decide
 
 
 def log(tmp_path: Path) -> Path:
     asked = Demand(5.0, 1e5, (0.0, 80.0), (1e5, 4e5), 0, 0, 0, 1.0, 1.0, 10, 1000, 100, 0, 1e5, 40.0, 1.0)
     rows = [WorkerRow(f"{role}-0", role, "k", "ready", 0, 1, 0) for role in (Role.PREFILL, Role.DECODE)]
-    settings, memory = AutoscalerSettings(), Memory()
+    settings, memory = DecisionSettings(), Memory()
     path = tmp_path / "decisions.jsonl"
     path.write_text(entry_line(settings, memory, asked, rows, decide(settings, memory, asked, rows)) + "\n")
     return path

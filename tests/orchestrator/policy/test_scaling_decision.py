@@ -17,8 +17,8 @@ from orchestrator.policy.decision_log import entry_line, replay
 from orchestrator.policy.demand import RECENT_S, Demand
 from orchestrator.policy.scaling_decision import (
     PREFILL_PATIENCE_S,
-    AutoscalerSettings,
     Decision,
+    DecisionSettings,
     Memory,
     PoolMemory,
     WorkerRow,
@@ -26,7 +26,7 @@ from orchestrator.policy.scaling_decision import (
 )
 from orchestrator.policy.scaling_policy import ChangeRole, DrainWorker, StartWorker
 
-SETTINGS = AutoscalerSettings(fill=1.0, shrink_fill=0.9, patience_s=600, help_share=0.0)
+SETTINGS = DecisionSettings(fill=1.0, shrink_fill=0.9, patience_s=600, help_share=0.0)
 
 
 def demand(now_s: float = 0.0, decode: float = 3.0, prefill: float = 1.0, later: float | None = None) -> Demand:
@@ -228,7 +228,7 @@ def test_a_steady_load_does_not_flap() -> None:
 def test_bounds_and_budget_hold(
     now: float, later: float, prefill: float, prefills: int, decodes: int, starting: int, budget: int
 ) -> None:
-    bounds = AutoscalerSettings(min_prefill=1, max_prefill=8, min_decode=1, max_decode=12, max_gpus=budget)
+    bounds = DecisionSettings(min_prefill=1, max_prefill=8, min_decode=1, max_decode=12, max_gpus=budget)
     rows = fleet(prefills, decodes, starting)
     decision = decide(bounds, Memory(), demand(decode=now, later=later, prefill=prefill), rows)
     count = {Role.PREFILL: prefills, Role.DECODE: decodes + starting}
