@@ -31,6 +31,7 @@ from orchestrator.policy.readiness import can_serve
 from orchestrator.registry import watch
 from orchestrator.request.model_front import ModelFront, load_model_front
 from orchestrator.request.torch_hidden import torch_hidden
+from orchestrator.request.vllm_reasoning import with_vllm_markers
 
 log = logging.getLogger("baton.gateway")
 _PR_SET_PDEATHSIG = 1
@@ -85,9 +86,12 @@ async def _serve_probes(gateway: Gateway, host: str, port: int) -> Any:
 def _loaded(portfolio: Portfolio) -> tuple[Portfolio, dict[str, ModelFront]]:
     """The spec with its models' parsers, and each model as a gateway needs it."""
     folders = {name: model_path.check(spec.model.path) for name, spec in portfolio.models.items()}
-    found = portfolio.map_models(
-        lambda name, spec: spec.model_copy(update={"model": with_parsers(spec.model, folders[name])})
-    )
+
+    def parsed(name: str, spec: ClusterSpec) -> ClusterSpec:
+        settings = with_vllm_markers(with_parsers(spec.model, folders[name]), folders[name])
+        return spec.model_copy(update={"model": settings})
+
+    found = portfolio.map_models(parsed)
     with torch_hidden():
         fronts = {name: load_model_front(spec, folders[name]) for name, spec in found.models.items()}
     for name, front in fronts.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cluster.engine.vllm_settings import VllmSettings
-from cluster.model.model_parsers import with_parsers
+from cluster.model.model_parsers import reasons, with_parsers
 from cluster.model.model_path import expand
 from cluster.spec.config import ClusterSpec, PoolSettings
 
@@ -38,7 +38,7 @@ def base_settings(
         quantization=spec.model.quantization,
         kv_cache_dtype=spec.model.kv_cache_dtype,
         trust_remote_code=spec.model.trust_remote_code,
-        reasons=with_parsers(spec.model, Path(expand(spec.model.path))).reasoning is not None,
+        reasons=reasons(with_parsers(spec.model, Path(expand(spec.model.path)))),
         kv_role=kv_role,
         kv_lease_s=spec.transfer.lease_s,
         speculative_num_tokens=speculative.num_tokens if speculative else None,

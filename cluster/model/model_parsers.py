@@ -122,6 +122,11 @@ def with_parsers(settings: ModelSettings, folder: Path) -> ModelSettings:
     return settings.model_copy(update=filled)
 
 
+def reasons(settings: ModelSettings) -> bool:
+    """Whether a model with these settings, `with_parsers`, reasons."""
+    return settings.reasoning is not None or settings.reasoning_parser != NONE
+
+
 def marker_texts(settings: ModelSettings) -> tuple[str, ...]:
     """Start and end of the reasoning, and then each text that ends it implicitly, of settings `with_parsers`."""
     reasoning = settings.reasoning
