@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.request
 
+import anthropic
 import openai
 import pytest
 
@@ -71,6 +72,48 @@ def test_openai_client(cluster: LiveCluster) -> None:
         assert chat.usage.completion_tokens_details is not None
         with pytest.raises(openai.NotFoundError):
             client.completions.create(model="another", prompt="x")
+
+
+def test_three_dialects_give_one_answer(cluster: LiveCluster) -> None:
+    """Streamed and whole, through prefill and decode; and a conversation of responses is one session."""
+    ask = {"model": "reasoner", "temperature": 0.0}
+    messages = [{"role": "user", "content": "3 + 4"}]
+    with (
+        openai.OpenAI(base_url=f"{cluster.http}/v1", api_key="none", max_retries=0) as client,
+        anthropic.Anthropic(base_url=cluster.http, api_key="none", max_retries=0) as claude,
+    ):
+        chat = client.chat.completions.create(**ask, messages=messages, max_tokens=400)  # type: ignore[call-overload]
+        said = chat.choices[0].message
+        assert chat.choices[0].finish_reason == "stop"
+        response = client.responses.create(**ask, input="3 + 4", max_output_tokens=400)  # type: ignore[call-overload]
+        with client.responses.stream(**ask, input=messages, max_output_tokens=400) as events:  # type: ignore[arg-type]
+            streamed = events.until_done().get_final_response()
+        for made in (response, streamed):
+            assert made.status == "completed"
+            assert (made.output[0].content[0].text, made.output_text) == (said.reasoning, said.content)
+            assert made.usage.output_tokens == chat.usage.completion_tokens
+            assert made.usage.input_tokens == chat.usage.prompt_tokens
+            assert (
+                made.usage.output_tokens_details.reasoning_tokens
+                == chat.usage.completion_tokens_details.reasoning_tokens
+            )
+        more = client.responses.create(
+            **ask, input="5 + 4", previous_response_id=response.id, background=True, max_output_tokens=400
+        )  # type: ignore[call-overload]
+        while more.status in ("queued", "in_progress"):
+            more = client.responses.retrieve(more.id)
+        assert (more.status, more.previous_response_id) == ("completed", response.id)
+        whole = {"model": "reasoner", "messages": messages, "max_tokens": 400, "extra_body": {"temperature": 0.0}}
+        message = claude.messages.create(**whole)  # type: ignore[call-overload]
+        with claude.messages.stream(**whole) as stream:
+            final = stream.get_final_message()
+        for each in (message, final):
+            assert [block.type for block in each.content] == ["thinking", "text"]
+            assert (each.content[0].thinking, each.content[1].text) == (said.reasoning, said.content)
+            assert (each.stop_reason, each.usage.output_tokens) == ("end_turn", chat.usage.completion_tokens)
+            assert each.usage.input_tokens + each.usage.cache_read_input_tokens == chat.usage.prompt_tokens
+        counted = claude.messages.count_tokens(model="reasoner", messages=messages)  # type: ignore[arg-type]
+        assert counted.input_tokens == chat.usage.prompt_tokens
 
 
 def test_stop_strings_span_the_handoff(cluster: LiveCluster) -> None:
