@@ -8,7 +8,14 @@ import time
 from collections.abc import AsyncGenerator
 
 from baton.v1 import inference_pb2 as pb
-from cluster.errors import DeadlineExceeded, RequestAborted, ServingError
+from cluster.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    NoReadyWorker,
+    RequestAborted,
+    RequestError,
+    ServingError,
+)
 from orchestrator.policy.thinking.budget import TICK_S
 from orchestrator.policy.thinking.run import Answer, Cancel, Close, CutOff, Start, ThinkingRun
 from orchestrator.policy.thinking.state import End, Trace
@@ -101,7 +108,7 @@ class LiveThinking:
             return self._message(number, event)
         if event is not None and not isinstance(event, ServingError):
             raise event
-        if isinstance(event, DeadlineExceeded):
+        if event is not None and self._is_of_all(event):
             raise event
         del self._tasks[number]
         self._branches[number].over()
@@ -111,6 +118,12 @@ class LiveThinking:
         end = End.FAILED if event is not None else record.end()
         messages = await self._advance([record.trace(self._branches[number].tokens, end)])
         return [self._progress(), *messages] if self._ask.progress else messages
+
+    def _is_of_all(self, error: ServingError) -> bool:
+        """Whether an error is the request's, not one branch's: another branch would meet it, too, or jump the queue."""
+        if isinstance(error, DeadlineExceeded | InvalidRequest):
+            return True
+        return not self._admitted and isinstance(error, RequestError | NoReadyWorker)
 
     def _message(self, number: int, event: pb.GenerateResponse) -> list[pb.GenerateResponse]:
         if event.HasField("admitted"):

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from baton.v1 import inference_pb2 as pb
-from cluster.errors import DeadlineExceeded, EngineFailed, InvalidRequest
+from cluster.errors import DeadlineExceeded, EngineFailed, InvalidRequest, NoReadyWorker, RequestRejected
 from tests.fakes.live_cluster import Cluster, Reply, ask, cluster_of, eventually
 from tests.fakes.tokenizer import THINK
 
@@ -276,6 +276,34 @@ async def test_where_every_branch_fails_the_caller_gets_the_error(three: Cluster
     with pytest.raises(EngineFailed, match="broke"):
         await run(three, scaled(most=3))
     await three.idle()
+
+
+async def test_what_is_refused_is_refused_whole_and_no_branch_jumps_the_queue() -> None:
+    async with cluster_of("prefill-0", "decode-0", total_blocks=5, queue=0) as cluster:
+        hold = cluster.engine("decode-0").hold(3)
+        first = asyncio.create_task(run(cluster, scaled(strategy="single", max_tokens=60)))
+        await asyncio.wait_for(hold.reached.wait(), 20)
+        with pytest.raises(RequestRejected):
+            await run(cluster, scaled(most=4))
+        assert cluster.gateway.status().requests.queued == 0
+        hold.open()
+        await first
+        await cluster.idle()
+
+
+async def test_what_the_engine_refuses_is_not_tried_by_every_branch(three: Cluster) -> None:
+    prefill = three.engine("prefill-0")
+    prefill.fail_next, prefill.fail_times = InvalidRequest("no such grammar"), 1000
+    with pytest.raises(InvalidRequest, match="no such grammar"):
+        await run(three, scaled(most=4))
+    assert len(prefill.started) == 1
+    await three.idle()
+
+
+async def test_without_workers_the_caller_learns_it_at_once() -> None:
+    async with cluster_of() as cluster:
+        with pytest.raises(NoReadyWorker):
+            await run(cluster, scaled(most=4))
 
 
 async def test_the_deadline_ends_all(three: Cluster) -> None:
