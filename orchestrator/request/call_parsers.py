@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from orchestrator.policy.phases import Phase
+from orchestrator.request.json_calls import JsonCalls
 from orchestrator.request.output_parser import Call, CallPiece, Part, Sent
 
 
@@ -32,11 +33,21 @@ class HeldCalls:
         starts: Text with which a call begins; none: all is held.
         json_starts: Whether a JSON object with a name as its first key may begin one as well.
         limit: Most calls.
+        json_calls: Finds calls that are certain to be there while they are written; None where none is certain.
     """
 
     reads_reasoning = False
 
-    def __init__(self, parse: ParseWhole, starts: Sequence[str], *, json_starts: bool, limit: int | None) -> None:
+    def __init__(
+        self,
+        parse: ParseWhole,
+        starts: Sequence[str],
+        *,
+        json_starts: bool,
+        limit: int | None,
+        json_calls: JsonCalls | None = None,
+    ) -> None:
+        self._json_calls = json_calls
         self._parse = parse
         self._starts = tuple(starts)
         self._json_starts = json_starts
@@ -50,8 +61,9 @@ class HeldCalls:
         """Take a token of the answer."""
         self._text += text
         self._ids.append(token_id)
-        if self._holds:
-            return []
+        parts = self._written_calls(text)
+        if self._holds or parts:
+            return parts
         begun = len(self._sent.content)
         until, self._holds = self._plain_until(begun)
         content = self._text[begun:until]
@@ -62,6 +74,14 @@ class HeldCalls:
         """Everything that was held."""
         whole = self._parse(self._text, self._ids)
         return self._sent.rest(whole.content, whole.calls[: self._limit])
+
+    def _written_calls(self, text: str) -> list[Part]:
+        parts: list[Part] = []
+        for piece in self._json_calls.push(text) if self._json_calls else ():
+            if self._limit is None or piece.index < self._limit:
+                self._holds = True
+                parts += self._sent.piece(piece)
+        return parts
 
     def _plain_until(self, begun: int) -> tuple[int, bool]:
         """Where what may be a call begins, and whether it does."""

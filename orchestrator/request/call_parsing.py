@@ -10,7 +10,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +20,7 @@ from cluster.engine.vllm_sampling import structured_arguments
 from cluster.errors import ConfigError, InvalidRequest
 from cluster.model.model_parsers import HARMONY_REASONING, HARMONY_TOOLS
 from orchestrator.request.call_parsers import HarmonyCalls, HeldCalls, ParseWhole, StreamedCalls, Whole
+from orchestrator.request.json_calls import JsonCalls
 from orchestrator.request.output_parser import Call, OutputParser
 from orchestrator.request.tools import ToolAsk, held_to_schemas
 
@@ -31,6 +32,8 @@ _START_ATTRIBUTES = (
     "tool_start_token",
 )
 """Names under which vLLM's older parsers have the text with which a call begins."""
+_JSON_FAMILIES = ("hermes", "qwen3_json", "llama3_json", "llama4_json")
+"""Parsers of calls that are JSON objects with a name and arguments, which they read only when these are complete."""
 _OBJECTS_BEGIN_CALLS = ("Llama3JsonToolParser",)
 """Parsers that read any JSON object with a name as a call."""
 
@@ -173,8 +176,13 @@ class CallParsing:
         if self.reads_all:
             return self._harmony_calls(parser, prompt_ids, 0 if ask is None else limit)
         parse: ParseWhole = partial(self._whole, request, by_json)
+        forced = ask is not None and ask.forced
+        named_only = by_json and ask is not None and ask.named  # then the output is the arguments, as they are
+        json_calls = (
+            JsonCalls(_new_id) if forced and (self.name in _JSON_FAMILIES or by_json) and not named_only else None
+        )
         if by_json:
-            return HeldCalls(parse, (), json_starts=False, limit=limit)
+            return HeldCalls(parse, (), json_starts=False, limit=limit, json_calls=json_calls)
         tool_parser, vocabulary = parser.tool_parser, self._tokenizer.get_vocab()
         # Before version 11 Mistral's tokenisers have no token before arguments, and the parser is an older one inside.
         if tool_parser.engine_based_streaming and not (self.name == "mistral" and "[ARGS]" not in vocabulary):
@@ -182,19 +190,17 @@ class CallParsing:
         starts = {getattr(tool_parser, name, None) for name in _START_ATTRIBUTES}
         json_starts = type(tool_parser).__name__ in _OBJECTS_BEGIN_CALLS
         texts = sorted(start for start in starts if isinstance(start, str) and start)
-        return HeldCalls(parse, texts, json_starts=json_starts, limit=limit)
+        return HeldCalls(parse, texts, json_starts=json_starts, limit=limit, json_calls=json_calls)
 
     def _whole(self, request: Any, by_json: bool, text: str, ids: Sequence[int]) -> Whole:
         """What vLLM's server would reply with for a whole answer."""
-        from vllm.renderers.chat_utils import make_tool_call_id
-
         parser = self._parser(request)
         if by_json:
             parser.tool_parser.supports_required_and_named = True
         _, content, calls = parser.parse(text, request, enable_auto_tools=True, model_output_token_ids=list(ids))
-        return Whole(
-            content or "", [Call(call.name, call.arguments, call.id or make_tool_call_id()) for call in calls or ()]
-        )
+        # Half of a pair of surrogates, which JSON may have, is no text that could be sent.
+        read = [Call(call.name, call.arguments.encode(errors="replace").decode(), call.id) for call in calls or ()]
+        return Whole(content or "", [replace(call, id=call.id or _new_id()) for call in read])
 
     def _harmony_calls(self, parser: Any, prompt_ids: Sequence[int], limit: int | None) -> OutputParser:
         from vllm.entrypoints.openai.parser.harmony_utils import (
@@ -202,14 +208,13 @@ class CallParsing:
             get_encoding,
             is_function_recipient,
         )
-        from vllm.renderers.chat_utils import make_tool_call_id
 
         def read_call(message: Any) -> Call:
             text, kind = message.content[0].text, message.content_type
             if kind is None or "json" in kind:
                 with contextlib.suppress(json.JSONDecodeError):  # cut off or wrong JSON is given as it is, as by vLLM
                     text = json.dumps(json.loads(text))
-            return Call(extract_function_from_recipient(message.recipient), text, make_tool_call_id())
+            return Call(extract_function_from_recipient(message.recipient), text, _new_id())
 
         header = get_encoding().encode("<|start|>assistant", allowed_special="all")
         width = len(header)
@@ -218,6 +223,13 @@ class CallParsing:
             len(prompt_ids),
         )
         return HarmonyCalls(parser, list(prompt_ids[begun:]), is_function_recipient, read_call, limit=limit)
+
+
+def _new_id() -> str:
+    from vllm.renderers.chat_utils import make_tool_call_id
+
+    made: str = make_tool_call_id()
+    return made
 
 
 def _constraint(found: Any) -> StructuredOutput | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.decoders import DecodeStream
 
 from baton.v1 import inference_pb2 as pb
 from cluster.model.model_parsers import HARMONY_REASONING, REASONING_TEXTS, parser_names
@@ -171,6 +172,25 @@ def test_how_text_is_cut_into_tokens_does_not_show(case: tuple[str, str], cuts: 
     for part in [*parts, *parser.finish()]:
         read.add(part.phase, part.text, [part.call] if part.call else ())
     assert read == expected(family, output, read)
+
+
+@pytest.mark.parametrize(
+    ("family", "output"),
+    [(name, output) for name in ("hermes", "llama") for output in FAMILIES[name].outputs[:2]],
+)
+def test_required_calls_come_while_they_are_written_and_end_the_same(family: str, output: str) -> None:
+    tokenizer = FAMILIES[family].tokenizer()
+    forced = replace(ASK, choice="required")
+    parser = parsing(family).reading(forced, pb.Sampling(), [72]).parser()
+    read, pieces, stream = Read(), 0, DecodeStream(skip_special_tokens=False)
+    for token in tokenizer.encode(output, add_special_tokens=False):
+        for part in parser.push(token, stream.step(tokenizer.backend_tokenizer, token) or ""):
+            read.add(part.phase, part.text, [part.call] if part.call else ())
+            pieces += part.call is not None
+    assert pieces > 2 * len(read.calls)
+    for part in parser.finish():
+        read.add(part.phase, part.text, [part.call] if part.call else ())
+    assert read.calls == whole(family, output).calls
 
 
 @pytest.mark.parametrize("family", [name for name, made in FAMILIES.items() if made.reasoning])

@@ -183,6 +183,7 @@ async def test_a_forced_call_is_held_to_a_grammar_behind_the_reasoning(choice: p
     async with calling_cluster() as made:
         reply = await run(made, ask(tool_choice=choice))
         assert calls_of(reply.deltas) == [("weather", '{"city": "Bern STOP"}')]
+        assert len([piece for delta in reply.deltas for piece in delta.tool_calls]) > 5
         assert reply.summary.finish_reason == pb.FINISH_REASON_TOOL_CALLS
         [leg] = [leg for leg in made.engine("decode-0").started if leg.transfer_params][:1]
         tag = json.loads(leg.sampling.structured_output.structural_tag)
