@@ -61,7 +61,7 @@ def _examples(body: Body) -> dict[str, Any]:
 def _operation(operation: Operation) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": {"$ref": f"#/components/schemas/{operation.reply}"}}}
     if operation.streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": {"description": "Server-sent events, where `stream` is true"}}
     error = {"application/json": {"schema": {"$ref": f"#/components/schemas/{operation.error}"}}}
     statuses = sorted({row.http for row in ROWS.values()} | {405}) if operation.fails else []
     responses = {"200": {"description": operation.summary, "content": content}}
