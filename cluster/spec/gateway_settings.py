@@ -88,3 +88,9 @@ class TenantSettings(Settings):
     """Tokens that may come at once before the rate holds; left out, ten seconds of the rate."""
     max_priority: int = Field(1000, ge=-1000, le=1000)
     """Highest priority that the tenant's requests may claim; a higher one counts as this."""
+    max_branches: int | None = Field(None, ge=1)
+    """Most traces for one answer (`inference_scaling`); left out, ``gateway.max_choices``."""
+    max_answer_usd: float | None = Field(None, gt=0)
+    """Most dollars for one such answer, by the cost section's prices; a request's own budget holds where it is less."""
+    usd_per_day: float | None = Field(None, gt=0)
+    """Most dollars of all requests over a day, by the cost section's prices; left out, no limit."""

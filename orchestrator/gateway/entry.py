@@ -43,3 +43,7 @@ class Entry:
     def charge(self, tenant: str, tokens: float) -> None:
         """Take tokens off the tenant's rate; below 0 gives back."""
         self._tenants.charge(tenant, tokens, now_s=time.monotonic())
+
+    def spend(self, tenant: str, usd: float) -> None:
+        """A request of the tenant cost so much."""
+        self._tenants.spend(tenant, usd, now_s=time.monotonic())

@@ -233,7 +233,7 @@ class Gateway:
     ) -> Choices | ScaledRequest:
         """A request's choices, or the branches of its one answer."""
         times = (received_s, received_unix_s)
-        ask = read_ask(request, max_branches=self.spec.gateway.max_choices)
+        ask = read_ask(request, self.spec.gateway.max_choices, self.spec.tenant(prepared.tenant))
         if ask is None:
             return Choices(prepared, model, *times)
         again = partial(prepare, front=model.front, spec=model.spec, now_s=received_s)
@@ -250,6 +250,7 @@ class Gateway:
         finally:
             used_tokens = placer.settle(first, sum(len(run.life.output_ids) for run in runs))
             self._entry.charge(prepared.tenant, used_tokens - expected_tokens)
+            self._entry.spend(prepared.tenant, sum(run.cost_usd for run in runs))
 
     def _trace_failure(self, request: pb.GenerateRequest, error: ServingError, received_unix_s: float) -> None:
         if self._spans is not None:

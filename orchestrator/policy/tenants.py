@@ -14,6 +14,7 @@ from cluster.errors import RequestRejected
 from cluster.spec.config import TenantSettings
 from orchestrator.policy.admission import MAX_RETRY_AFTER_S, MIN_RETRY_AFTER_S
 
+DAY_S = 86400.0
 FORGET_ABOVE = 4096
 """Tenants remembered before those with nothing in flight and a full bucket are forgotten."""
 
@@ -61,6 +62,12 @@ class TokenBucket:
 class _Account:
     in_flight: int = 0
     bucket: TokenBucket | None = None
+    usd: TokenBucket | None = None
+
+    def rested(self, now_s: float) -> bool:
+        """Whether nothing of it is worth remembering."""
+        buckets = [bucket for bucket in (self.bucket, self.usd) if bucket is not None]
+        return not self.in_flight and all(bucket.is_full(now_s) for bucket in buckets)
 
 
 class TenantLimits:
@@ -99,6 +106,13 @@ class TenantLimits:
                 retry_after_s=min(MAX_RETRY_AFTER_S, max(MIN_RETRY_AFTER_S, wait_s)),
                 reason="tenant_rate",
             )
+        wait_s = account.usd.wait_s(now_s) if account.usd else 0.0
+        if wait_s > 0 or (account.usd and account.usd.level(now_s) <= 0):
+            raise RequestRejected(
+                f"the tenant has spent its {settings.usd_per_day:g} dollars a day; retry later",
+                retry_after_s=min(MAX_RETRY_AFTER_S, max(MIN_RETRY_AFTER_S, wait_s)),
+                reason="tenant_usd",
+            )
         account.in_flight += 1
 
     def charge(self, tenant: str, tokens: float, *, now_s: float) -> None:
@@ -107,16 +121,18 @@ class TenantLimits:
         if account is not None and account.bucket is not None:
             account.bucket.take(tokens, now_s=now_s)
 
+    def spend(self, tenant: str, usd: float, *, now_s: float) -> None:
+        """A request cost so much."""
+        account = self._accounts.get(tenant)
+        if account is not None and account.usd is not None:
+            account.usd.take(usd, now_s=now_s)
+
     def leave(self, tenant: str, *, now_s: float) -> None:
         """A request that was let in has ended."""
         account = self._accounts[tenant]
         account.in_flight -= 1
         if len(self._accounts) > FORGET_ABOVE:
-            self._accounts = {
-                name: kept
-                for name, kept in self._accounts.items()
-                if kept.in_flight or (kept.bucket and not kept.bucket.is_full(now_s))
-            }
+            self._accounts = {name: kept for name, kept in self._accounts.items() if not kept.rested(now_s)}
 
     def in_flight(self, tenant: str) -> int:
         """Requests of the tenant that are in."""
@@ -131,4 +147,7 @@ class TenantLimits:
                 rate = settings.tokens_per_s * self._share
                 burst = (settings.burst_tokens or 10 * settings.tokens_per_s) * self._share
                 account.bucket = TokenBucket(rate, burst, now_s=now_s)
+            if settings.usd_per_day is not None:
+                usd = settings.usd_per_day * self._share
+                account.usd = TokenBucket(usd / DAY_S, usd, now_s=now_s)
         return account

@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from baton.v1 import inference_pb2 as pb
 from cluster.errors import InvalidRequest
+from cluster.spec.config import TenantSettings
 from orchestrator.policy.thinking.answers import Extractor
 from orchestrator.policy.thinking.budget import Budget
 from orchestrator.policy.thinking.state import Settings, Strategy
@@ -29,15 +30,15 @@ class ThinkingAsk:
     progress: bool
 
 
-def read_ask(request: pb.GenerateRequest, *, max_branches: int) -> ThinkingAsk | None:
-    """Read a request's inference scaling; None where it asks for none.
+def read_ask(request: pb.GenerateRequest, max_branches: int, tenant: TenantSettings) -> ThinkingAsk | None:
+    """Read a request's inference scaling, within what its tenant may have; None where it asks for none.
 
     Raises:
         InvalidRequest: it asks for what cannot be, or for more branches than are allowed.
     """
     if not request.HasField("inference_scaling"):
         return None
-    asked = request.inference_scaling
+    asked, max_branches = request.inference_scaling, min(max_branches, tenant.max_branches or max_branches)
     if request.sampling.n > 1:
         raise InvalidRequest(f"{FIELD} gives one answer; leave n out, or set it to 1", field="sampling.n")
     if request.sampling.HasField("prompt_logprobs"):
@@ -53,7 +54,12 @@ def read_ask(request: pb.GenerateRequest, *, max_branches: int) -> ThinkingAsk |
     if strategy.cap > max_branches:
         _wrong("strategy", f"{name!r} takes {strategy.cap} branches, and {max_branches} are allowed")
     return ThinkingAsk(
-        name, strategy, _budget(asked.budget), _extractor(asked.answer), asked.return_candidates, asked.progress
+        name,
+        strategy,
+        _budget(asked.budget, tenant.max_answer_usd),
+        _extractor(asked.answer),
+        asked.return_candidates,
+        asked.progress,
     )
 
 
@@ -69,14 +75,15 @@ def _settings(asked: pb.InferenceScaling, max_branches: int) -> Settings:
     return Settings(asked.samples.min, most, agree, dict(asked.options))
 
 
-def _budget(asked: pb.ScalingBudget) -> Budget:
+def _budget(asked: pb.ScalingBudget, max_usd: float | None) -> Budget:
     for name in ("tokens", "seconds", "usd"):
         if asked.HasField(name) and not getattr(asked, name) > 0:
             _wrong(f"budget.{name}", f"{getattr(asked, name):g}: expected above 0")
+    usd = [asked.usd] if asked.HasField("usd") else []
     return Budget(
         asked.tokens if asked.HasField("tokens") else None,
         asked.seconds if asked.HasField("seconds") else None,
-        asked.usd if asked.HasField("usd") else None,
+        min([*usd, *([] if max_usd is None else [max_usd])], default=None),
     )
 
 

@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from cluster.errors import RequestRejected
+from baton.v1 import inference_pb2 as pb
+from cluster.errors import InvalidRequest, RequestRejected
 from tests.fakes.live_cluster import Cluster, ask, cluster_of, eventually, expected, run
 
 PROMPT = [ord(char) for char in "Whose turn is it to carry the baton, and if so how?"]
@@ -123,4 +124,30 @@ async def test_while_tenants_compete_tokens_go_by_weight() -> None:
         hold.open()
         await asyncio.gather(first, *tasks)
         assert 7 <= order[:10].count("big") <= 9
+        await cluster.idle()
+
+
+async def test_a_tenant_that_has_spent_its_day_is_refused_and_others_are_served() -> None:
+    more = "tenants: {acme: {usd_per_day: 0.000001}}\ncost: {usd_per_cpu_hour: 1000.0}"
+    async with cluster_of("prefill-0", "decode-0", more=more) as cluster:
+        await run(cluster, ask(PROMPT, 8, tenant="acme"))
+        with pytest.raises(RequestRejected, match="dollars a day") as refused:
+            await run(cluster, ask(PROMPT, 8, tenant="acme"))
+        assert refused.value.reason == "tenant_usd"
+        await run(cluster, ask(PROMPT, 8, tenant="other"))
+        await cluster.idle()
+
+
+async def test_a_tenants_traces_and_dollars_of_an_answer_are_limited() -> None:
+    more = "tenants: {acme: {max_branches: 2, max_answer_usd: 0.0000001}}\ncost: {usd_per_cpu_hour: 1000.0}"
+    async with cluster_of("prefill-0", "decode-0", more=more) as cluster:
+        vote = pb.InferenceScaling(samples=pb.Samples(max=3))
+        with pytest.raises(InvalidRequest, match="at most 2"):
+            await run(cluster, ask(PROMPT, 8, tenant="acme", inference_scaling=vote))
+        with pytest.raises(InvalidRequest) as refused:
+            await run(cluster, ask(PROMPT, 8, tenant="acme", inference_scaling=pb.InferenceScaling()))
+        assert refused.value.field == "inference_scaling.budget.usd"
+        reply = await run(cluster, ask(PROMPT, 8, tenant="other", inference_scaling=vote))
+        assert reply.finished is not None
+        assert reply.finished.inference_scaling.branches.started == 3
         await cluster.idle()

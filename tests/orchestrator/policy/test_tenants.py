@@ -50,6 +50,17 @@ def test_an_overestimate_is_given_back_but_never_beyond_the_burst() -> None:
         held.enter("a", now_s=0)
 
 
+def test_dollars_come_back_over_the_day_and_each_gateway_holds_its_share() -> None:
+    held = limits(share=0.5, usd_per_day=24.0)
+    held.enter("a", now_s=0)
+    held.spend("a", 13.0, now_s=0)
+    with pytest.raises(RequestRejected) as refused:
+        held.enter("a", now_s=7100)  # half a dollar an hour
+    assert refused.value.reason == "tenant_usd"
+    held.enter("b", now_s=7100)
+    held.enter("a", now_s=7300)
+
+
 def test_each_gateway_holds_its_share() -> None:
     held = limits(share=0.5, max_in_flight=4, tokens_per_s=10, burst_tokens=50)
     for _ in range(2):
