@@ -9,21 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.command import bench
 from cluster.errors import ConfigError, ServingError
-from doctor.command import doctor
 from interface.cli import cli_options
 from interface.cli.cli_options import takes
 from interface.cli.kube_target import KubeTarget
+from interface.cli.later_commands import Commands
 from interface.client.credentials import Credentials
-from planner.capacity.calibrate_command import calibrate
-from planner.capacity.commands import plan_app
-from planner.capacity.whatif_command import whatif
-from planner.simulator.simulate_command import simulate
-from planner.simulator.trace_command import trace as trace_app
 
 app = typer.Typer(
     name="baton",
+    cls=Commands,
     help="An inference cluster for models that think: prefill and decode in pools of their own.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -300,8 +295,6 @@ def node(
     node_command.node(settings, ray_command)
 
 
-app.command()(doctor)
-app.command()(bench)
 model_app = typer.Typer(help="The model that a cluster serves.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
 
@@ -322,13 +315,6 @@ def model_check(
     from interface.cli import model_command
 
     model_command.check(file, controller, name, model=model, as_json=as_json)
-
-
-app.add_typer(plan_app, name="plan")
-app.command()(whatif)
-app.command()(calibrate)
-app.command()(simulate)
-app.add_typer(trace_app, name="trace")
 
 
 @app.command()
