@@ -4,8 +4,10 @@ VENV_PYTHON := .venv/bin/python
 PROMPT ?= Why is the sky blue? Answer in two sentences.
 export BATON_CACHE ?= $(HOME)/.cache/baton
 
-# Engines are shared by the tests of one process, so only tests without them run side by side.
-PURE := $(VENV_PYTHON) -m pytest -m "not engine and not ray" -q -n auto --dist loadfile
+# Engines are shared by the tests of one process, so only tests without them run side by side. Each process imports
+# everything; compiled code is kept, beside the sources or not, or a quarter of their time goes into compiling it again.
+PYC := PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(BATON_CACHE)/pycache
+PURE := $(PYC) $(VENV_PYTHON) -m pytest -m "not engine and not ray" -q -n auto --dist loadfile
 
 include models/Makefile.inc
 

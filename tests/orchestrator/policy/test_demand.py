@@ -179,12 +179,13 @@ def prompt_s(tokens: int) -> float:
     return tokens / 10_000
 
 
-def bytes_held(ticks: int, tenants: int) -> int:
-    """Size of a forecaster that has served twenty new requests at each tick, 100 in flight at a time."""
+def bytes_held(tenants: int, *after_ticks: int) -> list[int]:
+    """Sizes of a forecaster that serves twenty new requests at each tick, 100 in flight at a time."""
     forecaster = DemandForecaster(
         WorkerCapacity(100_000, decode_step_s, prompt_s, 0.05), ttft_s=2.0, horizons_s=(0.0, 80.0)
     )
-    for tick in range(ticks):
+    sizes = []
+    for tick in range(max(after_ticks)):
         now_s, first = 5.0 * (tick + 1), 20 * tick
         flights = [
             InFlight(i, f"t{i % tenants}", 0, 500, 50 * (tick - i // 20 + 1), "d", "decoding")
@@ -197,12 +198,15 @@ def bytes_held(ticks: int, tenants: int) -> int:
             if i >= 0
         ]
         forecaster.observe(now_s, flights, arrived, finished, 1)
-    return len(pickle.dumps(forecaster))
+        if tick + 1 in after_ticks:
+            sizes.append(len(pickle.dumps(forecaster)))
+    return sizes
 
 
 def test_memory_grows_with_classes_and_not_with_requests_served() -> None:
-    """After an hour all windows are full: 7,000 more requests add nothing, and classes add their curves alone."""
-    hour, more, classes = bytes_held(745, 5), bytes_held(1100, 5), bytes_held(745, 50)
+    """After an hour all windows are full: 2,000 more requests add nothing, and classes add their curves alone."""
+    early, hour, more = bytes_held(5, 120, 745, 845)
     assert more < 1.01 * hour
-    per_class = (classes - hour) / 45
+    (classes,) = bytes_held(50, 120)
+    per_class = (classes - early) / 45
     assert 0 < per_class < 2 * 8 * 54 * 2 * 3

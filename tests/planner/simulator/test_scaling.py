@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from cluster.spec.config import Role
 from orchestrator.policy.autoscaler import Autoscaler
 from orchestrator.policy.baselines import KvThreshold, MeanLengths, RequestsPerReplica
 from orchestrator.policy.decision_log import entry_line, replay
-from orchestrator.policy.demand import DemandForecaster, horizons_s
-from orchestrator.policy.scaling_decision import AutoscalerSettings, Decision
+from orchestrator.policy.demand import Demand, DemandForecaster, horizons_s
+from orchestrator.policy.scaling_decision import Decision, DecisionSettings, Memory, WorkerRow
 from orchestrator.policy.scaling_policy import FleetView, ScalingPolicy, StartWorker
 from orchestrator.policy.worker_capacity import WorkerCapacity
 from orchestrator.request import lifecycle as lc
@@ -29,6 +30,8 @@ from planner.simulator.workload import Workload
 COST = AffineCost(0.01, 1e-4, 1e-7, 0.005, 2e-5)
 KV_TOKENS = 32_000
 
+Inputs = tuple[DecisionSettings, Memory, Demand, Sequence[WorkerRow], Decision]
+
 
 def fleet(prefill: int = 1, decode: int = 2, blocks: int = KV_TOKENS // 16, start_s: float = 20.0) -> FleetSpec:
     kind = EngineProfile(COST, COST, blocks, mixed=COST, kv_bytes_per_token=1e4)
@@ -44,7 +47,7 @@ def capacity() -> WorkerCapacity:
 
 def baton(**settings: float) -> Autoscaler:
     forecaster = DemandForecaster(capacity(), ttft_s=2.0, horizons_s=horizons_s(20.0))
-    return Autoscaler(forecaster, AutoscalerSettings(**{"patience_s": 120.0, "change_roles": False} | settings))
+    return Autoscaler(forecaster, DecisionSettings(**{"patience_s": 120.0, "change_roles": False} | settings))
 
 
 def traces(short_first: bool, rate_per_s: float = 4.0, seconds: float = 600.0) -> Workload:
@@ -66,8 +69,17 @@ def workers(result: Result, role: str, time_s: float) -> float:
     return float(np.interp(time_s, result.timeline["time_s"], result.timeline[f"{role}_workers"]))
 
 
+@cache
+def longer_traces() -> tuple[Result, tuple[Inputs, ...]]:
+    """A run of Baton's policy in which traces become longer, and all that it logged."""
+    logged: list[Inputs] = []
+    policy = baton()
+    policy.log = lambda *inputs: logged.append(inputs)
+    return run(traces(short_first=True), policy), tuple(logged)
+
+
 def test_longer_traces_grow_decode_and_leave_prefill() -> None:
-    result = run(traces(short_first=True), baton())
+    result, _ = longer_traces()
     assert (result.records["outcome"] == Outcome.FINISHED).all()
     assert workers(result, "decode", 590) >= 2 * workers(result, "decode", 290)
     assert workers(result, "prefill", 590) == workers(result, "prefill", 290) == 1
@@ -80,11 +92,8 @@ def test_shorter_traces_shrink_decode_and_lose_nothing() -> None:
 
 
 def test_every_decision_of_a_run_replays() -> None:
-    lines: list[str] = []
-    policy = baton()
-    policy.log = lambda *inputs: lines.append(entry_line(*inputs))
-    run(traces(short_first=True), policy)
-    found = list(replay(lines))
+    _, logged = longer_traces()
+    found = list(replay([entry_line(*inputs) for inputs in logged]))
     assert len(found) > 100
     assert all(each.agrees for each in found)
     assert any("StartWorker" in action for each in found for action in each.entry.actions)
@@ -196,15 +205,7 @@ def test_nobody_makes_way_where_no_worker_is_coming() -> None:
 
 
 def test_decisions_explain_themselves() -> None:
-    reasons: list[str] = []
-
-    def log(*inputs: object) -> None:
-        decision = inputs[-1]
-        assert isinstance(decision, Decision)
-        reasons.append(decision.reason)
-
-    policy = baton()
-    policy.log = log
-    run(traces(short_first=True), policy)
+    _, logged = longer_traces()
+    reasons = [decision.reason for *_, decision in logged]
     assert any(reason.startswith("decode ") and "KV" in reason for reason in reasons)
     assert all(reason for reason in reasons)

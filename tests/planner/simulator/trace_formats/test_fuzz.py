@@ -69,7 +69,7 @@ objects = st.dictionaries(st.sampled_from(sorted(KEYS)), json_values | st.intege
 
 
 @given(values=st.lists(objects, min_size=1, max_size=4), array=st.booleans())
-@settings(own, max_examples=300)
+@settings(own, max_examples=150)
 def test_known_keys_with_any_values(tmp_path: Path, values: list[object], array: bool) -> None:
     import json
 
