@@ -9,6 +9,7 @@ import pytest
 
 from baton.v1 import inference_pb2 as pb
 from cluster.errors import WorkerError
+from orchestrator.request.lifecycle import Lifecycle
 from tests.fakes.live_cluster import Cluster, Reply, ask, cluster_of, eventually, expected, run
 from tests.fakes.tokenizer import END_THINK, THINK
 
@@ -93,8 +94,15 @@ async def lose_decode(cluster: Cluster, request: pb.GenerateRequest, made: int) 
     for engine in engines.values():
         if engine is not engines[lost]:
             engine.holds.clear()
+    # What was made is on its way to the gateway; lost before it is there, it would be made again.
+    await eventually(lambda: any(leg_tokens(each.life) >= made for each in cluster.gateway.model.runs.values()))
     await cluster.kill(lost)
     return await task
+
+
+def leg_tokens(life: Lifecycle) -> int:
+    """Output tokens that the gateway has of a request's present leg."""
+    return len(life.output_ids) - life._leg.generated_tokens if life._leg is not None else 0
 
 
 async def test_a_worker_lost_behind_the_closed_marker_is_nothing_new() -> None:
