@@ -49,15 +49,16 @@ class Client(Protocol):
 class HttpClient:
     """One connection for each stream at a time, as browsers and SDKs have it."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, priority: int) -> None:
         parts = urlsplit(url)
+        self._priority = priority
         self._host, self._port = parts.hostname, parts.port
         self._idle: list[Connection] = []
 
     async def send(self, request_id: str, prompt_ids: list[int], osl: int) -> Callable[[], Sent]:
         body = json.dumps(
             {"model": "fake", "prompt": prompt_ids, "max_tokens": osl, "temperature": 0, "ignore_eos": True,
-             "stream": True, "request_id": request_id}
+             "stream": True, "request_id": request_id, "priority": self._priority}
         ).encode()  # fmt: skip
         head = (
             f"POST /v1/completions HTTP/1.1\r\nHost: {self._host}:{self._port}\r\nX-Request-Id: {request_id}\r\n"
@@ -126,7 +127,7 @@ def _grpc_messages(parts: list[tuple[float, bytes]]) -> Iterator[tuple[float, in
 async def run(arguments: argparse.Namespace) -> list[Sent]:
     client: Client
     if arguments.url.startswith("http"):
-        client = HttpClient(arguments.url)
+        client = HttpClient(arguments.url, arguments.priority)
     else:
         client = GrpcClient(arguments.url, arguments.connections)
     numbers = iter(range(arguments.requests))
@@ -151,6 +152,7 @@ def main() -> None:
     parser.add_argument("--isl", type=int, default=100)
     parser.add_argument("--osl", type=int, default=300)
     parser.add_argument("--connections", type=int, default=4, help="of gRPC")
+    parser.add_argument("--priority", type=int, default=0, help="over HTTP")
     parser.add_argument("--tag", default="0", help="part of the request ids")
     sent: list[Any] = uvloop.run(run(parser.parse_args()))
     print(json.dumps([asdict(each) for each in sent]))

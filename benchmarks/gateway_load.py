@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from benchmarks.gateway_stubs import Leg, StubWorker, start_stubs
+from benchmarks.gateway_stubs import SILENT_PRIORITY, Leg, StubWorker, start_stubs
 
 ROOT = Path(__file__).resolve().parents[1]
 START_TIMEOUT_S = 120.0
@@ -47,7 +47,13 @@ async def gateway(arguments: argparse.Namespace, registry: str) -> AsyncIterator
             **({"reasoning": {}} if arguments.reasoning else {}),
         },
         "pools": {"colocated": {"replicas": arguments.workers}},
-        "gateway": {"grpc_port": 0, "http_port": 0, "metrics_port": 0, "max_queued_requests": 5000},
+        "gateway": {
+            "grpc_port": 0,
+            "http_port": 0,
+            "metrics_port": 0,
+            "max_queued_requests": 5000,
+            "max_streams": 20000,
+        },
     }
     (folder / "spec.json").write_text(json.dumps(spec))
     ports = folder / "ports"
@@ -93,6 +99,25 @@ async def measure(
     if client.returncode:
         raise RuntimeError("the client failed")
     return json.loads(out), _cpu_s(process) - cpu_s, time.monotonic() - wall_s
+
+
+@contextlib.asynccontextmanager
+async def idle_streams(count: int, url: str, legs: dict[str, Leg], process: psutil.Process) -> AsyncIterator[None]:
+    """So many HTTP streams that got a token and wait for the next one."""
+    command = [
+        *(sys.executable, "-m", "benchmarks.gateway_client", url, "--streams", str(count), "--requests", str(count)),
+        *("--isl", "16", "--osl", "1000", "--priority", str(-SILENT_PRIORITY), "--tag", "idle"),
+    ]
+    client = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL, cwd=ROOT)
+    try:
+        while sum(leg.silent for leg in legs.values()) < count:  # noqa: ASYNC110
+            await asyncio.sleep(0.5)
+        await asyncio.sleep(2)
+        print(f"{count} idle HTTP streams: RSS {_rss_mib(process):.0f} MiB", flush=True)
+        yield
+    finally:
+        client.kill()
+        await client.wait()
 
 
 def report(sent: list[dict[str, Any]], legs: dict[str, Leg], osl: int) -> str:
@@ -141,7 +166,10 @@ async def main_async(arguments: argparse.Namespace) -> None:
 async def measure_all(
     arguments: argparse.Namespace, workers: list[StubWorker], legs: dict[str, Leg], registry: str
 ) -> None:
-    async with gateway(arguments, registry) as (process, ports):
+    async with gateway(arguments, registry) as (process, ports), contextlib.AsyncExitStack() as stack:
+        if arguments.idle:
+            url = f"http://127.0.0.1:{ports['http_port']}"
+            await stack.enter_async_context(idle_streams(arguments.idle, url, legs, process))
         for round_number in range(arguments.repetitions):
             for protocol in arguments.protocols:
                 url = f"{protocol}://127.0.0.1:{ports[f'{protocol}_port']}"
@@ -162,6 +190,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, nargs="+", default=[256, 1024])
     parser.add_argument("--protocols", nargs="+", default=["http", "grpc"], choices=["http", "grpc"])
+    parser.add_argument("--idle", type=int, default=0, help="HTTP streams that wait meanwhile")
     parser.add_argument("--tokens-per-s", type=float, default=5000, help="of all streams together")
     parser.add_argument("--isl", type=int, default=100)
     parser.add_argument("--osl", type=int, default=300)

@@ -20,6 +20,8 @@ from orchestrator.registry import RegistryService
 BLOCK_SIZE_TOKENS = 32
 TOTAL_BLOCKS = 1_000_000
 LOAD_INTERVAL_S = 0.5
+SILENT_PRIORITY = -7
+"""Over HTTP, where a lower number goes first, it is 7."""
 
 
 @dataclass(slots=True)
@@ -31,6 +33,8 @@ class Leg:
     exports: bool
     prompt_tokens: int
     came_s: float
+    silent: bool
+    """It came with `SILENT_PRIORITY`: it says its first token, and then nothing."""
     left_s: list[float] = field(default_factory=list)
 
 
@@ -71,9 +75,9 @@ class StubWorker(worker_pb2_grpc.WorkerServicer):
         async for command in commands:
             if command.WhichOneof("command") == "submit":
                 submit = command.submit
-                leg = Leg(
-                    submit.max_tokens, submit.leg_number, submit.export, len(submit.token_ids) // 4, time.monotonic()
-                )
+                silent = submit.priority == SILENT_PRIORITY
+                came_s, prompt_tokens = time.monotonic(), len(submit.token_ids) // 4
+                leg = Leg(submit.max_tokens, submit.leg_number, submit.export, prompt_tokens, came_s, silent)
                 running[submit.leg_id] = self._noted[submit.leg_id] = leg
             elif command.WhichOneof("command") == "abort":
                 running.pop(command.abort.leg_id, None)
@@ -84,6 +88,8 @@ class StubWorker(worker_pb2_grpc.WorkerServicer):
         message = worker_pb2.WorkerEvents()
         token_id = 65 + self._steps % 26
         for leg_id, leg in list(running.items()):
+            if leg.silent and leg.left_s:
+                continue
             leg.left_tokens -= 1
             leg.left_s.append(now_s)
             if leg.left_tokens and leg.number:
