@@ -148,7 +148,9 @@ class EventStream:
         if self._loop.time() >= self._written_s + interval_s:
             self._written_s = self._loop.time()
             # A reader that does not read is found by the next event; comments would only fill the transport.
-            if not self._writing and not self._request.protocol.writing_paused:
+            if self.keeps_up:
+                self.write_soon(COMMENT)
+            elif not self._writing and not self._protocol.writing_paused:
                 self._comment = self._loop.create_task(self._write_comment())
         self._watch(interval_s)
 
