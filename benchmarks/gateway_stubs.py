@@ -45,11 +45,13 @@ class StubWorker(worker_pb2_grpc.WorkerServicer):
         worker_id: Name in the cluster.
         step_s: Seconds between two tokens of a leg.
         legs: Where each leg is noted, by request id and the leg's number.
+        offset_s: Its steps come so much after the others': engines do not step together.
     """
 
-    def __init__(self, worker_id: str, step_s: float, legs: dict[str, Leg]) -> None:
+    def __init__(self, worker_id: str, step_s: float, legs: dict[str, Leg], offset_s: float) -> None:
         self.worker_id = worker_id
         self.step_s = step_s
+        self._offset_s = offset_s
         self._noted = legs
         self._steps = 0
 
@@ -57,6 +59,7 @@ class StubWorker(worker_pb2_grpc.WorkerServicer):
         running: dict[str, Leg] = {}
         reader = asyncio.create_task(self._read(commands, running))
         reported_s = next_s = 0.0
+        await asyncio.sleep(self._offset_s)
         try:
             while True:
                 now_s = time.monotonic()
@@ -135,7 +138,7 @@ async def start_stubs(count: int, step_s: float) -> tuple[list[StubWorker], dict
     Returns the workers, the legs they note, the registry's address and the servers, to be stopped.
     """
     legs: dict[str, Leg] = {}
-    workers = [StubWorker(f"colocated-{index}", step_s, legs) for index in range(count)]
+    workers = [StubWorker(f"colocated-{index}", step_s, legs, index * step_s / count) for index in range(count)]
     members, servers = [], []
     for worker in workers:
         server = grpc.aio.server()
@@ -156,7 +159,7 @@ async def start_stubs(count: int, step_s: float) -> tuple[list[StubWorker], dict
             )
         )
     registry = RegistryService()
-    await registry.publish(members, [])
+    await registry.publish("", members, [])
     server = grpc.aio.server()
     registry_pb2_grpc.add_RegistryServicer_to_server(registry, server)
     port = server.add_insecure_port("127.0.0.1:0")
