@@ -83,22 +83,16 @@ async def _serve_probes(gateway: Gateway, host: str, port: int) -> Any:
     return runner
 
 
-def _loaded(portfolio: Portfolio) -> tuple[Portfolio, dict[str, ModelFront]]:
-    """The spec with its models' parsers, and each model as a gateway needs it."""
-    folders = {name: model_path.check(spec.model.path) for name, spec in portfolio.models.items()}
-
-    def parsed(name: str, spec: ClusterSpec) -> ClusterSpec:
-        settings = with_vllm_markers(with_parsers(spec.model, folders[name]), folders[name])
-        return spec.model_copy(update={"model": settings})
-
-    found = portfolio.map_models(parsed)
+def _loaded(spec: ClusterSpec) -> tuple[ClusterSpec, ModelFront]:
+    """The spec with its model's parsers, and the model as a gateway needs it."""
+    folder = model_path.check(spec.model.path)
+    asked = spec.model.tool_parser
+    spec = spec.model_copy(update={"model": with_vllm_markers(with_parsers(spec.model, folder), folder)})
     with torch_hidden():
-        fronts = {name: load_model_front(spec, folders[name]) for name, spec in found.models.items()}
-    for name, front in fronts.items():
-        asked = portfolio.models[name].model.tool_parser
-        if front.calls is not None and (asked != AUTO or front.calls.reads_all):
-            front.calls.load()
-    return found, fronts
+        front = load_model_front(spec, folder)
+    if front.calls is not None and (asked != AUTO or front.calls.reads_all):
+        front.calls.load()
+    return spec, front
 
 
 def _spans(spec: ClusterSpec) -> Spans | None:
@@ -123,9 +117,12 @@ async def serve(
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     spec = portfolio.first
     authentication = Authentication(spec.security)
-    gateway = Gateway(*_loaded(portfolio), _spans(spec))
+    loaded = {name: _loaded(each) for name, each in portfolio.models.items()}
+    portfolio = portfolio.map_models(lambda name, _: loaded[name][0])
+    fronts = {name: front for name, (_, front) in loaded.items()}
+    gateway = Gateway(portfolio, fronts, _spans(spec), load=_loaded)
     watcher = asyncio.create_task(watch(controller, gateway.update_members, InternalRpc(spec.security)))
-    reporter = asyncio.create_task(gateway.report_to(controller))
+    gateway.report_to(controller)
     settings = spec.gateway
     metrics_runner, metrics_port = await _serve_metrics(gateway, settings.host, settings.metrics_port, authentication)
     grpc_server, grpc_port = await serve_grpc(gateway, settings, authentication)
@@ -151,7 +148,6 @@ async def serve(
     await http_runner.cleanup()
     await metrics_runner.cleanup()
     watcher.cancel()
-    reporter.cancel()
     await gateway.close()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import grpc
@@ -17,6 +17,8 @@ from cluster.internal_rpc import InternalRpc
 DrainHandler = Callable[[registry_pb2.DrainRequest], AsyncIterator[registry_pb2.DrainResponse]]
 RoleHandler = Callable[[registry_pb2.ChangeRoleRequest], Awaitable[registry_pb2.ChangeRoleResponse]]
 CheckHandler = Callable[[], AsyncIterator[registry_pb2.CheckAnswersResponse]]
+AddHandler = Callable[[registry_pb2.AddModelRequest], Awaitable[registry_pb2.AddModelResponse]]
+RemoveHandler = Callable[[registry_pb2.RemoveModelRequest], AsyncIterator[registry_pb2.DrainResponse]]
 ReportHandler = Callable[[registry_pb2.ReportRequestsRequest], registry_pb2.ReportRequestsResponse]
 
 log = logging.getLogger("baton.registry")
@@ -29,6 +31,8 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
         drain: Serves ``Drain``; without it, the call is refused.
         change_role: Serves ``ChangeRole``, likewise.
         check: Serves ``CheckAnswers``, likewise.
+        add_model: Serves ``AddModel``, likewise.
+        remove_model: Serves ``RemoveModel``, likewise.
     """
 
     def __init__(
@@ -36,13 +40,18 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
         drain: DrainHandler | None = None,
         change_role: RoleHandler | None = None,
         check: CheckHandler | None = None,
+        add_model: AddHandler | None = None,
+        remove_model: RemoveHandler | None = None,
     ) -> None:
         self._drain = drain
         self._change_role = change_role
         self._check = check
+        self._add_model = add_model
+        self._remove_model = remove_model
         self.on_report: dict[str, ReportHandler] = {}
         """Serve ``ReportRequests``, by model; reports about others are taken and dropped."""
         self._by_model: dict[str, registry_pb2.WatchMembersResponse] = {}
+        self._entries: list[registry_pb2.ModelEntry] = []
         self._current = registry_pb2.WatchMembersResponse()
         self._changed = asyncio.Condition()
         self._version = 0
@@ -64,9 +73,23 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
                 canary=canary,
                 starting_by_model={model: starting_decode_workers},
             )
-            self._current = together(self._by_model.values())
-            self._version += 1
-            self._changed.notify_all()
+            self._show()
+
+    async def publish_models(self, entries: Sequence[registry_pb2.ModelEntry]) -> None:
+        """Replace the list of models; what others had in the membership is forgotten."""
+        async with self._changed:
+            self._entries = list(entries)
+            names = {entry.served_name for entry in entries}
+            for gone in self._by_model.keys() - names:
+                del self._by_model[gone]
+                self.on_report.pop(gone, None)
+            self._show()
+
+    def _show(self) -> None:
+        self._current = together(self._by_model.values())
+        self._current.models.extend(self._entries)
+        self._version += 1
+        self._changed.notify_all()
 
     async def WatchMembers(  # noqa: N802, D102
         self, request: registry_pb2.WatchMembersRequest, context: Any
@@ -112,6 +135,32 @@ class RegistryService(registry_pb2_grpc.RegistryServicer):
             return
         async for row in self._check():
             yield row
+
+    async def AddModel(  # noqa: N802, D102
+        self, request: registry_pb2.AddModelRequest, context: Any
+    ) -> registry_pb2.AddModelResponse:
+        if self._add_model is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this registry has no controller that adds models")
+            raise AssertionError
+        try:
+            return await self._add_model(request)
+        except ConfigError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.message)
+        except (ServingError, TimeoutError) as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error) or "a worker does not answer")
+        raise AssertionError
+
+    async def RemoveModel(  # noqa: N802, D102
+        self, request: registry_pb2.RemoveModelRequest, context: Any
+    ) -> AsyncIterator[registry_pb2.DrainResponse]:
+        if self._remove_model is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this registry has no controller that removes models")
+            return
+        try:
+            async for progress in self._remove_model(request):
+                yield progress
+        except ConfigError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.message)
 
     async def ReportRequests(  # noqa: N802, D102
         self, request: registry_pb2.ReportRequestsRequest, context: Any

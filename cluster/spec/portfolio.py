@@ -39,11 +39,49 @@ class Portfolio:
     models: Mapping[str, ClusterSpec]
     routes: Mapping[str, RouteSettings] = field(default_factory=lambda: MappingProxyType({}))
     max_gpus: int | None = None
+    shared: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    """Sections of the file that hold for all models, as they stand there: a model that is added takes them, too."""
 
     @classmethod
     def of(cls, spec: ClusterSpec) -> Portfolio:
         """A cluster of one model."""
         return cls({spec.model.served_name: spec})
+
+    def added(self, name: str, entry: Mapping[str, Any]) -> Portfolio:
+        """The same with one more model, from an entry as ``models`` has it.
+
+        Raises:
+            ConfigError: the entry is wrong, or something has its name.
+        """
+        source = "the new model"
+        ((name, checked_entry),) = _section("models", _ENTRIES, {"models": {name: entry}}, source).items()
+        spec = _model_spec(name, checked_entry, dict(self.shared), source)
+        served = spec.model.served_name
+        if served in self.models or served in self.routes:
+            raise ConfigError(
+                f"{source}: the cluster has a model or a route named {served!r}; give another served_name"
+            )
+        if spec.worker_prefix in {each.worker_prefix for each in self.models.values()}:
+            raise ConfigError(
+                f"{source}: workers of another model are named {spec.worker_prefix}...; give another name"
+            )
+        found = replace(self, models={**self.models, served: spec}, max_gpus=_max_gpus(self.shared))
+        _check_together(found, source)
+        return found
+
+    def removed(self, name: str) -> Portfolio:
+        """The same without a model.
+
+        Raises:
+            ConfigError: there is no such model, it is the last one, or a route names it.
+        """
+        self.model(name)
+        routes = [route for route, settings in self.routes.items() if name in settings.arms]
+        if routes:
+            raise ConfigError(f"the route {routes[0]!r} sends requests to {name!r}; remove it from the spec first")
+        if len(self.models) == 1:
+            raise ConfigError(f"{name!r} is the only model; `baton down` ends the cluster")
+        return replace(self, models={key: spec for key, spec in self.models.items() if key != name})
 
     @property
     def first(self) -> ClusterSpec:
@@ -70,7 +108,7 @@ class Portfolio:
         if name is None and len(self.models) > 1:
             raise ConfigError(f"the spec has the models {names}; name one with --model")
         if name is not None and name not in self.models:
-            raise ConfigError(f"the spec has no model {name!r}; it has {names}")
+            raise ConfigError(f"there is no model {name!r}; there are {names}")
         return self.first if name is None else self.models[name]
 
 
@@ -97,7 +135,9 @@ def parse(text: str, *, source: str = "spec") -> Portfolio:
     """
     tree = read_tree(text, source)
     if "models" not in tree:
-        return Portfolio.of(checked(tree, source))
+        spec = checked(tree, source)
+        own = ("model", "pools")
+        return replace(Portfolio.of(spec), shared={key: value for key, value in tree.items() if key not in own})
     both = [key for key in ("model", "pools") if key in tree]
     if both:
         raise ConfigError(f"{source}: {both[0]} stands beside models; give it to the entry of the model that it is for")
@@ -108,8 +148,7 @@ def parse(text: str, *, source: str = "spec") -> Portfolio:
     models = {spec.model.served_name: spec for spec in specs}
     if len(models) < len(specs):
         raise ConfigError(f"{source}: models: two entries have one served_name; give each its own")
-    scaling = shared.get("autoscaling")
-    found = Portfolio(models, routes, scaling.get("max_gpus") if isinstance(scaling, dict) else None)
+    found = Portfolio(models, routes, _max_gpus(shared), shared)
     _check_together(found, source)
     return found
 
@@ -143,6 +182,11 @@ def _model_spec(name: str, entry: dict[str, Any], shared: dict[str, Any], source
     }
     tree = shared | sections | {"model": {"served_name": name} | model}
     return checked(tree, source, places).with_worker_prefix(f"{name}-")
+
+
+def _max_gpus(shared: Mapping[str, Any]) -> int | None:
+    scaling = shared.get("autoscaling")
+    return scaling.get("max_gpus") if isinstance(scaling, dict) else None
 
 
 def _check_together(portfolio: Portfolio, source: str) -> None:

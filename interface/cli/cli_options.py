@@ -1,4 +1,4 @@
-"""Options that several commands take together: what a client shows, and which release on Kubernetes is meant."""
+"""Options that several commands take, alone or together."""
 
 from __future__ import annotations
 
@@ -13,6 +13,20 @@ import typer
 from cluster.errors import ConfigError
 from interface.cli.kube_target import KubeTarget
 from interface.client.credentials import Credentials
+
+SpecOption = Annotated[Path | None, typer.Option("-f", "--file", help="Cluster spec; by default local.yaml.")]
+NameOption = Annotated[str | None, typer.Option("--name", help="Cluster, where several run on this machine.")]
+EndpointOption = Annotated[
+    str | None, typer.Option("--endpoint", help="host:port of a gateway; without it, the cluster on this machine.")
+]
+ControllerOption = Annotated[
+    str | None, typer.Option("--controller", envvar="BATON_CONTROLLER", help="host:port of the controller's registry.")
+]
+ControllerSpecOption = Annotated[
+    Path | None,
+    typer.Option("-f", "--file", envvar="BATON_SPEC", help="With --controller: the spec, for its security section."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def credentials(

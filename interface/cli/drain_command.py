@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -18,7 +18,6 @@ from rich.text import Text
 from baton.internal.v1 import registry_pb2
 from cluster.errors import ConfigError, WorkerDraining
 from cluster.spec import portfolio
-from cluster.spec.config import SecuritySettings
 from interface.cli.kube_target import KubeTarget
 from orchestrator.controller.worker_drain import drain_workers
 from orchestrator.local.state_file import running_state
@@ -51,17 +50,15 @@ def drain(
     spec_path = file or (Path(state.spec_path) if state else None)
     security = portfolio.load(spec_path).first.security if spec_path else None
     console = Console(stderr=as_json, highlight=False)
-    last = asyncio.run(
-        _follow(
-            address,
-            workers,
-            console,
-            local=local,
-            replace=replace or local,
-            timeout_s=timeout_s or 0.0,
-            security=security,
-        )
+    progress = drain_workers(
+        address,
+        (lambda members: on_this_machine(members)) if local else (lambda _: list(workers)),
+        timeout_s=timeout_s or 0.0,
+        replace=replace or local,
+        node_leaves=local,
+        security=security,
     )
+    last = asyncio.run(follow(progress, console))
     if as_json:
         tree = MessageToDict(last, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
         print(json.dumps(tree))
@@ -99,25 +96,9 @@ def drain_release(
     target.baton_on_head([*command, "--", *workers], tty=not as_json and sys.stdout.isatty())
 
 
-async def _follow(
-    address: str,
-    workers: Sequence[str],
-    console: Console,
-    *,
-    local: bool,
-    replace: bool,
-    timeout_s: float,
-    security: SecuritySettings | None,
-) -> registry_pb2.DrainResponse:
+async def follow(progress: AsyncIterator[registry_pb2.DrainResponse], console: Console) -> registry_pb2.DrainResponse:
+    """Show how far drains are until they end; the last of it."""
     last = registry_pb2.DrainResponse()
-    progress = drain_workers(
-        address,
-        (lambda members: on_this_machine(members)) if local else (lambda _: list(workers)),
-        timeout_s=timeout_s,
-        replace=replace,
-        node_leaves=local,
-        security=security,
-    )
     shown = ""
     with Live(console=console, refresh_per_second=8, transient=False) as live:
         async for last in progress:

@@ -11,9 +11,18 @@ import typer
 
 from cluster.errors import ConfigError, ServingError
 from interface.cli import cli_options
-from interface.cli.cli_options import takes
+from interface.cli.cli_options import (
+    ControllerOption,
+    ControllerSpecOption,
+    EndpointOption,
+    JsonOption,
+    NameOption,
+    SpecOption,
+    takes,
+)
 from interface.cli.kube_target import KubeTarget
 from interface.cli.later_commands import Commands
+from interface.cli.model_app import model_app
 from interface.client.credentials import Credentials
 
 app = typer.Typer(
@@ -24,20 +33,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-
-SpecOption = Annotated[Path | None, typer.Option("-f", "--file", help="Cluster spec; by default local.yaml.")]
-NameOption = Annotated[str | None, typer.Option("--name", help="Cluster, where several run on this machine.")]
-EndpointOption = Annotated[
-    str | None, typer.Option("--endpoint", help="host:port of a gateway; without it, the cluster on this machine.")
-]
-ControllerOption = Annotated[
-    str | None, typer.Option("--controller", envvar="BATON_CONTROLLER", help="host:port of the controller's registry.")
-]
-ControllerSpecOption = Annotated[
-    Path | None,
-    typer.Option("-f", "--file", envvar="BATON_SPEC", help="With --controller: the spec, for its security section."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
@@ -295,26 +290,7 @@ def node(
     node_command.node(settings, ray_command)
 
 
-model_app = typer.Typer(help="The model that a cluster serves.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
-
-
-@model_app.command("check")
-def model_check(
-    file: SpecOption = None,
-    controller: ControllerOption = None,
-    name: NameOption = None,
-    model: Annotated[str | None, typer.Option(help="Model, where the spec has several.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Write right answers to fixed prompts next to the model; clusters judge their workers by them (the canary).
-
-    A plain float32 forward pass where the model is small enough, else what at least three workers of a running cluster
-    agree on.
-    """
-    from interface.cli import model_command
-
-    model_command.check(file, controller, name, model=model, as_json=as_json)
 
 
 @app.command()

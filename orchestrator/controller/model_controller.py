@@ -7,9 +7,13 @@ autoscaler beside them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+import time
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
+from baton.internal.v1 import registry_pb2
+from cluster.errors import ServingError
 from cluster.internal_rpc import InternalRpc
 from cluster.placement import worker_plans
 from cluster.ray_runtime import RayRuntime
@@ -17,13 +21,14 @@ from cluster.spec.config import ClusterSpec
 from orchestrator.controller.background_tasks import BackgroundTasks
 from orchestrator.controller.canary_driver import CanaryDriver
 from orchestrator.controller.canary_log import CanaryLog
+from orchestrator.controller.managed_worker import ManagedWorker
 from orchestrator.controller.membership import Membership
 from orchestrator.controller.pair_table import PairTable
 from orchestrator.controller.pool_growth import PoolGrowth
 from orchestrator.controller.role_change import RoleChanges
 from orchestrator.controller.scaling_loop import MayTake, ScalingLoop
 from orchestrator.controller.worker_admission import WorkerAdmission
-from orchestrator.controller.worker_drain import GiveBack, WorkerDrains
+from orchestrator.controller.worker_drain import POLL_S, GiveBack, WorkerDrains
 from orchestrator.controller.worker_health import HealthChecks
 from orchestrator.controller.worker_launch import Progress, WorkerLauncher
 from orchestrator.controller.worker_pool import WorkerPool
@@ -31,6 +36,9 @@ from orchestrator.controller.worker_replacement import WorkerReplacement
 from orchestrator.policy.canary import Canary
 from orchestrator.policy.canary_probe import tolerance_nat
 from orchestrator.registry import RegistryService
+
+IDLE_S = 1.0
+"""Seconds without a request, after which a model that is being removed has none on its way."""
 
 
 class ModelController:
@@ -131,6 +139,48 @@ class ModelController:
         )
         self._registry.on_report[self._spec.model.served_name] = scaling.on_report
         self._tasks.start(scaling.run())
+
+    async def wind_down(self, timeout_s: float) -> AsyncIterator[list[registry_pb2.WorkerDrain]]:
+        """Wait until no worker has a request, then drain all; how far each is, until they are gone.
+
+        Gateways have been asked to send nothing new. They may hold requests that wait for KV, which are placed as long
+        as workers accept them: so drains begin once all have been idle for a while, or after ``timeout_s``.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        idle_since_s: float | None = None
+        while time.monotonic() < deadline_s:
+            rows = await asyncio.gather(*(self._load_of(worker) for worker in self.pool.workers() if worker.up))
+            yield rows
+            now_s = time.monotonic()
+            idle_since_s = None if any(row.requests for row in rows) else idle_since_s or now_s
+            if idle_since_s is not None and now_s - idle_since_s >= IDLE_S:
+                break
+            await asyncio.sleep(POLL_S)
+        ids = [worker.worker_id for worker in self.pool.workers() if worker.up and not worker.draining]
+        if not ids:
+            return
+        work = self.drains.drain(ids, max(0.0, deadline_s - time.monotonic()))
+        while not work.task.done():
+            yield [drain.progress for drain in work.drains]
+            await asyncio.wait([work.task], timeout=POLL_S)
+        work.task.result()
+        yield [drain.progress for drain in work.drains]
+
+    async def _load_of(self, worker: ManagedWorker) -> registry_pb2.WorkerDrain:
+        stage = registry_pb2.DRAIN_STAGE_DRAINING
+        row = registry_pb2.WorkerDrain(worker_id=worker.worker_id, stage=stage)
+        with contextlib.suppress(ServingError, TimeoutError):  # one that is gone has none
+            load = await self.pool.check_health(worker)
+            row.requests = max(load["legs"], load["running_requests"] + load["waiting_requests"])
+            row.used_blocks = load["used_blocks"]
+        return row
+
+    async def end(self) -> None:
+        """Stop what is left of it, and give its places back, while other models go on."""
+        self.pool.begin_stop()
+        self._tasks.cancel()
+        for worker in self.pool.workers():
+            await self.pool.abandon(worker)
 
     async def stop(self) -> None:
         """Stop all workers in parallel, politely first."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import time
@@ -104,8 +105,14 @@ class WorkerPool:
             ServingError: it could not be placed or started; the text says why.
         """
         plan, pool = worker.plan, worker.pool
-        handle = await self._launcher.place(plan, pool, node_id=node_id, cancelled=worker.unwanted)
-        worker.handle = handle
+        placing = asyncio.ensure_future(self._launcher.place(plan, pool, node_id=node_id, cancelled=worker.unwanted))
+        try:
+            worker.handle = handle = await asyncio.shield(placing)
+        except asyncio.CancelledError:
+            worker.unwanted.set()  # it may have a place by now, or get one: that has to be known to be given back
+            with contextlib.suppress(ServingError):
+                worker.handle = await placing
+            raise
         loaded = await self._launcher.load(plan, pool, handle, role=worker.role)
         worker.member, worker.processes = loaded.member, loaded.processes
 

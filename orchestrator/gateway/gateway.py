@@ -30,6 +30,7 @@ from orchestrator.gateway.gateway_status import set_gauges, total, worker_rows
 from orchestrator.gateway.metrics import GatewayMetrics
 from orchestrator.gateway.model_choice import ModelChoice
 from orchestrator.gateway.model_serving import ModelServing
+from orchestrator.gateway.models_served import LoadModel, ModelsServed
 from orchestrator.gateway.scaled_request import ScaledRequest
 from orchestrator.gateway.tokenization import ON_LOOP_ITEMS
 from orchestrator.request.model_front import ModelFront
@@ -71,20 +72,32 @@ class Gateway:
         portfolio: The models, and the cluster.
         fronts: What a gateway knows of each model, by name.
         spans: Takes requests for traces, where these are on.
+        load: Reads a model that is added later; see `LoadModel`.
     """
 
-    def __init__(self, portfolio: Portfolio, fronts: Mapping[str, ModelFront], spans: Spans | None = None) -> None:
+    def __init__(
+        self,
+        portfolio: Portfolio,
+        fronts: Mapping[str, ModelFront],
+        spans: Spans | None = None,
+        *,
+        load: LoadModel | None = None,
+    ) -> None:
         self.spec = portfolio.first
         """Of the first model; what is asked of it here holds for the whole cluster."""
         self._spans = spans
         self.metrics = GatewayMetrics()
-        self.models_served = {
-            name: ModelServing(spec, fronts[name], self.metrics.of_model(name, spec.slo))
-            for name, spec in portfolio.models.items()
-        }
-        self._choice = ModelChoice(self.models_served, portfolio.routes, self.metrics.routed)
+        self._models = ModelsServed(portfolio, fronts, self.metrics, load)
+        self._choice = ModelChoice(
+            self._models.serving, portfolio.routes, self.metrics.routed, leaving=self._models.leaving
+        )
         self._entry = Entry(self.spec)
         self._started_s = time.monotonic()
+
+    @property
+    def models_served(self) -> Mapping[str, ModelServing]:
+        """What serves each model, by name."""
+        return self._models.serving
 
     @property
     def model(self) -> ModelServing:
@@ -189,28 +202,15 @@ class Gateway:
     def update_members(self, message: registry_pb2.WatchMembersResponse) -> None:
         """Take a membership from the registry."""
         self.metrics.canary.report = message.canary if message.HasField("canary") else None
-        first = next(iter(self.models_served))
-        for name, model in self.models_served.items():
-            members = [member for member in message.members if (member.model or first) == name]
-            ids = {member.worker_id for member in members}
-            pairs = [pair for pair in message.pairs if pair.prefill in ids]
-            starting = message.starting_by_model.get(name, 0)
-            if name == first and not message.starting_by_model:
-                starting = message.starting_decode_workers  # of a controller that is older than models by name
-            model.update_members(members, pairs, starting_decode_workers=starting)
+        self._models.update(message)
 
-    async def report_to(self, controller: str) -> None:
-        """Report to the controller at this address what requests there are, until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            for model in self.models_served.values():
-                if model.spec.autoscaling.enabled:
-                    interval_s = model.spec.autoscaling.report_interval_s
-                    group.create_task(model.journal.report_to(controller, interval_s, InternalRpc(self.spec.security)))
+    def report_to(self, controller: str) -> None:
+        """Report to the controller at this address what requests there are, until the gateway is closed."""
+        self._models.report_to(controller, InternalRpc(self.spec.security))
 
     async def close(self) -> None:
         """End all links; streams still open end with an error."""
-        for model in self.models_served.values():
-            await model.close()
+        await self._models.close()
         if self._spans is not None:
             await asyncio.to_thread(self._spans.close)
 

@@ -226,6 +226,10 @@ class GatewayMetrics:
         self._models.registries[name] = metrics.registry
         return metrics
 
+    def forget_model(self, name: str) -> None:
+        """A model's metrics are served no more."""
+        del self._models.registries[name]
+
     def count_ignored(self, field: str) -> None:
         """Count a request with a field that was let through without effect; callers have few names for it."""
         self._ignored_fields.labels(field).inc()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 from prometheus_client import Counter
 
@@ -20,12 +20,18 @@ class ModelChoice:
         models: Those served, by name; there is at least one.
         routes: Names that stand for several.
         routed: Counts requests by route and model.
+        leaving: Models that get no new requests, as they are being removed.
     """
 
     def __init__(
-        self, models: Mapping[str, ModelServing], routes: Mapping[str, RouteSettings], routed: Counter
+        self,
+        models: Mapping[str, ModelServing],
+        routes: Mapping[str, RouteSettings],
+        routed: Counter,
+        leaving: Set[str] = frozenset(),
     ) -> None:
         self._models = models
+        self._leaving = leaving
         self._routes = {name: WeightedArms(route.arms) for name, route in routes.items()}
         self._arms = {name: tuple(route.arms) for name, route in routes.items()}
         self._routed = routed
@@ -34,11 +40,14 @@ class ModelChoice:
         """The model that answers a request; a route counts it.
 
         Raises:
-            ModelNotFound: nothing has this name.
+            ModelNotFound: nothing has this name, or the model is being removed.
         """
         route = self._routes.get(request.model)
         if route is None:
-            return self.find(request.model)
+            model = self.find(request.model)
+            if model.front.name in self._leaving:
+                raise ModelNotFound(f"the model {model.front.name!r} is being removed; ask for another")
+            return model
         name = route.choose(request.session)
         self._routed.labels(request.model, name).inc()
         return self._models[name]
@@ -51,15 +60,19 @@ class ModelChoice:
         """
         if name in self._arms:
             name = self._arms[name][0]
-        found = self._models.get(name) if name else next(iter(self._models.values()))
+        found = self._models.get(name) if name else self._first()
         if found is None:
             known = ", ".join(repr(each) for each in (*self._models, *self._routes))
             raise ModelNotFound(f"no model {name[:256]!r} here; this cluster serves {known}")
         return found
 
+    def _first(self) -> ModelServing:
+        stay = (model for name, model in self._models.items() if name not in self._leaving)
+        return next(stay, next(iter(self._models.values())))
+
     def models(self) -> list[pb.Model]:
         """All names that a request may have. A route can what all of its models can."""
-        found = {name: _described(name, model) for name, model in self._models.items()}
+        found = {name: _described(name, model) for name, model in self._models.items() if name not in self._leaving}
         for name, arms in self._arms.items():
             of = [found[arm] for arm in arms]
             found[name] = pb.Model(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from baton.internal.v1 import registry_pb2
 from baton.v1 import cluster_pb2
+from cluster.errors import NoReadyWorker
 from cluster.internal_rpc import InternalRpc
 from cluster.spec.config import ClusterSpec, Role
 from orchestrator.gateway.choice_figures import ChoiceFigures
@@ -26,7 +27,7 @@ from orchestrator.gateway.siblings import PrefixSharing, SharedPrompt, Sibling
 from orchestrator.gateway.tokenization import Tokenization
 from orchestrator.gateway.traffic import Traffic
 from orchestrator.policy.prefix_index import block_hashes
-from orchestrator.request.lifecycle import WorkerLost
+from orchestrator.request.lifecycle import Displaced, WorkerLost
 from orchestrator.request.model_front import ModelFront
 from orchestrator.request.output_text import LineEnds
 from orchestrator.request.prepare import PreparedRequest
@@ -161,6 +162,8 @@ class ModelServing:
         """End all links; streams still open end with an error."""
         await self.moves.close()
         await self.fleet.close()
+        for run in list(self.runs.values()):  # those that lost their workers would wait for others
+            run.post(Displaced(NoReadyWorker(f"{self.front.name} is served no more")))
 
     # --- what a run reports (`RunOwner`) ----------------------------------------------------------------------
 

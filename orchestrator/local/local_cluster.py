@@ -31,6 +31,8 @@ from orchestrator.local.state_file import ClusterState, ProcessMark, cluster_fol
 log = logging.getLogger("baton.up")
 
 STOP_TIMEOUT_S = 45.0
+SPARE_CPUS = 16
+"""Logical CPUs for models that are added later; workers of one machine share its real ones anyway."""
 
 
 async def run(
@@ -134,7 +136,7 @@ class _LocalCluster:
         specs = portfolio.models.values()
         pools = [pool for each in specs for _, pool in each.pools.items()]
         resources = {pool.node_resource: 1.0 for pool in pools if pool.node_resource}
-        self._runtime = RayRuntime(address, local_resources=resources, min_cpus=sum(map(_min_cpus, specs)))
+        self._runtime = RayRuntime(address, local_resources=resources, min_cpus=sum(map(_min_cpus, specs)) + SPARE_CPUS)
         self._controller = Controller(portfolio, self._runtime, on_progress=on_progress, log_folder=self._folder)
         self._gateways: GatewayGroup | None = None
 

@@ -111,7 +111,7 @@ class DeadlinePassed:
 
 @dataclass(frozen=True, slots=True)
 class Displaced:
-    """The request lost its place in the queue to another one."""
+    """The request lost its place in the queue: to another one, or because its model is served no more."""
 
     error: ServingError
 

@@ -1,8 +1,9 @@
-"""Two models in one cluster: each answers its own requests exactly, through a kill -9 of a worker of each."""
+"""Models of one cluster answer exactly through a kill -9 of a worker of each, and while another comes and goes."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -35,6 +36,12 @@ routes:
   both: {{arms: {{reasoner: 1, tiny: 1}}}}
 gateway: {{grpc_port: 0, http_port: 0, metrics_port: 0}}
 health: {{interval_s: 0.5}}
+"""
+LATE = """
+path: {tiny}
+max_model_len_tokens: 1024
+dtype: float32
+pools: {{colocated: {{replicas: 1, engine: {{kv_blocks: 512}}}}}}
 """
 DECODES = {"reasoner": "reasoner-decode-0", "tiny": "tiny-colocated-0"}
 LENGTHS = (20, 64, 200)
@@ -98,5 +105,40 @@ async def test_two_models_answer_exactly_through_kills_of_workers_of_each(duo: L
         for stream in routed:
             assert stream.ids == alone[stream.finished.model, 20].ids
         assert sorted(stream.finished.model for stream in routed) == ["reasoner"] * 2 + ["tiny"] * 2
+        await come_and_go(duo, gateway, alone)
         status = gateway.status()
         assert {row.name: row.requests.failed for row in status.models} == {"reasoner": 0, "tiny": 0}
+
+
+async def come_and_go(duo: LiveCluster, gateway: Gateway, alone: dict[tuple[str, int], Stream]) -> None:
+    """A third model is added and removed while the two others answer."""
+    entry = duo.folder / "entry.yaml"
+    entry.write_text(LATE.format(tiny=write_tiny_model(duo.folder / "late", seed=1)))
+    stop = asyncio.Event()
+
+    async def load() -> int:
+        rounds = 0
+        while not stop.is_set():
+            for key, stream in (await answered(gateway)).items():
+                assert stream.ids == alone[key].ids, key
+            rounds += 1
+        return rounds
+
+    loading = asyncio.create_task(load())
+    added = await asyncio.to_thread(duo.baton, "model", "add", "late", str(entry), "--json", timeout_s=400)
+    assert added.returncode == 0, added.stderr
+    async with asyncio.timeout(60):
+        while "late" not in gateway.models_served or not gateway.models_served["late"].fleet.workers:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    late = Stream(gateway, asked("late", 20))
+    await late.reached(20)
+    removing = asyncio.create_task(asyncio.to_thread(duo.baton, "model", "remove", "late", "--json", timeout_s=200))
+    await late.task
+    assert len(late.ids) == OUTPUT_TOKENS
+    assert late.ids != alone["tiny", 20].ids
+    removed = await removing
+    assert removed.returncode == 0, removed.stderr
+    listed = await asyncio.to_thread(duo.baton, "model", "list", "--json")
+    assert [row["model"] for row in json.loads(listed.stdout)] == ["reasoner", "tiny"]
+    stop.set()
+    assert await loading > 0

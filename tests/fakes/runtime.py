@@ -146,7 +146,7 @@ async def controlled(
     registry = await controller.serve_registry("127.0.0.1")
     gateway = gateway_of(spec, front(markers=MARKERS))
     watcher = asyncio.create_task(watch(registry, gateway.update_members))
-    reporter = asyncio.create_task(gateway.report_to(registry))
+    gateway.report_to(registry)
     cluster = ControlledCluster(controller, runtime, gateway, registry, said)
     try:
         await controller.start()
@@ -156,7 +156,6 @@ async def controlled(
         yield cluster
     finally:
         watcher.cancel()
-        reporter.cancel()
-        await asyncio.gather(watcher, reporter, return_exceptions=True)
+        await asyncio.gather(watcher, return_exceptions=True)
         await gateway.close()
         await controller.stop()

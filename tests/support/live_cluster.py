@@ -79,10 +79,8 @@ class LiveCluster:
             if members:
                 known.set()
 
-        tasks = [
-            asyncio.create_task(watch(self.state.registry, take)),
-            asyncio.create_task(gateway.report_to(self.state.registry)),
-        ]
+        tasks = [asyncio.create_task(watch(self.state.registry, take))]
+        gateway.report_to(self.state.registry)
         try:
             await asyncio.wait_for(known.wait(), 30)
             yield gateway

@@ -21,6 +21,44 @@ DRAIN_STAGE_DRAINED: DrainStage
 DRAIN_STAGE_TIMED_OUT: DrainStage
 DRAIN_STAGE_LOST: DrainStage
 
+class AddModelRequest(_message.Message):
+    __slots__ = ("name", "entry_yaml")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ENTRY_YAML_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    entry_yaml: str
+    def __init__(self, name: _Optional[str] = ..., entry_yaml: _Optional[str] = ...) -> None: ...
+
+class AddModelResponse(_message.Message):
+    __slots__ = ("elapsed_s", "served_name", "worker_ids")
+    ELAPSED_S_FIELD_NUMBER: _ClassVar[int]
+    SERVED_NAME_FIELD_NUMBER: _ClassVar[int]
+    WORKER_IDS_FIELD_NUMBER: _ClassVar[int]
+    elapsed_s: float
+    served_name: str
+    worker_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, elapsed_s: _Optional[float] = ..., served_name: _Optional[str] = ..., worker_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class RemoveModelRequest(_message.Message):
+    __slots__ = ("served_name", "timeout_s")
+    SERVED_NAME_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    served_name: str
+    timeout_s: float
+    def __init__(self, served_name: _Optional[str] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class ModelEntry(_message.Message):
+    __slots__ = ("served_name", "spec_json", "worker_prefix", "leaving")
+    SERVED_NAME_FIELD_NUMBER: _ClassVar[int]
+    SPEC_JSON_FIELD_NUMBER: _ClassVar[int]
+    WORKER_PREFIX_FIELD_NUMBER: _ClassVar[int]
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
+    served_name: str
+    spec_json: str
+    worker_prefix: str
+    leaving: bool
+    def __init__(self, served_name: _Optional[str] = ..., spec_json: _Optional[str] = ..., worker_prefix: _Optional[str] = ..., leaving: _Optional[bool] = ...) -> None: ...
+
 class CheckAnswersRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
@@ -174,7 +212,7 @@ class WatchMembersRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class WatchMembersResponse(_message.Message):
-    __slots__ = ("members", "pairs", "starting_decode_workers", "canary", "starting_by_model")
+    __slots__ = ("members", "pairs", "starting_decode_workers", "canary", "starting_by_model", "models")
     class StartingByModelEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -187,12 +225,14 @@ class WatchMembersResponse(_message.Message):
     STARTING_DECODE_WORKERS_FIELD_NUMBER: _ClassVar[int]
     CANARY_FIELD_NUMBER: _ClassVar[int]
     STARTING_BY_MODEL_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
     members: _containers.RepeatedCompositeFieldContainer[Member]
     pairs: _containers.RepeatedCompositeFieldContainer[Pair]
     starting_decode_workers: int
     canary: _cluster_pb2.CanaryReport
     starting_by_model: _containers.ScalarMap[str, int]
-    def __init__(self, members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., pairs: _Optional[_Iterable[_Union[Pair, _Mapping]]] = ..., starting_decode_workers: _Optional[int] = ..., canary: _Optional[_Union[_cluster_pb2.CanaryReport, _Mapping]] = ..., starting_by_model: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    models: _containers.RepeatedCompositeFieldContainer[ModelEntry]
+    def __init__(self, members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., pairs: _Optional[_Iterable[_Union[Pair, _Mapping]]] = ..., starting_decode_workers: _Optional[int] = ..., canary: _Optional[_Union[_cluster_pb2.CanaryReport, _Mapping]] = ..., starting_by_model: _Optional[_Mapping[str, int]] = ..., models: _Optional[_Iterable[_Union[ModelEntry, _Mapping]]] = ...) -> None: ...
 
 class Member(_message.Message):
     __slots__ = ("worker_id", "role", "state", "address", "metrics_address", "incarnation", "node", "domain", "accelerator", "total_blocks", "block_size_tokens", "pid", "accelerators", "cpus", "revision", "spot", "attention_kernels", "vocab_size", "max_model_len_tokens", "model")

@@ -60,6 +60,16 @@ class RegistryStub:
                 request_serializer=baton_dot_internal_dot_v1_dot_registry__pb2.CheckAnswersRequest.SerializeToString,
                 response_deserializer=baton_dot_internal_dot_v1_dot_registry__pb2.CheckAnswersResponse.FromString,
                 _registered_method=True)
+        self.AddModel = channel.unary_unary(
+                '/baton.internal.v1.Registry/AddModel',
+                request_serializer=baton_dot_internal_dot_v1_dot_registry__pb2.AddModelRequest.SerializeToString,
+                response_deserializer=baton_dot_internal_dot_v1_dot_registry__pb2.AddModelResponse.FromString,
+                _registered_method=True)
+        self.RemoveModel = channel.unary_stream(
+                '/baton.internal.v1.Registry/RemoveModel',
+                request_serializer=baton_dot_internal_dot_v1_dot_registry__pb2.RemoveModelRequest.SerializeToString,
+                response_deserializer=baton_dot_internal_dot_v1_dot_registry__pb2.DrainResponse.FromString,
+                _registered_method=True)
 
 
 class RegistryServicer:
@@ -103,6 +113,20 @@ class RegistryServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AddModel(self, request, context):
+        """Starts the workers of one more model; answers once it serves.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveModel(self, request, context):
+        """Has a model's requests end, refuses new ones, and stops its workers; progress until they are gone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegistryServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -130,6 +154,16 @@ def add_RegistryServicer_to_server(servicer, server):
                     servicer.CheckAnswers,
                     request_deserializer=baton_dot_internal_dot_v1_dot_registry__pb2.CheckAnswersRequest.FromString,
                     response_serializer=baton_dot_internal_dot_v1_dot_registry__pb2.CheckAnswersResponse.SerializeToString,
+            ),
+            'AddModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddModel,
+                    request_deserializer=baton_dot_internal_dot_v1_dot_registry__pb2.AddModelRequest.FromString,
+                    response_serializer=baton_dot_internal_dot_v1_dot_registry__pb2.AddModelResponse.SerializeToString,
+            ),
+            'RemoveModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.RemoveModel,
+                    request_deserializer=baton_dot_internal_dot_v1_dot_registry__pb2.RemoveModelRequest.FromString,
+                    response_serializer=baton_dot_internal_dot_v1_dot_registry__pb2.DrainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -268,6 +302,60 @@ class Registry:
             '/baton.internal.v1.Registry/CheckAnswers',
             baton_dot_internal_dot_v1_dot_registry__pb2.CheckAnswersRequest.SerializeToString,
             baton_dot_internal_dot_v1_dot_registry__pb2.CheckAnswersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.internal.v1.Registry/AddModel',
+            baton_dot_internal_dot_v1_dot_registry__pb2.AddModelRequest.SerializeToString,
+            baton_dot_internal_dot_v1_dot_registry__pb2.AddModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/baton.internal.v1.Registry/RemoveModel',
+            baton_dot_internal_dot_v1_dot_registry__pb2.RemoveModelRequest.SerializeToString,
+            baton_dot_internal_dot_v1_dot_registry__pb2.DrainResponse.FromString,
             options,
             channel_credentials,
             insecure,

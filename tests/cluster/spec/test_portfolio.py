@@ -105,5 +105,18 @@ def test_one_of_several_has_to_be_named(tmp_path: Path) -> None:
     assert found.model("big").model.path == "t"
     with pytest.raises(ConfigError, match="the models fast, big; name one with --model"):
         found.model(None)
-    with pytest.raises(ConfigError, match="no model 'thinking'; it has fast, big"):
+    with pytest.raises(ConfigError, match="no model 'thinking'; there are fast, big"):
         found.model("thinking")
+
+
+def test_a_model_that_is_added_takes_the_clusters_sections() -> None:
+    entry = {"path": "n", "max_model_len_tokens": 64, "pools": {"colocated": {"replicas": 1}}, "slo": {"ttft_p95_s": 9}}
+    found = portfolio.parse(SPEC).added("new", entry)
+    new = found.models["new"]
+    assert (new.slo.ttft_p95_s, new.slo.itl_p95_s, new.autoscaling.interval_s) == (9, 0.5, 7)
+    assert [plan.worker_id for plan in worker_plans(new)] == ["new-colocated-0"]
+    assert list(found.removed("new").models) == ["fast", "big"]
+    with pytest.raises(ConfigError, match="the route 'auto' sends requests to 'fast'"):
+        found.removed("fast")
+    beside = portfolio.load().added("new", entry)
+    assert beside.models["new"].slo.itl_p95_s == beside.first.slo.itl_p95_s

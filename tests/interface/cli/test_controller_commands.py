@@ -37,6 +37,7 @@ class Controller(registry_pb2_grpc.RegistryServicer):
     stages: list[pb.DrainResponse] = field(default_factory=list)
     refusal: str = ""
     members: list[pb.Member] = field(default_factory=list)
+    models: list[pb.ModelEntry] = field(default_factory=list)
     asked: list[Any] = field(default_factory=list)
     address: str = ""
 
@@ -56,7 +57,22 @@ class Controller(registry_pb2_grpc.RegistryServicer):
     async def WatchMembers(  # noqa: N802
         self, request: pb.WatchMembersRequest, context: Any
     ) -> AsyncIterator[pb.WatchMembersResponse]:
-        yield pb.WatchMembersResponse(members=self.members)
+        yield pb.WatchMembersResponse(members=self.members, models=self.models)
+
+    async def AddModel(self, request: pb.AddModelRequest, context: Any) -> pb.AddModelResponse:  # noqa: N802
+        self.asked.append(request)
+        if self.refusal:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, self.refusal)
+        return pb.AddModelResponse(elapsed_s=12.4, served_name="big", worker_ids=["new-colocated-0"])
+
+    async def RemoveModel(  # noqa: N802
+        self, request: pb.RemoveModelRequest, context: Any
+    ) -> AsyncIterator[pb.DrainResponse]:
+        self.asked.append(request)
+        if self.refusal:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, self.refusal)
+        for stage in self.stages:
+            yield stage
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +103,7 @@ def controller(running: Controller, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setenv("BATON_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setenv("BATON_CONTROLLER", running.address)
-    running.stages, running.refusal, running.members = [], "", []
+    running.stages, running.refusal, running.members, running.models = [], "", [], []
     running.asked.clear()
     return running
 
@@ -274,3 +290,53 @@ def test_the_vocabulary_of_a_model_with_text_inside_is_found(
     path = a_model(tmp_path, config={"vocab_size": None, "text_config": {"vocab_size": 99}})
     baton("model", "check", "-f", str(path))
     assert max(max(prompt.token_ids) for prompt in asked[0]) < 99
+
+
+# --- models ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_is_added_from_a_file(
+    controller: Controller, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    entry = tmp_path / "entry.yaml"
+    entry.write_text("path: x")
+    baton("model", "add", "new", str(entry))
+    assert capsys.readouterr().out == "✓ big is served after 12 s by new-colocated-0\n"
+    assert controller.asked == [pb.AddModelRequest(name="new", entry_yaml="path: x")]
+    baton("model", "add", "new", str(entry), "--json")
+    assert json.loads(capsys.readouterr().out)["workers"] == ["new-colocated-0"]
+    controller.refusal = "the new model: models.new.pools: missing"
+    with pytest.raises(ConfigError, match=r"models\.new\.pools: missing"):
+        baton("model", "add", "new", str(entry))
+    with pytest.raises(ConfigError, match="cannot read the entry"):
+        baton("model", "add", "new", str(tmp_path / "none.yaml"))
+
+
+def test_a_removal_is_followed_to_its_end(controller: Controller, capsys: pytest.CaptureFixture[str]) -> None:
+    draining, drained, timed_out = pb.DRAIN_STAGE_DRAINING, pb.DRAIN_STAGE_DRAINED, pb.DRAIN_STAGE_TIMED_OUT
+    controller.stages = [progress(draining, 2), progress(drained)]
+    baton("model", "remove", "big", "--timeout-s", "9")
+    lines = [line.partition("] ")[2] or line for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["decode-0 draining 2 requests", "decode-0 drained 0 requests", "✓ big is removed after 1 s"]
+    assert controller.asked == [pb.RemoveModelRequest(served_name="big", timeout_s=9)]
+    controller.stages = [progress(timed_out, 2)]
+    with pytest.raises(WorkerDraining, match="big is removed; not empty when stopped: decode-0"):
+        baton("model", "remove", "big", "--json")
+    controller.refusal = "'big' is the only model"
+    with pytest.raises(ConfigError, match="'big' is the only model"):
+        baton("model", "remove", "big")
+
+
+def test_models_are_listed_with_their_workers(controller: Controller, capsys: pytest.CaptureFixture[str]) -> None:
+    controller.models = [pb.ModelEntry(served_name="a"), pb.ModelEntry(served_name="b", leaving=True)]
+    controller.members = [
+        pb.Member(worker_id=f"a-decode-{index}", model="a", role="decode", state=state)
+        for index, state in enumerate(("ready", "ready", "lost"))
+    ]
+    baton("model", "list")
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert rows == [["a", "served", "2", "decode"], ["b", "leaving", "none"]]
+    baton("model", "list", "--json")
+    assert json.loads(capsys.readouterr().out) == [
+        {"model": "a", "state": "served", "ready": {"decode": 2}}, {"model": "b", "state": "leaving", "ready": {}},
+    ]  # fmt: skip

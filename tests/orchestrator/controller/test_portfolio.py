@@ -13,9 +13,9 @@ import pytest
 
 from baton.internal.v1 import registry_pb2
 from baton.v1 import cluster_pb2
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, EngineFailed, InvalidRequest, ModelNotFound, ServingError
 from cluster.ray_runtime import RayRuntime
-from cluster.spec.config import Role
+from cluster.spec.config import ClusterSpec, Role
 from cluster.spec.portfolio import parse
 from orchestrator.controller import worker_replacement
 from orchestrator.controller.controller import Controller
@@ -23,6 +23,7 @@ from orchestrator.controller.role_change import change_role
 from orchestrator.controller.worker_drain import drain_workers
 from orchestrator.gateway.gateway import Gateway
 from orchestrator.registry import together, watch
+from orchestrator.request.model_front import ModelFront
 from tests.fakes.live_cluster import Cluster, ask, eventually, expected, run
 from tests.fakes.runtime import MODEL, ControlledCluster, FakeRuntime
 from tests.fakes.tokenizer import front
@@ -46,25 +47,28 @@ OF_A = {"a-prefill-0", "a-decode-0", "a-decode-1"}
 OF_B = {"b-colocated-0", "b-colocated-1"}
 
 
+def loaded(spec: ClusterSpec) -> tuple[ClusterSpec, ModelFront]:
+    model = spec.model
+    return spec, replace(front(max_model_len_tokens=model.max_model_len_tokens), name=model.served_name)
+
+
 @contextlib.asynccontextmanager
 async def two_models(folder: Path) -> AsyncIterator[ControlledCluster]:
     portfolio, runtime = parse(SPEC), FakeRuntime()
     controller = Controller(portfolio, cast(RayRuntime, runtime), on_progress=lambda *_: None, log_folder=folder)
     registry = await controller.serve_registry("127.0.0.1")
-    gateway = Gateway(portfolio, {name: replace(front(), name=name) for name in portfolio.models})
-    tasks = [
-        asyncio.create_task(watch(registry, gateway.update_members)),
-        asyncio.create_task(gateway.report_to(registry)),
-    ]
+    fronts = {name: replace(front(), name=name) for name in portfolio.models}
+    gateway = Gateway(portfolio, fronts, load=loaded)
+    watcher = asyncio.create_task(watch(registry, gateway.update_members))
+    gateway.report_to(registry)
     cluster = ControlledCluster(controller, runtime, gateway, registry, [])
     try:
         await controller.start()
         await eventually(lambda: accepting(cluster) == {"a": OF_A, "b": OF_B}, "all workers accept")
         yield cluster
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        watcher.cancel()
+        await asyncio.gather(watcher, return_exceptions=True)
         await gateway.close()
         await controller.stop()
 
@@ -171,3 +175,115 @@ def test_a_membership_of_several_models_is_the_sum_of_theirs() -> None:
     assert (whole.starting_decode_workers, dict(whole.starting_by_model)) == (2, {"a": 2, "b": 0})
     assert [row.worker_id for row in whole.canary.workers] == ["a-decode-0", "b-decode-0"]
     assert (whole.canary.tolerance_nat, whole.canary.has_reference) == (1.0, False)
+
+
+# --- models that come and go ----------------------------------------------------------------------------------------
+
+ENTRY = f"""
+path: {MODEL}
+max_model_len_tokens: 512
+pools: {{prefill: {{replicas: 1}}, decode: {{replicas: 1}}}}
+"""
+
+
+async def steady(cluster: ControlledCluster, model: str, stop: asyncio.Event) -> int:
+    """Requests to a model, one after another; all are answered exactly."""
+    answered = 0
+    while not stop.is_set():
+        reply = await run(cast(Cluster, cluster), ask([65 + answered % 26, *PROMPT], 20, model=model))
+        assert reply.token_ids[0] == expected([65 + answered % 26, *PROMPT], 20)
+        answered += 1
+    return answered
+
+
+async def test_a_model_is_added_and_removed_under_the_load_of_others(tmp_path: Path) -> None:
+    async with two_models(tmp_path) as cluster:
+        stop = asyncio.Event()
+        load = [asyncio.create_task(steady(cluster, name, stop)) for name in ("a", "b")]
+        assert await cluster.controller.add_model("c", ENTRY) == "c"
+        await eventually(lambda: accepting(cluster).get("c") == {"c-prefill-0", "c-decode-0"}, "c is served")
+        assert (await run(cast(Cluster, cluster), ask(PROMPT, 6, model="c"))).token_ids[0] == expected(PROMPT, 6)
+        with pytest.raises(InvalidRequest):
+            await run(cast(Cluster, cluster), ask(PROMPT * 12, 6, model="c"))
+        assert [model.name for model in cluster.gateway.models()] == ["a", "b", "c"]
+        engines = dict(cluster.runtime.engines)
+        hold = engines["c-decode-0"].hold(10)
+        last = asyncio.create_task(run(cast(Cluster, cluster), ask(PROMPT, 40, model="c")))
+        await asyncio.wait_for(hold.reached.wait(), 20)
+        removing = asyncio.create_task(drained(cluster, "c"))
+        await eventually(lambda: [model.name for model in cluster.gateway.models()] == ["a", "b"], "c leaves")
+        with pytest.raises(ModelNotFound, match="the model 'c' is being removed"):
+            await run(cast(Cluster, cluster), ask(PROMPT, 6, model="c"))
+        assert not removing.done()
+        hold.open()
+        assert (await last).token_ids[0] == expected(PROMPT, 40)
+        assert {row.stage for row in await removing} == {registry_pb2.DRAIN_STAGE_DRAINED}
+        await eventually(lambda: list(cluster.gateway.models_served) == ["a", "b"], "c is gone")
+        assert not {"c-prefill-0", "c-decode-0"} & set(cluster.runtime.engines)
+        with pytest.raises(ModelNotFound, match="no model 'c' here"):
+            await run(cast(Cluster, cluster), ask(PROMPT, 6, model="c"))
+        stop.set()
+        assert all(count > 0 for count in await asyncio.gather(*load))
+        assert (
+            cluster.gateway.status().requests.failed == 2
+        )  # for a model that is not there; what c refused went with it
+
+
+async def drained(cluster: ControlledCluster, model: str) -> list[registry_pb2.WorkerDrain]:
+    rows: list[registry_pb2.WorkerDrain] = []
+    async for progress in cluster.controller.remove_model(model, 20.0):
+        rows = progress
+    return rows
+
+
+async def test_a_request_that_never_ends_does_not_keep_its_model(tmp_path: Path) -> None:
+    async with two_models(tmp_path) as cluster:
+        hold = cluster.runtime.engines["b-colocated-0"].hold(5)
+        other = cluster.runtime.engines["b-colocated-1"].hold(5)
+        prompts = [[first, *PROMPT] for first in (66, 67)]
+        held = [asyncio.create_task(run(cast(Cluster, cluster), ask(each, 30, model="b"))) for each in prompts]
+        async with asyncio.timeout(20):
+            await asyncio.gather(hold.reached.wait(), other.reached.wait())
+        async for _ in cluster.controller.remove_model("b", 0.5):
+            pass
+        results = await asyncio.gather(*held, return_exceptions=True)
+        assert all(isinstance(result, ServingError) for result in results), results
+        assert list(cluster.controller.models) == ["a"]
+
+
+async def test_a_model_that_cannot_start_leaves_all_as_it_was(tmp_path: Path) -> None:
+    async with two_models(tmp_path) as cluster:
+        cluster.runtime.fail_start = EngineFailed("no such weights")
+        with pytest.raises(EngineFailed, match="no such weights"):
+            await cluster.controller.add_model("c", ENTRY)
+        assert list(cluster.controller.models) == ["a", "b"]
+        assert not [name for name in cluster.runtime.engines if name.startswith("c-")]
+        assert await cluster.controller.add_model("c", ENTRY) == "c"
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "why"),
+    [
+        ("a", ENTRY, "the cluster has a model or a route named 'a'"),
+        ("c", ENTRY + "served_name: b", "the cluster has a model or a route named 'b'"),
+        ("C", ENTRY, "the new model: models.C"),
+        ("c", "path: x", "the new model: models.c.max_model_len_tokens: missing"),
+        ("c", ENTRY.replace("replicas: 1", "replicas: x"), "the new model: models.c.pools.prefill.replicas"),
+        ("c", ENTRY.replace(str(MODEL), "/nowhere"), "no config.json in /nowhere"),
+    ],
+)
+async def test_a_wrong_entry_costs_nothing(tmp_path: Path, name: str, entry: str, why: str) -> None:
+    async with two_models(tmp_path) as cluster:
+        with pytest.raises(ConfigError, match=why):
+            await cluster.controller.add_model(name, entry)
+        assert accepting(cluster) == {"a": OF_A, "b": OF_B}
+
+
+async def test_what_is_needed_stays(tmp_path: Path) -> None:
+    async with two_models(tmp_path) as cluster:
+        with pytest.raises(ConfigError, match="no model 'c'; there are a, b"):
+            await drained(cluster, "c")
+        await drained(cluster, "b")
+        with pytest.raises(ConfigError, match="'a' is the only model"):
+            await drained(cluster, "a")
+        await eventually(lambda: accepting(cluster) == {"a": OF_A}, "b is gone")
