@@ -29,6 +29,9 @@ class GenerateOptions(TypedDict, total=False):
     messages: Sequence[Mapping[str, Any]]
     prompt_token_ids: Sequence[int]
     tools: Sequence[Mapping[str, Any]]
+    tool_choice: str | Mapping[str, Any]
+    """``auto``, ``none``, ``required``, or a function as OpenAI names it."""
+    parallel_tool_calls: bool
     chat_template_kwargs: Mapping[str, Any]
     add_generation_prompt: bool
     continue_final_message: bool
@@ -70,9 +73,28 @@ class GenerateOptions(TypedDict, total=False):
 _NOT_SAMPLING = frozenset(
     {"model", "prompt", "messages", "prompt_token_ids", "tools", "priority", "tenant", "session", "request_id"}
     | {"reasoning_budget_tokens", "reasoning_effort", "enable_reasoning", "exclude_reasoning"}
-    | {"chat_template_kwargs", "add_generation_prompt", "continue_final_message", "inference_scaling"}
+    | {
+        "tool_choice",
+        "parallel_tool_calls",
+        "chat_template_kwargs",
+        "add_generation_prompt",
+        "continue_final_message",
+        "inference_scaling",
+    }
 )
-_OF_CHATS = ("tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
+_MODES = {
+    "auto": inference_pb2.ToolChoice.MODE_AUTO,
+    "none": inference_pb2.ToolChoice.MODE_NONE,
+    "required": inference_pb2.ToolChoice.MODE_REQUIRED,
+}
+_OF_CHATS = (
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "chat_template_kwargs",
+    "add_generation_prompt",
+    "continue_final_message",
+)
 
 
 def build_request(options: GenerateOptions) -> inference_pb2.GenerateRequest:
@@ -123,6 +145,23 @@ def tokenize_request(options: GenerateOptions, *, special_tokens: bool) -> infer
     return request
 
 
+def _put_tools(chat: inference_pb2.Chat, given: dict[str, Any]) -> None:
+    for tool in given.get("tools", ()):
+        function = tool["function"]
+        made = chat.tools.add(name=function["name"], description=function.get("description") or "")
+        if (parameters := function.get("parameters")) is not None:
+            made.parameters_json = json.dumps(parameters)
+        if (strict := function.get("strict")) is not None:
+            made.strict = strict
+    choice = given.get("tool_choice")
+    if isinstance(choice, str):
+        chat.tool_choice.mode = _MODES[choice]
+    elif choice is not None:
+        chat.tool_choice.name = choice["function"]["name"]
+    if (parallel := given.get("parallel_tool_calls")) is not None:
+        chat.parallel_tool_calls = parallel
+
+
 def _put_input(request: inference_pb2.GenerateRequest, given: dict[str, Any]) -> None:
     if "prompt" in given:
         request.prompt = given["prompt"]
@@ -136,8 +175,7 @@ def _put_input(request: inference_pb2.GenerateRequest, given: dict[str, Any]) ->
         if alone := next((name for name in _OF_CHATS if given.get(name)), None):
             raise InvalidRequest(f"{alone} go with messages", field=alone)
         return
-    if tools := given.get("tools"):
-        request.chat.tools_json = json.dumps(list(tools))
+    _put_tools(request.chat, given)
     if variables := given.get("chat_template_kwargs"):
         request.chat.template_variables_json = json.dumps(dict(variables))
     if "add_generation_prompt" in given:

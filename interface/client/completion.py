@@ -25,6 +25,7 @@ class Choice:
     reasoning: str = ""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[inference_pb2.TokenLogprobs] = field(default_factory=list)
+    tool_calls: list[inference_pb2.ToolCall] = field(default_factory=list)
     finish_reason: inference_pb2.FinishReason = inference_pb2.FINISH_REASON_UNSPECIFIED
     summary: inference_pb2.ChoiceSummary = field(default_factory=inference_pb2.ChoiceSummary)
 
@@ -53,6 +54,11 @@ class Completion:
     def reasoning(self) -> str:
         """What the model thought before it."""
         return self.choices[0].reasoning
+
+    @property
+    def tool_calls(self) -> list[inference_pb2.ToolCall]:
+        """What the model asks to be run."""
+        return self.choices[0].tool_calls
 
     @property
     def token_ids(self) -> list[int]:
@@ -106,6 +112,10 @@ class Completion:
             choice.reasoning += delta.text
         else:
             choice.text += delta.text
+        for piece in delta.tool_calls:
+            if piece.index == len(choice.tool_calls):
+                choice.tool_calls.append(inference_pb2.ToolCall(id=piece.id, name=piece.name))
+            choice.tool_calls[piece.index].arguments += piece.arguments
         choice.token_ids.extend(delta.token_ids)
         choice.logprobs.extend(delta.logprobs)
         choice.finish_reason = delta.finish_reason or choice.finish_reason

@@ -157,12 +157,19 @@ def test_builds_the_other_inputs() -> None:
     request = build_request(
         {
             "messages": [{"role": "assistant", "content": None, "tool_calls": calls}],
-            "tools": [{"type": "function"}],
+            "tools": [
+                {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}, "strict": True}}
+            ],
+            "tool_choice": "required",
+            "parallel_tool_calls": False,
             "reasoning_budget_tokens": 0,
         }
     )
     assert request.chat.messages[0].tool_calls_json == '[{"id": "1"}]'
-    assert request.chat.tools_json == '[{"type": "function"}]'
+    tool = inference_pb2.Tool(name="f", parameters_json='{"type": "object"}', strict=True)
+    assert list(request.chat.tools) == [tool]
+    assert request.chat.tool_choice == inference_pb2.ToolChoice(mode=inference_pb2.ToolChoice.MODE_REQUIRED)
+    assert request.chat.parallel_tool_calls is False
     assert request.reasoning.HasField("budget_tokens")
 
 

@@ -95,10 +95,16 @@ def test_empty_token_ids_are_an_input_too() -> None:
     assert request.WhichOneof("input") == "prompt_token_ids"
 
 
-def test_tools_go_as_json_and_only_with_messages() -> None:
+def test_tools_go_only_with_messages() -> None:
     tools = [{"type": "function", "function": {"name": "f"}}]
-    request = build_request({"messages": [{"role": "user", "content": "Hi"}], "tools": tools})
-    assert json.loads(request.chat.tools_json) == tools
+    chat: Any = {"messages": [{"role": "user", "content": "Hi"}], "tools": tools}
+    choice = {"type": "function", "function": {"name": "f"}}
+    request = build_request({**chat, "tool_choice": choice})
+    assert [tool.name for tool in request.chat.tools] == ["f"]
+    assert request.chat.tool_choice.name == "f"
+    for wrong in ({"tools": [{"type": "custom"}]}, {"tool_choice": "always"}, {"tool_choice": {"type": "any"}}):
+        with pytest.raises(InvalidRequest):
+            build_request({**chat, **wrong})  # type: ignore[typeddict-item]
     with pytest.raises(InvalidRequest, match="tools go with messages") as refused:
         build_request({"prompt": "a", "tools": tools})
     assert refused.value.field == "tools"
