@@ -11,6 +11,7 @@ from typing import Any
 
 from baton.v1 import inference_pb2
 from interface.http.fields import Fields, kind_of
+from interface.http.responses.opaque_reasoning import opened
 
 _TEXT_PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
 _REASONING_PARTS = frozenset({"reasoning_text", "summary_text", "text"})
@@ -88,10 +89,15 @@ def _result(fields: Fields) -> inference_pb2.ChatMessage:
 def _reasoning(fields: Fields) -> str:
     texts = [_reasoning_text(part) for part in _parts(fields, "content")]
     summary = [_reasoning_text(part) for part in _parts(fields, "summary")]
-    if fields.text("encrypted_content"):
-        if not texts and not summary:
+    if not texts and (value := fields.text("encrypted_content")):
+        text = opened(value)
+        if text is None and not summary:
             raise fields.wrong("encrypted_content", "cannot be read here: it was written elsewhere; leave the item out")
+        if text is not None:
+            return text
         fields.ignored.add("input.encrypted_content")
+    # Beside the text itself it says nothing more.
+    fields.text("encrypted_content")
     return "\n".join(texts or summary)
 
 

@@ -10,6 +10,7 @@ from cluster.errors import ServingError
 from interface.http.blocks import Block, Blocks, Kind, Step
 from interface.http.completions.reply import usage_object
 from interface.http.logprobs import token_logprobs
+from interface.http.responses.opaque_reasoning import sealed
 from interface.http.responses.request import ResponsesCall
 from interface.status import status_of
 
@@ -80,7 +81,8 @@ class ResponseState:
         shared = {"id": self.item_id(block), "status": self._item_status(block)}
         match block.kind:
             case Kind.REASONING:
-                return {**shared, "type": "reasoning", "summary": [], "content": [self.part(block)]}
+                item = {**shared, "type": "reasoning", "summary": [], "content": [self.part(block)]}
+                return item | ({"encrypted_content": sealed(block.text)} if self.call.opaque_reasoning else {})
             case Kind.TEXT:
                 return {**shared, "type": "message", "role": "assistant", "content": [self.part(block)]}
             case Kind.CALL:

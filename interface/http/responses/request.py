@@ -12,6 +12,7 @@ from baton.v1 import inference_pb2
 from interface.http.fields import Fields
 from interface.http.generate_fields import finish, read_generate_fields, read_model, read_request_id
 from interface.http.responses.items import put_items
+from interface.http.responses.opaque_reasoning import INCLUDE
 from interface.http.responses.store import StoredResponse
 from interface.http.responses.tools import put_tools
 
@@ -27,7 +28,6 @@ MAX_TOP_LOGPROBS = 20
 LOGPROBS = "message.output_text.logprobs"
 _INCLUDABLE = frozenset(
     {
-        "reasoning.encrypted_content",  # the reasoning comes as it is, and is taken back so
         "code_interpreter_call.outputs",  # of tools that are refused
         "computer_call_output.output.image_url",
         "file_search_call.results",
@@ -74,6 +74,8 @@ class ResponsesCall:
     background: bool
     store: bool
     logprobs: int | None
+    opaque_reasoning: bool
+    """Whether reasoning items carry their text in ``encrypted_content``, too."""
     items: tuple[dict[str, Any], ...]
     own_items: int
     shown: dict[str, Any]
@@ -109,7 +111,8 @@ def read_responses_call(tree: Any, *, request_id: str = "", named: bool = True, 
     put_items(chat, [Fields(item, "previous_response_id") for item in before])
     put_items(chat, [fields.inside(item, f"input[{index}]") for index, item in enumerate(own)])
     shown |= put_tools(chat, fields) | _shown(fields, earlier)
-    logprobs = _logprobs(fields)
+    include = _include(fields)
+    logprobs = _logprobs(fields, include)
     request = _request(fields, model, request_id, logprobs, shown)
     request.chat.CopyFrom(chat)
     _put_template_variables(fields, request.chat)
@@ -124,6 +127,7 @@ def read_responses_call(tree: Any, *, request_id: str = "", named: bool = True, 
         background=background,
         store=store,
         logprobs=logprobs,
+        opaque_reasoning=INCLUDE in include,
         items=(*before, *own),
         own_items=len(own),
         shown={**shown, "model": model, "background": background, "store": store},
@@ -209,13 +213,18 @@ def _shown(fields: Fields, earlier: StoredResponse | None) -> dict[str, Any]:
     }
 
 
-def _logprobs(fields: Fields) -> int | None:
-    include, top = fields.texts("include") or [], fields.integer("top_logprobs", high=MAX_TOP_LOGPROBS)
+def _include(fields: Fields) -> list[str]:
+    include = fields.texts("include") or []
     for name in include:
         if name in _INCLUDABLE:
             fields.ignored.add(f"include.{name}")
-        elif name != LOGPROBS:
+        elif name not in (LOGPROBS, INCLUDE):
             raise fields.wrong("include", "there is no such thing to include")
+    return include
+
+
+def _logprobs(fields: Fields, include: list[str]) -> int | None:
+    top = fields.integer("top_logprobs", high=MAX_TOP_LOGPROBS)
     if LOGPROBS in include:
         return top or 0
     if top:

@@ -183,6 +183,26 @@ async def test_items_are_sent_back_by_reference(edge: Edge, client: openai.Async
     assert (messages[1].reasoning, messages[1].tool_calls[0].name) == ("Hm", "add")
 
 
+async def test_reasoning_comes_back_from_clients_that_store_nothing(edge: Edge, client: openai.AsyncOpenAI) -> None:
+    """AI SDK sends a reasoning item's `encrypted_content` alone."""
+    edge.backend.script = conversation(*[turn(thought("Hm ☃"), call("add", a=1, b=2)) for _ in range(3)])
+    ask: Any = {"model": MODEL, "tools": [ADD], "store": False, "include": ["reasoning.encrypted_content"]}
+    whole = await client.responses.create(**ask, input="1 + 2")
+    async with client.responses.stream(**ask, input="1 + 2") as stream:
+        streamed = await stream.get_final_response()
+    for response in (whole, streamed):
+        reasoning, use = response.output
+        sent = [
+            {"role": "user", "content": "1 + 2"},
+            {"type": "reasoning", "id": reasoning.id, "summary": [], "encrypted_content": reasoning.encrypted_content},
+            use.to_dict(),
+            {"type": "function_call_output", "call_id": use.call_id, "output": "3"},
+        ]
+        edge.backend.script = conversation(turn(text("3")))
+        await client.responses.create(**ask, input=sent)
+        assert edge.backend.requests[-1].chat.messages[1].reasoning == "Hm ☃"
+
+
 async def test_what_is_not_stored_is_not_found(edge: Edge, client: openai.AsyncOpenAI) -> None:
     made = await client.responses.create(model=MODEL, input="Hi", store=False)
     assert made.store is False

@@ -129,7 +129,8 @@ def test_what_openai_agents_sends() -> None:
     assert chat.tool_choice.mode == pb.ToolChoice.MODE_AUTO
     assert (chat.tools[0].name, chat.tools[0].strict, chat.parallel_tool_calls) == ("weather", True, True)
     assert (call.stream, call.store) == (True, False)
-    assert call.ignored == {"include.reasoning.encrypted_content", "input.id", "input.status"}
+    assert call.opaque_reasoning
+    assert call.ignored == {"input.id", "input.status"}
 
 
 def test_what_ai_sdk_sends() -> None:
