@@ -20,7 +20,7 @@ from cluster.spec.config import ClusterSpec
 from orchestrator.gateway.gateway import Gateway
 from orchestrator.local.state_file import ClusterState
 from orchestrator.registry import watch
-from orchestrator.request.model_front import load_fronts
+from orchestrator.request.model_front import ModelFront, load_fronts, load_model_front
 from tests.support.ending import end_marked, ended, marked, named
 
 START_TIMEOUT_S = 420
@@ -63,7 +63,7 @@ class LiveCluster:
         ``more`` is YAML added to its spec; ``decode_kv_blocks`` is all the KV it knows of each decode worker.
         """
         models = portfolio.parse(self.spec_path.read_text() + more)
-        gateway = Gateway(models, load_fronts(models))
+        gateway = Gateway(models, load_fronts(models), load=_loaded)
         known = asyncio.Event()
 
         def take(message: registry_pb2.WatchMembersResponse) -> None:
@@ -96,6 +96,10 @@ class LiveCluster:
             result = self.baton("down", "--json")
             assert result.returncode == 0, result.stderr
             assert not (left := marked_processes(self.folder)), left
+
+
+def _loaded(spec: ClusterSpec) -> tuple[ClusterSpec, ModelFront]:
+    return spec, load_model_front(spec, Path(spec.model.path))
 
 
 def run_baton(folder: Path, *arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
