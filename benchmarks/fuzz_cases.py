@@ -113,8 +113,9 @@ def _fill(rng: random.Random, target: Any, depth: int) -> None:
             continue
         count = rng.randint(0, 3) if field.is_repeated else 1
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            key, value = (field.message_type.fields_by_name[name] for name in ("key", "value"))
             for _ in range(count):
-                getattr(target, field.name)[rng.choice([0, 65, 300, (1 << 32) - 1])] = rng.choice(_FLOATS)
+                getattr(target, field.name)[_scalar(rng, key)] = _scalar(rng, value)
         elif field.message_type is not None:
             for _ in range(count):
                 inner = getattr(target, field.name)
