@@ -236,4 +236,18 @@ def _constraint(found: Any) -> StructuredOutput | None:
     """vLLM's structured outputs as the contract has them; None where they are the caller's own, or none."""
     if found is None or found.structural_tag is None:
         return None
-    return StructuredOutput(structural_tag=found.structural_tag)
+    tag = json.loads(found.structural_tag)
+    _bound_white_space(tag)
+    return StructuredOutput(structural_tag=json.dumps(tag))
+
+
+def _bound_white_space(node: Any) -> None:
+    """Let JSON in a tag have one character of white space at a time: a model may else write nothing but white space."""
+    if isinstance(node, dict):
+        if node.get("type") == "json_schema" and node.get("style", "json") == "json" and "json_schema" in node:
+            node["max_whitespace_cnt"] = 1
+        children = [value for key, value in node.items() if key != "json_schema"]
+    else:
+        children = node if isinstance(node, list) else []
+    for child in children:
+        _bound_white_space(child)

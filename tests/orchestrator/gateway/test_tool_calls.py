@@ -188,6 +188,7 @@ async def test_a_forced_call_is_held_to_a_grammar_behind_the_reasoning(choice: p
         [leg] = [leg for leg in made.engine("decode-0").started if leg.transfer_params][:1]
         tag = json.loads(leg.sampling.structured_output.structural_tag)
         assert "weather" in json.dumps(tag) and '"at_least_one": true' in json.dumps(tag)
+        assert '"max_whitespace_cnt": 1' in json.dumps(tag)
         assert '"city"' in json.dumps(tag)  # vLLM itself would want `strict` for that
         assert (leg.reasoning_ended, leg.reasoning_end_ids) == (False, [END_THINK])
 
