@@ -186,7 +186,7 @@ async def test_a_started_ray_has_cpus_for_what_the_autoscaler_may_add(stage: Sta
     for more, cpus in (("", 5.0), ("autoscaling: {enabled: true}\n", 7.0)):
         with pytest.raises(EngineFailed):
             await up(parse(SPEC + more))
-        assert stage.min_cpus == cpus
+        assert stage.min_cpus == cpus + local_cluster.SPARE_CPUS
 
 
 # --- end of processes -----------------------------------------------------------------------------------------------
