@@ -34,6 +34,8 @@ def base_settings(
         max_num_seqs=max_num_seqs,
         # vLLM asks for at least one token per sequence.
         max_num_batched_tokens=max(max_num_batched_tokens, max_num_seqs),
+        # vLLM's own limit; the canary asks for some, too.
+        max_logprobs=max(20, spec.gateway.max_logprobs),
         enforce_eager=enforce_eager,
         quantization=spec.model.quantization,
         kv_cache_dtype=spec.model.kv_cache_dtype,

@@ -24,6 +24,7 @@ class VllmSettings:
     kv_blocks: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
+    max_logprobs: int | None = None
     enforce_eager: bool = False
     quantization: str | None = None
     kv_cache_dtype: str = "auto"
@@ -63,6 +64,7 @@ def engine_arguments(settings: VllmSettings, incarnation: str, connector_module:
         "num_gpu_blocks_override": s.kv_blocks,
         "max_num_seqs": s.max_num_seqs,
         "max_num_batched_tokens": s.max_num_batched_tokens,
+        "max_logprobs": s.max_logprobs,
         "quantization": s.quantization,
     }
     arguments |= {name: value for name, value in limits.items() if value}

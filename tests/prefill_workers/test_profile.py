@@ -69,3 +69,11 @@ def test_a_step_holds_a_token_of_each_sequence() -> None:
     pool = dict(spec.pools.items())[Role.DECODE]
     settings = base_settings(spec, pool, kv_role=None, max_num_seqs=300, max_num_batched_tokens=32, enforce_eager=True)
     assert settings.max_num_batched_tokens == 300
+
+
+@pytest.mark.parametrize(("asked", "given"), [(5, 20), (40, 40)])
+def test_engines_give_as_many_alternatives_as_the_gateway_lets_through(asked: int, given: int) -> None:
+    spec = spec_of()
+    spec = spec.model_copy(update={"gateway": spec.gateway.model_copy(update={"max_logprobs": asked})})
+    settings = decode.engine_settings(spec, dict(spec.pools.items())[Role.DECODE], Role.DECODE)
+    assert settings.max_logprobs == given

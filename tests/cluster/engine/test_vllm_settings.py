@@ -24,6 +24,7 @@ def test_what_is_left_out_is_left_to_vllm() -> None:
         "num_gpu_blocks_override",
         "max_num_seqs",
         "max_num_batched_tokens",
+        "max_logprobs",
         "quantization",
         "structured_outputs_config",
         "speculative_config",
@@ -31,8 +32,8 @@ def test_what_is_left_out_is_left_to_vllm() -> None:
     }
     assert not optional & arguments(CPU).keys()
     full = replace(
-        CPU, kv_blocks=9, max_num_seqs=4, max_num_batched_tokens=64, quantization="fp8", reasons=True,
-        speculative_num_tokens=3, kv_role="kv_consumer",
+        CPU, kv_blocks=9, max_num_seqs=4, max_num_batched_tokens=64, max_logprobs=30, quantization="fp8",
+        reasons=True, speculative_num_tokens=3, kv_role="kv_consumer",
     )  # fmt: skip
     assert optional <= arguments(full).keys()
 
