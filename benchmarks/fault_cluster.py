@@ -186,7 +186,7 @@ class FaultCluster:
                     copy.CopyFrom(member)
                     copy.address = self.relays[key].address
                     shown.append(copy)
-            await self._service.publish(shown, self._pairs)
+            await self._service.publish("", shown, self._pairs)
 
     def relay(self, worker_id: str) -> Relay:
         """The relay before a worker's present incarnation."""
